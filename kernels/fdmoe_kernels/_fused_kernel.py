@@ -1,0 +1,391 @@
+"""The one-launch MoE layer as a Triton kernel. Private: fused.py holds the public op.
+
+Every CTA takes work items by one atomic ticket until none is left. Tickets are numbered in topological order:
+
+    [ route tiles | up tiles | down tiles | combine tiles ]
+
+so the oldest unfinished item never waits for a younger one, and any number of CTAs, co-resident or not, finishes: also
+one CTA alone, and the interpreter, which runs the programs one after another.
+
+    route    logits of a tile of tokens, top-k, and each (token, k) entered in its expert's list
+    up       act[token * K + k] = silu(x @ gate^T) * (x @ up^T)      for a tile of one expert's list
+    down     part[token * K + k] = act @ down^T                      for the same tiles
+    combine  y[token] = sum over k of weight * part[token * K + k]   in the order of k
+
+Where an entry stands in its expert's list depends on the order in which CTAs came, but a row of a matrix product does not
+depend on the row's place in its tile, and combine sums by k: the same input gives the same bits.
+
+Control words (int32, a 128-byte line each, zero between launches; the last CTA to leave puts them back to zero):
+
+    TICKET      next work item; CLOSED is added when the launch is aborted
+    ROUTE_DONE  route tiles finished
+    DOWN_DONE   down tiles finished
+    EXITS       CTAs that have left
+    ABORT       1 once the host's abort word was seen
+    LAUNCH      launches finished (never reset)
+    COUNTS      [E] entries per expert, then [row tiles] up tiles finished per row tile
+"""
+
+import triton
+import triton.language as tl
+
+LINE = tl.constexpr(32)
+TICKET = tl.constexpr(0)
+ROUTE_DONE = tl.constexpr(32)
+DOWN_DONE = tl.constexpr(64)
+EXITS = tl.constexpr(96)
+ABORT = tl.constexpr(128)
+LAUNCH = tl.constexpr(160)
+NEVER = tl.constexpr(192)
+COUNTS = tl.constexpr(224)
+
+CLOSED = tl.constexpr(1 << 30)
+LOWEST = tl.constexpr(-3.0e38)
+
+# The page's words (fdmoe_watchdog.page; a test compares them).
+PAGE_ABORT = tl.constexpr(8)
+PAGE_EXIT = tl.constexpr(24)
+PAGE_SLOTS = tl.constexpr(64)
+PHASE_ROUTE = tl.constexpr(1)
+PHASE_UP = tl.constexpr(2)
+PHASE_DOWN = tl.constexpr(3)
+PHASE_COMBINE = tl.constexpr(4)
+PHASE_LEFT = tl.constexpr(5)
+WAIT_NONE = tl.constexpr(0)
+WAIT_ROUTE = tl.constexpr(1)
+WAIT_UP = tl.constexpr(2)
+WAIT_DOWN = tl.constexpr(3)
+EXIT_DONE = tl.constexpr(1)
+EXIT_ABORTED = tl.constexpr(2)
+
+FAULT_NONE = tl.constexpr(0)
+FAULT_STALL = tl.constexpr(1)
+FAULT_ENDLESS = tl.constexpr(2)
+
+
+@triton.jit
+def _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS: tl.constexpr):
+    """Store this CTA's slot: one 64-byte line, one posted write over PCIe."""
+    if BEATS:
+        word = tl.arange(0, 8)
+        value = tl.where(word == 0, launch.to(tl.int64), 0)
+        value = tl.where(word == 1, (ticket + 1).to(tl.int64), value)
+        value = tl.where(word == 2, phase, value)
+        value = tl.where(word == 3, expert.to(tl.int64), value)
+        value = tl.where(word == 4, (row_tile.to(tl.int64) << 32) | column_tile.to(tl.int64), value)
+        value = tl.where(word == 5, (tl.full((), wait, tl.int64) << 32) | target.to(tl.int64), value)
+        value = tl.where(word == 6, seen.to(tl.int64), value)
+        value = tl.where(word == 7, items.to(tl.int64), value)
+        tl.store(page + PAGE_SLOTS + tl.program_id(0) * 8 + word, value)
+
+
+@triton.jit
+def _wait(
+    control, page, counter, target, launch, ticket, phase, expert, row_tile, column_tile, wait, items,
+    POLL: tl.constexpr, BEATS: tl.constexpr,
+):  # fmt: skip
+    """Wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
+
+    A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA looks
+    at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the number of
+    CTAs: while all wait, about one looks at a time; while one waits alone, it looks every POLL * CTAs spins.
+    """
+    seen = tl.atomic_add(control + counter, 0, sem="acquire")
+    spins = 0
+    aborted = 0
+    while (seen < target) & (aborted == 0):
+        spins += 1
+        if spins % 16 == 0:
+            aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
+        if BEATS:
+            if spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0):
+                _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
+                word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
+                if word == launch:
+                    first = tl.atomic_xchg(control + ABORT, 1, sem="relaxed")
+                    if first == 0:
+                        tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
+                    aborted = 1
+        seen = tl.atomic_add(control + counter, 0, sem="acquire")
+    return aborted
+
+
+@triton.jit
+def _route_tile(
+    x, router, lists, weights, norms, control, tile, T, capacity,
+    H: tl.constexpr, E: tl.constexpr, K: tl.constexpr, RENORMALIZE: tl.constexpr,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    token = tile * TOKENS + tl.arange(0, TOKENS)
+    expert = tl.arange(0, EXPERTS)
+    depth = tl.arange(0, DEPTH)
+    logits = tl.zeros((TOKENS, EXPERTS), tl.float32)
+    for start in range(0, H, DEPTH):
+        inside = start + depth < H
+        a = tl.load(
+            x + token[:, None].to(tl.int64) * H + (start + depth)[None, :],
+            mask=(token < T)[:, None] & inside[None, :], other=0.0,
+        )  # fmt: skip
+        b = tl.load(
+            router + expert[None, :] * H + (start + depth)[:, None],
+            mask=(expert < E)[None, :] & inside[:, None], other=0.0,
+        )  # fmt: skip
+        logits = tl.dot(a, b, logits, input_precision=PRECISION)
+    # A NaN counts as the lowest logit and an infinity as the largest finite one: every token gets K distinct experts of
+    # 0..E-1, so that no list can overflow, whatever the input.
+    logits = tl.where(logits == logits, tl.minimum(tl.maximum(logits, LOWEST), -LOWEST), LOWEST)
+    logits = tl.where((expert < E)[None, :], logits, float("-inf"))
+    highest = tl.max(logits, axis=1)
+    total = tl.sum(tl.exp(logits - highest[:, None]), axis=1)
+    chosen_total = tl.zeros((TOKENS,), tl.float32)
+    for k in tl.static_range(K):
+        value, index = tl.max(logits, axis=1, return_indices=True, return_indices_tie_break_left=True)
+        weight = tl.exp(value - highest)
+        chosen_total += weight
+        entry = token * K + k
+        tl.store(weights + entry, weight, mask=token < T)
+        place = tl.atomic_add(control + COUNTS + index, 1, mask=token < T, sem="relaxed")
+        tl.store(lists + index.to(tl.int64) * capacity + place, entry, mask=token < T)
+        logits = tl.where(expert[None, :] == index[:, None], float("-inf"), logits)
+    if RENORMALIZE:
+        total = chosen_total
+    tl.store(norms + token, total, mask=token < T)
+
+
+@triton.jit
+def _up_tile(
+    x, gate_up, lists, act, expert, row_tile, column_tile, count, capacity,
+    H: tl.constexpr, I: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    filled = row < count
+    entry = tl.load(lists + expert.to(tl.int64) * capacity + row, mask=filled, other=0)
+    a = x + (entry // K).to(tl.int64)[:, None] * H + depth[None, :]
+    gate = gate_up + expert.to(tl.int64) * (2 * I * H) + column[None, :].to(tl.int64) * H + depth[:, None]
+    gates = tl.zeros((ROWS, COLUMNS), tl.float32)
+    ups = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, H, DEPTH):
+        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], H, DEPTH), other=0.0)
+        in_columns = _inside(column[None, :] < I, start + depth[:, None], H, DEPTH)
+        left = tl.load(gate + start, mask=in_columns, other=0.0)
+        gates = tl.dot(rows, left, gates, input_precision=PRECISION)
+        right = tl.load(gate + I * H + start, mask=in_columns, other=0.0)
+        ups = tl.dot(rows, right, ups, input_precision=PRECISION)
+    result = gates / (1.0 + tl.exp(-gates)) * ups
+    tl.store(
+        act + entry.to(tl.int64)[:, None] * I + column[None, :],
+        result.to(act.dtype.element_ty),
+        mask=filled[:, None] & (column < I)[None, :],
+    )
+
+
+@triton.jit
+def _inside(mask, depth, SIZE: tl.constexpr, DEPTH: tl.constexpr):
+    """`mask`, and inside the inner dimension where the depth of a tile does not divide it."""
+    if SIZE % DEPTH == 0:
+        return mask
+    else:
+        return mask & (depth < SIZE)
+
+
+@triton.jit
+def _down_tile(
+    act, down, lists, part, expert, row_tile, column_tile, count, capacity,
+    H: tl.constexpr, I: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    filled = row < count
+    entry = tl.load(lists + expert.to(tl.int64) * capacity + row, mask=filled, other=0).to(tl.int64)
+    a = act + entry[:, None] * I + depth[None, :]
+    b = down + expert.to(tl.int64) * (H * I) + column[None, :].to(tl.int64) * I + depth[:, None]
+    result = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, I, DEPTH):
+        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], I, DEPTH), other=0.0)
+        in_columns = _inside(column[None, :] < H, start + depth[:, None], I, DEPTH)
+        columns = tl.load(b + start, mask=in_columns, other=0.0)
+        result = tl.dot(rows, columns, result, input_precision=PRECISION)
+    tl.store(
+        part + entry[:, None] * H + column[None, :],
+        result.to(part.dtype.element_ty),
+        mask=filled[:, None] & (column < H)[None, :],
+    )
+
+
+@triton.jit
+def _combine_tile(
+    part, weights, norms, y, token_tile, column_tile, T,
+    H: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    token = token_tile * TOKENS + tl.arange(0, TOKENS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+    live = token < T
+    mask = live[:, None] & (column < H)[None, :]
+    norm = tl.load(norms + token, mask=live, other=1.0)
+    result = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    for k in tl.static_range(K):
+        entry = token.to(tl.int64) * K + k
+        weight = tl.load(weights + entry, mask=live, other=0.0) / norm
+        row = tl.load(part + entry[:, None] * H + column[None, :], mask=mask, other=0.0)
+        result += weight[:, None] * row.to(tl.float32)
+    tl.store(y + token.to(tl.int64)[:, None] * H + column[None, :], result.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _leave(control, page, totals, launch, row_tiles_bound, route, up, down, combine, E: tl.constexpr, BEATS: tl.constexpr):
+    """The last CTA: report how the launch ended, and put every control word back for the next launch."""
+    aborted = tl.atomic_add(control + ABORT, 0, sem="acquire")
+    code = tl.where(aborted == 1, EXIT_ABORTED, EXIT_DONE)
+    tl.store(control + TICKET, 0)
+    tl.store(control + ROUTE_DONE, 0)
+    tl.store(control + DOWN_DONE, 0)
+    tl.store(control + EXITS, 0)
+    tl.store(control + ABORT, 0)
+    tl.store(control + LAUNCH, launch)
+    words = tl.arange(0, 1024)
+    for start in range(0, E + row_tiles_bound, 1024):
+        tl.store(control + COUNTS + start + words, 0, mask=start + words < E + row_tiles_bound)
+    if aborted == 0:
+        word = tl.arange(0, 4)
+        done = tl.where(word == 0, route, tl.where(word == 1, up, tl.where(word == 2, down, combine)))
+        total = tl.load(totals + word) + done
+        tl.store(totals + word, total)
+    tl.debug_barrier()
+    if BEATS:
+        word = tl.arange(0, 8)
+        items = tl.load(totals + word - 2, mask=(word >= 2) & (word < 6), other=0)
+        value = tl.where(word == 0, launch.to(tl.int64), items)
+        value = tl.where(word == 1, (launch.to(tl.int64) << 8) | code, value)
+        tl.store(page + PAGE_EXIT + word, value)
+
+
+@triton.jit(do_not_specialize=["T", "capacity", "row_tiles_bound"])
+def moe_layer_kernel(
+    x, router, gate_up, down, y, lists, weights, norms, act, part, control, totals, page,
+    T, capacity, row_tiles_bound,
+    H: tl.constexpr, I: tl.constexpr, E: tl.constexpr, K: tl.constexpr, RENORMALIZE: tl.constexpr,
+    ROUTE_TOKENS: tl.constexpr, ROUTE_EXPERTS: tl.constexpr, ROUTE_DEPTH: tl.constexpr,
+    ROWS: tl.constexpr, UP_COLUMNS: tl.constexpr, UP_DEPTH: tl.constexpr,
+    DOWN_COLUMNS: tl.constexpr, DOWN_DEPTH: tl.constexpr,
+    COMBINE_TOKENS: tl.constexpr, COMBINE_COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr, POLL: tl.constexpr, BEATS: tl.constexpr, FAULT: tl.constexpr,
+):  # fmt: skip
+    """x, y [T, H]; router [E, H]; gate_up [E, 2I, H]; down [E, H, I]; lists [E, capacity] int32; weights [T, K] and
+    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [4] int64; page int64 words."""
+    zero = tl.program_id(0) * 0
+    launch = tl.load(control + LAUNCH) + 1
+    route_tiles = tl.cdiv(T, ROUTE_TOKENS)
+    items = zero
+    ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
+    while ticket < route_tiles:
+        _beat(page, launch, ticket, PHASE_ROUTE, zero, ticket, zero, WAIT_NONE, zero, zero, items, BEATS)
+        _route_tile(
+            x, router, lists, weights, norms, control, ticket, T, capacity,
+            H, E, K, RENORMALIZE, ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_DEPTH, PRECISION,
+        )  # fmt: skip
+        tl.debug_barrier()
+        tl.atomic_add(control + ROUTE_DONE, 1, sem="release")
+        items += 1
+        ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
+
+    UP_TILES: tl.constexpr = (I + UP_COLUMNS - 1) // UP_COLUMNS
+    DOWN_TILES: tl.constexpr = (H + DOWN_COLUMNS - 1) // DOWN_COLUMNS
+    COMBINE_TILES: tl.constexpr = (H + COMBINE_COLUMNS - 1) // COMBINE_COLUMNS
+    item = ticket - route_tiles
+    aborted = zero
+    if ticket < CLOSED:
+        _beat(page, launch, ticket, PHASE_UP, zero, zero, zero, WAIT_ROUTE, route_tiles, zero, items, BEATS)
+        aborted += _wait(
+            control, page, ROUTE_DONE, route_tiles, launch, ticket, PHASE_UP, zero, zero, zero, WAIT_ROUTE, items,
+            POLL, BEATS,
+        )  # fmt: skip
+    experts = tl.arange(0, ROUTE_EXPERTS)
+    counts = tl.load(control + COUNTS + experts, mask=experts < E, other=0)
+    tiles = tl.cdiv(counts, ROWS)
+    ends = tl.cumsum(tiles, 0)
+    row_tiles = tl.sum(tiles, 0)
+    up_items = row_tiles * UP_TILES
+    down_items = row_tiles * DOWN_TILES
+    last_item = up_items + down_items + tl.cdiv(T, COMBINE_TOKENS) * COMBINE_TILES
+    if aborted > 0:
+        last_item = zero
+    while item < last_item:
+        if item < up_items + down_items:
+            # all row tiles of an expert for one column tile, then the next column tile: CTAs that run side by side
+            # share the expert's weights in L2
+            up = item < up_items
+            index = tl.where(up, item, item - up_items)
+            columns = tl.where(up, UP_TILES, DOWN_TILES)
+            expert = tl.sum((ends * columns <= index).to(tl.int32), 0)
+            here = experts == expert
+            expert_tiles = tl.sum(tl.where(here, tiles, 0), 0)
+            first = tl.sum(tl.where(here, ends, 0), 0) - expert_tiles
+            count = tl.sum(tl.where(here, counts, 0), 0)
+            index -= first * columns
+            column_tile = index // expert_tiles
+            row_tile = index % expert_tiles
+            done = COUNTS + E + first + row_tile
+            if up:
+                _beat(page, launch, ticket, PHASE_UP, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS)
+                if FAULT == FAULT_ENDLESS:
+                    if item == 0:
+                        stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
+                        while stuck == 0:
+                            stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
+                _up_tile(
+                    x, gate_up, lists, act, expert, row_tile, column_tile, count, capacity,
+                    H, I, K, ROWS, UP_COLUMNS, UP_DEPTH, PRECISION,
+                )  # fmt: skip
+                tl.debug_barrier()
+                if FAULT == FAULT_STALL:
+                    if item != 0:
+                        tl.atomic_add(control + done, 1, sem="release")
+                else:
+                    tl.atomic_add(control + done, 1, sem="release")
+            else:
+                _beat(
+                    page, launch, ticket, PHASE_DOWN, expert, row_tile, column_tile, WAIT_UP, zero + UP_TILES, zero,
+                    items, BEATS,
+                )  # fmt: skip
+                aborted = _wait(
+                    control, page, done, zero + UP_TILES, launch, ticket, PHASE_DOWN, expert, row_tile, column_tile,
+                    WAIT_UP, items, POLL, BEATS,
+                )  # fmt: skip
+                if aborted == 0:
+                    _down_tile(
+                        act, down, lists, part, expert, row_tile, column_tile, count, capacity,
+                        H, I, ROWS, DOWN_COLUMNS, DOWN_DEPTH, PRECISION,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                    tl.atomic_add(control + DOWN_DONE, 1, sem="release")
+        else:
+            index = item - up_items - down_items
+            row_tile = index // COMBINE_TILES
+            column_tile = index % COMBINE_TILES
+            _beat(
+                page, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile, WAIT_DOWN, down_items, zero, items,
+                BEATS,
+            )  # fmt: skip
+            aborted = _wait(
+                control, page, DOWN_DONE, down_items, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile,
+                WAIT_DOWN, items, POLL, BEATS,
+            )  # fmt: skip
+            if aborted == 0:
+                _combine_tile(part, weights, norms, y, row_tile, column_tile, T, H, K, COMBINE_TOKENS, COMBINE_COLUMNS)
+        items += 1
+        ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
+        item = ticket - route_tiles
+
+    _beat(page, launch, ticket, PHASE_LEFT, zero, zero, zero, WAIT_NONE, zero, zero, items, BEATS)
+    tl.debug_barrier()
+    left = tl.atomic_add(control + EXITS, 1, sem="acq_rel")
+    if left == tl.num_programs(0) - 1:
+        _leave(
+            control, page, totals, launch, row_tiles_bound,
+            route_tiles, up_items, down_items, last_item - up_items - down_items, E, BEATS,
+        )  # fmt: skip

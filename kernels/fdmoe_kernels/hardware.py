@@ -1,0 +1,43 @@
+"""Every question about the hardware is asked here."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+import triton
+
+Family = Literal["cuda", "hip", "interpreter"]
+
+
+def interpreted() -> bool:
+    """Triton runs kernels in its interpreter (TRITON_INTERPRET=1), on the CPU, one program after another."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def family() -> Family:
+    """Which part of the tuning table this process's kernels take."""
+    if interpreted():
+        return "interpreter"
+    return "hip" if torch.version.hip else "cuda"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device (one CTA each fills it); 2 for the interpreter: enough to have two
+    programs share a launch, and each costs a few milliseconds there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2
+
+
+@functools.cache
+def grouped_mm_supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """torch's grouped matrix product runs on this device and dtype: bfloat16 on CUDA of compute capability 8.0 and up."""
+    return (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and hasattr(torch.nn.functional, "grouped_mm")
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )

@@ -1,0 +1,110 @@
+"""The tuning table: tile sizes of the one-launch kernel, by device and by how many tokens an expert gets on average.
+
+A row serves all token counts up to its bound, so the token count itself never makes a new compile. Rows are constants
+of the kernel: a layer compiles as many variants as its device has rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from fdmoe_kernels.hardware import Family, family
+from fdmoe_kernels.layer import MoELayer
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """One row of the table. rows: tokens of a GEMM tile; up_columns (of gate and of up each), down_columns: its width;
+    up_depth, down_depth: inner dimension per step; programs: CTAs per multiprocessor."""
+
+    rows: int
+    up_columns: int
+    up_depth: int
+    down_columns: int
+    down_depth: int
+    warps: int
+    stages: int
+    programs: int = 1
+    route_tokens: int = 16
+    route_depth: int = 128
+    combine_tokens: int = 4
+    combine_columns: int = 1024
+
+
+# average tokens per expert, up to and including -> tiles
+Row = tuple[float, Tiles]
+_ALL = float("inf")
+
+# One H200 (benchmarks/results/kernel-h200.csv); fits the shared memory of compute capability 8.0 and up.
+_CUDA_HALF: tuple[Row, ...] = (
+    (12.0, Tiles(rows=16, up_columns=32, up_depth=128, down_columns=64, down_depth=128, warps=4, stages=4, programs=2)),
+    (48.0, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=4)),
+    (_ALL, Tiles(rows=128, up_columns=128, up_depth=64, down_columns=256, down_depth=64, warps=8, stages=3)),
+)
+# float32 with IEEE arithmetic has no tensor core: small tiles that fit the registers
+_CUDA_SINGLE: tuple[Row, ...] = (
+    (12.0, Tiles(rows=16, up_columns=32, up_depth=32, down_columns=32, down_depth=32, warps=4, stages=3)),
+    (_ALL, Tiles(rows=32, up_columns=32, up_depth=32, down_columns=64, down_depth=32, warps=4, stages=2)),
+)
+# 64 KB of shared memory a CTA: compiled ahead of time only, never measured
+_HIP: tuple[Row, ...] = (
+    (12.0, Tiles(rows=16, up_columns=32, up_depth=64, down_columns=64, down_depth=64, warps=4, stages=2)),
+    (_ALL, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=2)),
+)
+_HIP_SINGLE: tuple[Row, ...] = (
+    (_ALL, Tiles(rows=16, up_columns=32, up_depth=32, down_columns=32, down_depth=32, warps=4, stages=2)),
+)
+# the interpreter pays by the operation, not by the element: few, large tiles
+_INTERPRETER: tuple[Row, ...] = (
+    (_ALL, Tiles(rows=32, up_columns=64, up_depth=128, down_columns=128, down_depth=128, warps=1, stages=1)),
+)
+
+
+def rows_for(family: Family, dtype: torch.dtype) -> tuple[Row, ...]:
+    """All rows for one family of devices and one dtype, by rising bound."""
+    single = dtype == torch.float32
+    match family:
+        case "interpreter":
+            return _INTERPRETER
+        case "hip":
+            return _HIP_SINGLE if single else _HIP
+        case "cuda":
+            return _CUDA_SINGLE if single else _CUDA_HALF
+
+
+def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
+    """The table's row for a batch of `tokens` tokens."""
+    average = tokens * layer.routing.top_k / layer.experts
+    return _fit(layer, next(tiles for bound, tiles in rows_for(family(), layer.dtype) if average <= bound))
+
+
+def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
+    """A token count for every row that batches of 1 to `max_tokens` tokens can reach: what a warm-up has to run."""
+    bounds = [bound for bound, _ in rows_for(family(), layer.dtype)]
+    counts = {1, max_tokens}
+    for bound in bounds[:-1]:
+        last = int(bound * layer.experts / layer.routing.top_k)
+        counts |= {min(max(last, 1), max_tokens), min(last + 1, max_tokens)}
+    return sorted(counts)
+
+
+def _fit(layer: MoELayer, tiles: Tiles) -> Tiles:
+    """No tile larger than the layer (powers of two, and 16 at least, which tl.dot asks for)."""
+    hidden, intermediate = (max(16, triton.next_power_of_2(n)) for n in (layer.hidden_size, layer.intermediate_size))
+    return Tiles(
+        rows=tiles.rows,
+        up_columns=min(tiles.up_columns, intermediate),
+        up_depth=min(tiles.up_depth, hidden),
+        down_columns=min(tiles.down_columns, hidden),
+        down_depth=min(tiles.down_depth, intermediate),
+        warps=tiles.warps,
+        stages=tiles.stages,
+        programs=tiles.programs,
+        route_tokens=tiles.route_tokens,
+        route_depth=min(tiles.route_depth, hidden),
+        combine_tokens=tiles.combine_tokens,
+        combine_columns=min(tiles.combine_columns, hidden),
+    )

@@ -1,0 +1,63 @@
+"""The scratch memory of the one-launch kernel: allocated once, reused by every launch of its stream."""
+
+from __future__ import annotations
+
+import torch
+
+from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_watchdog import page as beat_page
+
+_SMALLEST_ROW_TILE = 16
+
+
+class Workspace:
+    """Scratch memory for layers of one shape, on one stream: launches that share it must not overlap.
+
+    `page` is a beat page as int64 words ([slots + 8, 8] flattened, on the layer's device or in pinned host memory);
+    without one, beats are compiled out and no host can end a launch. `launches` counts the launches made: the number
+    of the next one is `launches + 1`, in a captured CUDA graph too if its owner counts the replays here.
+
+    Raises ValueError for a maximum of tokens below 1 and for a page too small to hold one slot.
+    """
+
+    def __init__(self, layer: MoELayer, max_tokens: int, *, page: torch.Tensor | None = None) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; at least 1 is needed")
+        first_slot_word = beat_page.FIRST_SLOT * beat_page.LINE_WORDS
+        if page is not None and (page.dtype != torch.int64 or page.numel() < first_slot_word + beat_page.LINE_WORDS):
+            raise ValueError(
+                f"page is {page.dtype} of {page.numel()} words; int64 and at least "
+                f"{first_slot_word + beat_page.LINE_WORDS} words are needed"
+            )
+        self.shape = (layer.experts, layer.hidden_size, layer.intermediate_size, layer.routing.top_k)
+        self.dtype, self.device = layer.dtype, layer.device
+        self.max_tokens = max_tokens
+        self.page = page
+        self.slots = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
+        self.launches = 0
+        experts, hidden, intermediate, top_k = self.shape
+        entries = max_tokens * top_k
+        device = layer.device
+        words = kernel.COUNTS.value + experts + self.row_tiles_bound(max_tokens, _SMALLEST_ROW_TILE)
+        self.control = torch.zeros(words, dtype=torch.int32, device=device)
+        self.totals = torch.zeros(4, dtype=torch.int64, device=device)
+        self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
+        self.weights = torch.empty(entries, dtype=torch.float32, device=device)
+        self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
+        self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
+        self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
+
+    def row_tiles_bound(self, tokens: int, rows: int) -> int:
+        """The most row tiles that `tokens` tokens can make, however they are routed."""
+        experts, _, _, top_k = self.shape
+        return tokens * top_k // rows + min(experts, tokens * top_k)
+
+    def fits(self, layer: MoELayer) -> bool:
+        shape = (layer.experts, layer.hidden_size, layer.intermediate_size, layer.routing.top_k)
+        return (shape, layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
+
+    @property
+    def size_bytes(self) -> int:
+        tensors = (self.control, self.totals, self.lists, self.weights, self.norms, self.act, self.part)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

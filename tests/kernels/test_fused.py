@@ -1,0 +1,205 @@
+"""The one-launch kernel against transformers' blocks and the float32 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relative_error, transformers_block
+
+from fdmoe_kernels import MoELayer, RoutingRule, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
+from fdmoe_watchdog import page as beat_page
+
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_three_agree_with_transformers(architecture: str, place: Place) -> None:
+    block, layer = transformers_block(architecture, place)
+    workspace = Workspace(layer, max(place.token_counts))
+    for tokens in place.token_counts:
+        x = random_tokens(layer, tokens, seed=tokens)
+        out = torch.full_like(x, float("nan"))
+        assert fused_moe(x, layer, workspace, out=out) is out
+        with torch.no_grad():
+            expected = block(x.float()[None])[0] if tokens else x.float()
+        assert relative_error(reference_moe(x, layer), expected) < 1e-5, tokens
+        assert relative_error(out, expected) < place.tolerance, tokens
+        assert relative_error(baseline_moe(x, layer), expected) < place.tolerance, tokens
+
+
+def test_all_tokens_on_one_expert_and_experts_that_get_nothing(place: Place) -> None:
+    tokens = 70
+    layer = random_layer(8, 64, 32, 1, place=place)
+    x = random_tokens(layer, tokens, seed=0).abs()
+    router = torch.zeros_like(layer.router)
+    router[5] = 1.0
+    layer = MoELayer(router, layer.gate_up, layer.down, layer.routing)
+    workspace = Workspace(layer, tokens)
+    expected = reference_moe(x, layer)
+    assert relative_error(fused_moe(x, layer, workspace), expected) < place.tolerance
+    assert relative_error(baseline_moe(x, layer), expected) < place.tolerance
+
+
+@pytest.mark.parametrize(
+    ("experts", "hidden", "intermediate", "top_k"),
+    [(3, 40, 24, 3), (5, 72, 56, 2), (40, 32, 16, 6)],
+    ids=str,
+)
+def test_sizes_that_are_no_power_of_two(place: Place, experts: int, hidden: int, intermediate: int, top_k: int) -> None:
+    layer = random_layer(experts, hidden, intermediate, top_k, renormalize=False, place=place)
+    workspace = Workspace(layer, 33)
+    for tokens in (1, 33):
+        x = random_tokens(layer, tokens, seed=tokens)
+        assert relative_error(fused_moe(x, layer, workspace), reference_moe(x, layer)) < place.tolerance
+
+
+def test_the_same_input_gives_the_same_bits_with_any_number_of_ctas(place: Place) -> None:
+    layer = random_layer(8, 64, 32, 2, place=place)
+    tokens = 19
+    workspace = Workspace(layer, tokens)
+    x = random_tokens(layer, tokens, seed=3)
+    first = fused_moe(x, layer, workspace, programs=1)
+    repetitions = 50 if place.device == "cuda" else 3
+    for repetition in range(repetitions):
+        out = torch.full_like(x, float("nan"))
+        fused_moe(x, layer, workspace, out=out, programs=1 + 7 * repetition)
+        assert torch.equal(out, first)
+
+
+def test_a_row_has_the_same_bits_whatever_else_is_in_the_batch(place: Place) -> None:
+    layer = random_layer(8, 64, 32, 2, place=place)
+    workspace = Workspace(layer, 12)
+    x = random_tokens(layer, 12, seed=4)
+    together = fused_moe(x, layer, workspace)
+    for row in (0, 5, 11):
+        assert torch.equal(fused_moe(x[row : row + 1].clone(), layer, workspace)[0], together[row])
+
+
+def test_nan_and_infinity_stay_in_their_rows(place: Place) -> None:
+    layer = random_layer(8, 64, 32, 2, place=place)
+    workspace = Workspace(layer, 6)
+    x = random_tokens(layer, 6, seed=5)
+    clean = fused_moe(x, layer, workspace)
+    spoiled = x.clone()
+    spoiled[1] = float("nan")
+    spoiled[4, 7] = float("inf")
+    y = fused_moe(spoiled, layer, workspace)
+    assert torch.isnan(y[1]).all()
+    assert not torch.isfinite(y[4]).all()
+    for row in (0, 2, 3, 5):
+        assert torch.equal(y[row], clean[row])
+
+
+def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Place) -> None:
+    layer = random_layer(8, 64, 32, 2, place=place)
+    words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64, device=place.device)
+    workspace = Workspace(layer, 20, page=words)
+    for _ in range(2):
+        fused_moe(random_tokens(layer, 20, seed=6), layer, workspace, programs=3)
+    launch_word = 160
+    assert workspace.control[launch_word].item() == 2 == workspace.launches
+    assert workspace.control.count_nonzero().item() == 1
+    lines = words.cpu().view(-1, beat_page.LINE_WORDS)
+    ended, exit_word, route, up, down, combine = lines[beat_page.Line.EXIT, :6].tolist()
+    assert (ended, exit_word) == (2, 2 << 8 | beat_page.Exit.DONE)
+    slots = beat_page.parse_slots(lines[beat_page.FIRST_SLOT :].contiguous().numpy().tobytes())
+    assert [slot.phase for slot in slots] == [beat_page.Phase.LEFT] * 3 + [beat_page.Phase.NONE]
+    assert {slot.launch for slot in slots[:3]} == {2}
+    # two launches alike: the slots of the last hold half of all items
+    assert 2 * sum(slot.items for slot in slots) == route + up + down + combine
+    assert (route, combine) == (2 * 2, 2 * 5)
+
+
+def test_warm_up_runs_every_row_of_the_table(place: Place) -> None:
+    layer = random_layer(4, 32, 16, 2, place=place)
+    workspace = Workspace(layer, 500)
+    assert warm_up(layer, workspace) == workspace.launches >= 2
+
+
+@pytest.mark.gpu
+def test_no_compile_after_warm_up_whatever_the_token_count() -> None:
+    from fdmoe_kernels._fused_kernel import moe_layer_kernel
+
+    place = Place("cuda", torch.bfloat16, 6e-3, ())
+    layer = random_layer(16, 128, 64, 4, place=place)
+    workspace = Workspace(layer, 512)
+    warm_up(layer, workspace)
+
+    def variants() -> int:
+        return sum(len(cache[0]) for cache in moe_layer_kernel.device_caches.values())
+
+    before = variants()
+    for tokens in (1, 2, 3, 15, 16, 17, 64, 100, 128, 333, 512):
+        fused_moe(random_tokens(layer, tokens, seed=tokens), layer, workspace)
+    assert variants() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 64, 1000])
+def test_one_launch_and_nothing_else(tokens: int) -> None:
+    place = Place("cuda", torch.bfloat16, 6e-3, ())
+    layer = random_layer(16, 128, 64, 4, place=place)
+    workspace = Workspace(layer, 1000)
+    x = random_tokens(layer, tokens, seed=0)
+    out = torch.empty_like(x)
+    fused_moe(x, layer, workspace, out=out)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        fused_moe(x, layer, workspace, out=out)
+        torch.cuda.synchronize()
+    on_device = [event.name for event in profile.events() if event.device_type == torch.profiler.DeviceType.CUDA]
+    assert on_device == ["moe_layer_kernel"]
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_gives_the_same_bits() -> None:
+    place = Place("cuda", torch.bfloat16, 6e-3, ())
+    layer = random_layer(16, 128, 64, 4, place=place)
+    workspace = Workspace(layer, 64)
+    x = random_tokens(layer, 64, seed=1)
+    expected = fused_moe(x, layer, workspace)
+    out = torch.empty_like(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fused_moe(x, layer, workspace, out=out)
+    for _ in range(5):
+        out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(out, expected)
+
+
+LAYER = random_layer(4, 32, 16, 2)
+WORKSPACE = Workspace(LAYER, 8)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 31), r"x has shape \(3, 31\); \[T, 32\] is needed"),
+        (torch.zeros(3, 2, 32), r"x has shape \(3, 2, 32\)"),
+        (torch.zeros(3, 32, dtype=torch.float64), r"x is torch.float64 on cpu; the weights are torch.float32 on cpu"),
+        (torch.zeros(32, 3).T, r"x has strides \(1, 3\)"),
+        (torch.zeros(9, 32), r"x has 9 tokens; the workspace is for at most 8"),
+        (torch.zeros(3 * 32 + 1)[1:].view(3, 32), r"16-byte alignment is needed"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fused_moe(x, LAYER, WORKSPACE)
+
+
+def test_other_arguments_that_do_not_fit_are_named() -> None:
+    x = torch.zeros(2, 32)
+    with pytest.raises(ValueError, match="programs is -1; 1 or more CTAs, or 0 for all"):
+        fused_moe(x, LAYER, WORKSPACE, programs=-1)
+    with pytest.raises(ValueError, match=r"out is torch.float32 \(3, 32\) on cpu; like x"):
+        fused_moe(x, LAYER, WORKSPACE, out=torch.zeros(3, 32))
+    with pytest.raises(ValueError, match=r"the workspace is for \(E, H, I, K\) \(4, 32, 16, 2\)"):
+        fused_moe(torch.zeros(2, 48), random_layer(4, 48, 16, 2), WORKSPACE)
+    with pytest.raises(ValueError, match="max_tokens is 0"):
+        Workspace(LAYER, 0)
+    with pytest.raises(ValueError, match="page is torch.int32 of 512 words"):
+        Workspace(LAYER, 8, page=torch.zeros(512, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"gate_up has shape \(4, 32, 31\)"):
+        MoELayer(LAYER.router, torch.zeros(4, 32, 31), LAYER.down, LAYER.routing)
+    with pytest.raises(ValueError, match="top_k is 5; the layer has 4 experts"):
+        MoELayer(LAYER.router, LAYER.gate_up, LAYER.down, RoutingRule(5, renormalize=True))

@@ -1,0 +1,1 @@
+"""Heartbeat page, stall detection, recovery policy and supervision; no torch, no CUDA."""

@@ -1,0 +1,217 @@
+"""The messages between the processes of a tree: small, typed, versioned; tensors never travel here (see the arena).
+
+Three conversations, each over one Unix socket of type SOCK_SEQPACKET (a packet is a message), msgpack in each packet:
+
+    watchdog.sock           children tell the watchdog what happened, it tells them what to do; the CLI asks it
+    worker-<name>-g<n>.sock the gateway sends batches to a worker, the worker answers
+
+Whoever connects sends Hello first. A Hello of another protocol version is answered by closing the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOL = 1
+Path = Literal["fused", "shadow", "baseline"]
+Fault = Literal["stall", "endless"]
+
+
+class Message(msgspec.Struct, tag=True, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages: the tag is the class's name."""
+
+
+# ---- anybody
+
+
+class Hello(Message):
+    """First message of a connection. `generation` is 0 for a role that has none."""
+
+    protocol: int
+    role: Literal["worker", "gateway", "cli"]
+    name: str
+    generation: int
+    pid: int
+
+
+# ---- worker -> watchdog and worker -> gateway
+
+
+class LayerInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A served layer: `name` is unique in the tree, `dtype` is BF16, FP16 or FP32."""
+
+    name: str
+    hidden_size: int
+    dtype: Literal["BF16", "FP16", "FP32"]
+    experts: int
+    top_k: int
+
+
+class WorkerReady(Message):
+    """Warm, and listening on its data socket. Sent to the watchdog, and to the gateway when it connects."""
+
+    generation: int
+    layers: tuple[LayerInfo, ...]
+    max_batch_tokens: int
+
+
+class WorkerFailed(Message):
+    """The worker cannot serve and is about to exit: `reason` is for people."""
+
+    reason: str
+
+
+class ShadowChecked(Message):
+    """One batch was computed on both paths. `relative_error` is ||fused - baseline|| / ||baseline||."""
+
+    layer: str
+    tokens: int
+    relative_error: float
+    ok: bool
+
+
+class FaultArmed(Message):
+    """Answer to ArmFault: the next fused launch has the fault, or why not."""
+
+    fault: Fault
+    ok: bool
+    reason: str
+
+
+# ---- watchdog -> worker
+
+
+class SetPath(Message):
+    """Which path serves from the next batch on; `shadow`: baseline answers, fused runs beside it and is compared."""
+
+    path: Path
+
+
+class ArmFault(Message):
+    fault: Fault
+
+
+# ---- watchdog -> gateway
+
+
+class Route(Message):
+    """Batches go to this worker from now on. What was sent to a fenced generation and is unanswered goes again."""
+
+    worker: str
+    generation: int
+    socket: str
+    page: str
+
+
+class Fence(Message):
+    """Answers of this generation no longer count, and its output areas stay untouched until it is Gone."""
+
+    worker: str
+    generation: int
+
+
+class Gone(Message):
+    """The process of this generation has been reaped: nothing writes to its output areas any more."""
+
+    worker: str
+    generation: int
+
+
+# ---- gateway -> watchdog
+
+
+class Listening(Message):
+    """The gateway accepts connections at this address."""
+
+    host: str
+    port: int
+
+
+# ---- gateway -> worker
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """One request's rows: `tokens` x hidden_size elements at each of two byte offsets of the arena."""
+
+    input_offset: int
+    output_offset: int
+    tokens: int
+
+
+class Batch(Message):
+    """Run one layer over the segments' rows, one after another."""
+
+    generation: int
+    batch: int
+    layer: str
+    segments: tuple[Segment, ...]
+
+
+# ---- worker -> gateway
+
+
+class Answer(Message):
+    """The outputs are in the arena, or `error` says why not. `path` served it; `compute_ns` is the host's view of it."""
+
+    generation: int
+    batch: int
+    path: Path
+    compute_ns: int
+    error: str = ""
+
+
+# ---- CLI <-> watchdog
+
+
+class StatusRequest(Message):
+    pass
+
+
+class StatusReply(Message):
+    """`status` is a JSON document: fdmoe_watchdog.status describes it."""
+
+    status: bytes
+
+
+class ChaosRequest(Message):
+    fault: Fault
+
+
+class ChaosReply(Message):
+    ok: bool
+    reason: str
+
+
+AnyMessage = (
+    Hello
+    | WorkerReady
+    | WorkerFailed
+    | ShadowChecked
+    | FaultArmed
+    | SetPath
+    | ArmFault
+    | Route
+    | Fence
+    | Gone
+    | Listening
+    | Batch
+    | Answer
+    | StatusRequest
+    | StatusReply
+    | ChaosRequest
+    | ChaosReply
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(packet: bytes) -> AnyMessage:
+    """Raises msgspec.DecodeError for anything that is not exactly one message of this protocol."""
+    return _decoder.decode(packet)

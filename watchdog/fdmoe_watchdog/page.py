@@ -1,0 +1,344 @@
+"""The beat page: the shared memory between a MoE kernel, its worker and the watchdog.
+
+One file per worker generation in a tmpfs run directory, mapped by all, registered with `cudaHostRegister` in the
+worker. Little-endian 64-bit words in lines of 64 bytes, one writer a line:
+
+    line  writer    word 0     1            2        3         4           5             6          7
+    0     worker    magic      version      pid      generation  slots
+    1     watchdog  abort launch
+    2     worker    begun      begun at/ns  tokens   layer     deadline/ns
+    3     kernel    ended      exit         route    up        down        combine
+    4     worker    stage      host beats   answered baseline begun  baseline ended  fused batches  baseline batches
+    5     gateway   submitted
+    6..7  reserved
+    8+c   CTA c     launch     ticket+1     phase    expert    tile        wait          seen       items
+
+- abort launch: the launch number that must end; 0: none.
+- begun > ended: a launch is outstanding. Launches are numbered from 1 in the order of the worker's stream.
+- exit: launch number << 8 | Exit, so that a reader can tell a fresh exit code from the last launch's.
+- route, up, down, combine: work items finished since the worker started, counted by the kernel.
+- tile: row tile << 32 | column tile. wait: Wait << 32 | the count that is waited for; seen: the count when last looked.
+- host beats: rises with every turn of the worker's loop. answered, submitted: batches.
+
+A beat is a CHANGE of a device-written word; time is the reader's own monotonic clock (begun at: CLOCK_MONOTONIC of the
+worker, which is one clock for all processes of a host).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+MAGIC = int.from_bytes(b"fdmoe-bp", "little")
+VERSION = 1
+WORD_BYTES = 8
+LINE_WORDS = 8
+LINE_BYTES = WORD_BYTES * LINE_WORDS
+FIRST_SLOT = 8
+
+
+class Line(IntEnum):
+    """Lines before the slots."""
+
+    IDENTITY = 0
+    ABORT = 1
+    LAUNCH = 2
+    EXIT = 3
+    HOST = 4
+    GATEWAY = 5
+
+
+class Identity(IntEnum):
+    MAGIC = 0
+    VERSION = 1
+    PID = 2
+    GENERATION = 3
+    SLOTS = 4
+
+
+class Launch(IntEnum):
+    BEGUN = 0
+    BEGUN_AT_NS = 1
+    TOKENS = 2
+    LAYER = 3
+    DEADLINE_NS = 4
+
+
+class ExitWord(IntEnum):
+    ENDED = 0
+    EXIT = 1
+    ROUTE = 2
+    UP = 3
+    DOWN = 4
+    COMBINE = 5
+
+
+class Host(IntEnum):
+    STAGE = 0
+    BEATS = 1
+    ANSWERED = 2
+    BASELINE_BEGUN = 3
+    BASELINE_ENDED = 4
+    FUSED_BATCHES = 5
+    BASELINE_BATCHES = 6
+
+
+class SlotWord(IntEnum):
+    LAUNCH = 0
+    TICKET = 1
+    PHASE = 2
+    EXPERT = 3
+    TILE = 4
+    WAIT = 5
+    SEEN = 6
+    ITEMS = 7
+
+
+class Stage(IntEnum):
+    """What a worker is doing; the stages before SERVING have the start-up deadline."""
+
+    STARTING = 0
+    LOADING = 1
+    COMPILING = 2
+    SERVING = 3
+
+
+class Phase(IntEnum):
+    """The work item a CTA holds."""
+
+    NONE = 0
+    ROUTE = 1
+    UP = 2
+    DOWN = 3
+    COMBINE = 4
+    LEFT = 5
+
+
+class Wait(IntEnum):
+    """What a CTA waits for before it can work on its item."""
+
+    NONE = 0
+    ROUTE_TILES = 1
+    UP_TILES = 2
+    DOWN_TILES = 3
+
+
+class Exit(IntEnum):
+    """How a launch left the device."""
+
+    NONE = 0
+    DONE = 1
+    ABORTED = 2
+
+
+class PageError(ValueError):
+    """The file is not a beat page of this layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One CTA's line, as read at one moment."""
+
+    launch: int
+    ticket: int | None
+    phase: Phase
+    expert: int
+    row_tile: int
+    column_tile: int
+    wait: Wait
+    target: int
+    seen: int
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All words that decisions are made from, as read at one moment. `slots` is the raw bytes of the slots."""
+
+    pid: int
+    generation: int
+    abort: int
+    begun: int
+    begun_at_ns: int
+    tokens: int
+    layer: int
+    deadline_ns: int
+    ended: int
+    exit: Exit
+    items: tuple[int, int, int, int]
+    stage: Stage
+    host_beats: int
+    answered: int
+    baseline_begun: int
+    baseline_ended: int
+    fused_batches: int
+    baseline_batches: int
+    submitted: int
+    slots: bytes
+
+    @property
+    def outstanding(self) -> bool:
+        """A fused launch has begun and has not ended."""
+        return self.begun > self.ended
+
+
+def page_size_bytes(slots: int) -> int:
+    """Size of a page with `slots` slots, in whole memory pages (cudaHostRegister wants them)."""
+    size = (FIRST_SLOT + slots) * LINE_BYTES
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class Page:
+    """A mapped beat page. Words are read and written one by one, so that no reader sees half a word.
+
+    `create` makes the file (mode 0600), `open` maps an existing one and checks its identity; both raise PageError for a
+    file that is no page of this layout. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
+        self.path = path
+        self.mapped = mapped
+        self._words = memoryview(mapped).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, *, generation: int, slots: int, pid: int = 0) -> Page:
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; a page has at least 1")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, page_size_bytes(slots))
+            mapped = mmap.mmap(descriptor, page_size_bytes(slots))
+        finally:
+            os.close(descriptor)
+        page = cls(path, mapped)
+        page.write(Line.IDENTITY, Identity.VERSION, VERSION)
+        page.write(Line.IDENTITY, Identity.PID, pid)
+        page.write(Line.IDENTITY, Identity.GENERATION, generation)
+        page.write(Line.IDENTITY, Identity.SLOTS, slots)
+        page.write(Line.IDENTITY, Identity.MAGIC, MAGIC)
+        return page
+
+    @classmethod
+    def open(cls, path: Path) -> Page:
+        with path.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < page_size_bytes(1) or size % mmap.PAGESIZE:
+                raise PageError(f"{path}: {size} bytes; a beat page has whole memory pages, at least {page_size_bytes(1)}")
+            page = cls(path, mmap.mmap(file.fileno(), size))
+        magic, version, slots = (
+            page.read(Line.IDENTITY, word) for word in (Identity.MAGIC, Identity.VERSION, Identity.SLOTS)
+        )
+        problem = None
+        if magic != MAGIC:
+            problem = f"magic is {magic:#x}; a beat page has {MAGIC:#x}"
+        elif version != VERSION:
+            problem = f"layout version is {version}; this program reads {VERSION}"
+        elif not 1 <= slots <= size // LINE_BYTES - FIRST_SLOT:
+            problem = f"{slots} slots do not fit {size} bytes"
+        if problem:
+            page.close()
+            raise PageError(f"{path}: {problem}")
+        return page
+
+    @property
+    def slots(self) -> int:
+        return self.read(Line.IDENTITY, Identity.SLOTS)
+
+    def read(self, line: int, word: int) -> int:
+        return self._words[line * LINE_WORDS + word]
+
+    def write(self, line: int, word: int, value: int) -> None:
+        self._words[line * LINE_WORDS + word] = value
+
+    def add(self, line: int, word: int, amount: int = 1) -> int:
+        """Add to a word that this process alone writes; returns the new value."""
+        value = self.read(line, word) + amount
+        self.write(line, word, value)
+        return value
+
+    def exit_of(self, launch: int) -> Exit:
+        """How `launch` left the device; NONE while it has not, or when a later one has overwritten it."""
+        word = self.read(Line.EXIT, ExitWord.EXIT)
+        return _exit(word & 0xFF) if word >> 8 == launch else Exit.NONE
+
+    def slot(self, index: int) -> Slot:
+        start = (FIRST_SLOT + index) * LINE_WORDS
+        return _slot(list(self._words[start : start + LINE_WORDS]))
+
+    def snapshot(self) -> Snapshot:
+        # `ended` is read before `begun`: a launch that comes between the two reads looks outstanding, never finished
+        # before it began.
+        read = self.read
+        ended = read(Line.EXIT, ExitWord.ENDED)
+        stage = read(Line.HOST, Host.STAGE)
+        first = FIRST_SLOT * LINE_BYTES
+        return Snapshot(
+            pid=read(Line.IDENTITY, Identity.PID),
+            generation=read(Line.IDENTITY, Identity.GENERATION),
+            abort=read(Line.ABORT, 0),
+            begun=read(Line.LAUNCH, Launch.BEGUN),
+            begun_at_ns=read(Line.LAUNCH, Launch.BEGUN_AT_NS),
+            tokens=read(Line.LAUNCH, Launch.TOKENS),
+            layer=read(Line.LAUNCH, Launch.LAYER),
+            deadline_ns=read(Line.LAUNCH, Launch.DEADLINE_NS),
+            ended=ended,
+            exit=self.exit_of(ended),
+            items=(
+                read(Line.EXIT, ExitWord.ROUTE),
+                read(Line.EXIT, ExitWord.UP),
+                read(Line.EXIT, ExitWord.DOWN),
+                read(Line.EXIT, ExitWord.COMBINE),
+            ),
+            stage=Stage(stage) if stage in Stage._value2member_map_ else Stage.STARTING,
+            host_beats=read(Line.HOST, Host.BEATS),
+            answered=read(Line.HOST, Host.ANSWERED),
+            baseline_ended=read(Line.HOST, Host.BASELINE_ENDED),
+            baseline_begun=read(Line.HOST, Host.BASELINE_BEGUN),
+            fused_batches=read(Line.HOST, Host.FUSED_BATCHES),
+            baseline_batches=read(Line.HOST, Host.BASELINE_BATCHES),
+            submitted=read(Line.GATEWAY, 0),
+            slots=bytes(self.mapped[first : first + self.slots * LINE_BYTES]),
+        )
+
+    def close(self) -> None:
+        self._words.release()
+        try:
+            self.mapped.close()
+        except BufferError:
+            # a tensor still looks at the mapping; it goes with the process
+            pass
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def parse_slots(raw: bytes) -> list[Slot]:
+    """The slots of `Snapshot.slots`. Words that no kernel writes read as NONE, so that noise cannot break a reader."""
+    words = memoryview(raw).cast("Q")
+    return [_slot(list(words[start : start + LINE_WORDS])) for start in range(0, len(words), LINE_WORDS)]
+
+
+def _slot(words: list[int]) -> Slot:
+    phase, wait = words[SlotWord.PHASE], words[SlotWord.WAIT] >> 32
+    return Slot(
+        launch=words[SlotWord.LAUNCH],
+        ticket=words[SlotWord.TICKET] - 1 if words[SlotWord.TICKET] else None,
+        phase=Phase(phase) if phase in Phase._value2member_map_ else Phase.NONE,
+        expert=words[SlotWord.EXPERT],
+        row_tile=words[SlotWord.TILE] >> 32,
+        column_tile=words[SlotWord.TILE] & 0xFFFFFFFF,
+        wait=Wait(wait) if wait in Wait._value2member_map_ else Wait.NONE,
+        target=words[SlotWord.WAIT] & 0xFFFFFFFF,
+        seen=words[SlotWord.SEEN],
+        items=words[SlotWord.ITEMS],
+    )
+
+
+def _exit(code: int) -> Exit:
+    return Exit(code) if code in Exit._value2member_map_ else Exit.NONE

@@ -1,0 +1,35 @@
+"""What the watchdog is told to run: a process tree in plain values, made by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """One tree: a gateway and a pair of workers on one device.
+
+    run_dir         made by the watchdog (mode 0700), removed when it ends; holds sockets, pages and the arena
+    flight_dir      where flight records are kept; outlives the tree
+    worker_command  is run with `--name NAME --generation N` behind it
+    prepare         is called with run_dir once it exists, before any child starts (writes the children's settings)
+    announce        is called with the gateway's and the watchdog's URL once the tree serves
+    """
+
+    run_dir: Path
+    flight_dir: Path
+    device: str
+    arena_bytes: int
+    worker_command: tuple[str, ...]
+    gateway_command: tuple[str, ...]
+    environment: Mapping[str, str]
+    watchdog: WatchdogSettings
+    recovery: RecoverySettings
+    chaos: bool
+    version: str
+    prepare: Callable[[Path], None]
+    announce: Callable[[str, str], None]

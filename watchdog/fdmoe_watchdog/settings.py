@@ -1,0 +1,53 @@
+"""The watchdog's part of the settings tree (fdmoe_ops.settings holds the whole)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Group(BaseModel):
+    """A branch of the settings tree: frozen, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WatchdogSettings(Group):
+    host: str = Field("127.0.0.1", description="Address of the watchdog's HTTP server.")
+    port: int = Field(9400, ge=0, le=65535, description="Port of the watchdog's HTTP server; 0 takes a free one.")
+    poll_interval_s: float = Field(
+        0.005, gt=0, le=1, description="How often the beat pages are read while work is outstanding."
+    )
+
+
+class RecoverySettings(Group):
+    """Deadlines of detection and of the ladder's rungs (DESIGN: ladder)."""
+
+    stall_floor_s: float = Field(
+        0.05, gt=0, description="Outstanding work without a beat for less than this is never a stall."
+    )
+    stall_ceiling_s: float = Field(
+        5.0, gt=0, description="Outstanding work without a beat for longer than this always is a stall."
+    )
+    stall_factor: float = Field(
+        4.0, ge=1, description="The stall time is the longest gap seen between beats times this, floor and ceiling kept."
+    )
+    abort_deadline_s: float = Field(0.05, gt=0, description="Rung 1: how long an aborted kernel may take to end.")
+    answer_deadline_s: float = Field(
+        10.0, gt=0, description="How long the baseline path may work on one batch, and how long a worker may leave one untouched."
+    )
+    kill_deadline_s: float = Field(10.0, gt=0, description="Rung 3: how long a killed process may take to be reaped.")
+    startup_deadline_s: float = Field(
+        300.0, gt=0, description="How long a worker may load, compile and warm up before it counts as stuck."
+    )
+    backoff_initial_s: float = Field(0.2, gt=0, description="Rung 4: pause before the first restart of a period.")
+    backoff_max_s: float = Field(30.0, gt=0, description="Rung 4: ceiling of that pause, which doubles per restart.")
+    restart_budget: int = Field(10, ge=0, description="Rung 4: restarts within the restart period; more are refused.")
+    restart_period_s: float = Field(600.0, gt=0, description="Rung 4: the period in which restarts are counted.")
+    cooldown_initial_s: float = Field(2.0, ge=0, description="Pause on the baseline before the fused path is tried again.")
+    cooldown_max_s: float = Field(600.0, ge=0, description="Ceiling of that pause, which doubles per relapse.")
+    relapse_period_s: float = Field(
+        600.0, gt=0, description="A stall later than this after the fused path came back starts again at the first pause."
+    )
+    shadow_checks: int = Field(
+        3, ge=1, description="Clean comparisons of the fused path with the baseline before it serves again."
+    )
