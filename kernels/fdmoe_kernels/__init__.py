@@ -1,9 +1,22 @@
 """A mixture-of-experts layer in one kernel launch, its torch baseline and its float32 reference."""
 
 from fdmoe_kernels.baseline import baseline_moe
-from fdmoe_kernels.fused import Fault, fused_moe, warm_up
+from fdmoe_kernels.faults import Fault
+from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.layer import MoELayer, RoutingRule
 from fdmoe_kernels.reference import reference_moe
+from fdmoe_kernels.warmup import ProofError, abort_drill, warm_up
 from fdmoe_kernels.workspace import Workspace
 
-__all__ = ["Fault", "MoELayer", "RoutingRule", "Workspace", "baseline_moe", "fused_moe", "reference_moe", "warm_up"]
+__all__ = [
+    "Fault",
+    "MoELayer",
+    "ProofError",
+    "RoutingRule",
+    "Workspace",
+    "abort_drill",
+    "baseline_moe",
+    "fused_moe",
+    "reference_moe",
+    "warm_up",
+]

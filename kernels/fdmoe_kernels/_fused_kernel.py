@@ -12,8 +12,8 @@ one CTA alone, and the interpreter, which runs the programs one after another.
     down     part[token * K + k] = act @ down^T                      for the same tiles
     combine  y[token] = sum over k of weight * part[token * K + k]   in the order of k
 
-Where an entry stands in its expert's list depends on the order in which CTAs came, but a row of a matrix product does not
-depend on the row's place in its tile, and combine sums by k: the same input gives the same bits.
+Where an entry stands in its expert's list depends on the order in which CTAs came, but a row of a matrix product does
+not depend on the row's place in its tile, and combine sums by k: the same input gives the same bits.
 
 Control words (int32, a 128-byte line each, zero between launches; the last CTA to leave puts them back to zero):
 
@@ -84,29 +84,34 @@ def _wait(
     control, page, counter, target, launch, ticket, phase, expert, row_tile, column_tile, wait, items,
     POLL: tl.constexpr, BEATS: tl.constexpr,
 ):  # fmt: skip
-    """Wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
+    """Beat for a new item, and wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
 
-    A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA looks
-    at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the number of
-    CTAs: while all wait, about one looks at a time; while one waits alone, it looks every POLL * CTAs spins.
+    The slot names the wait only while there is one. A poll of the host's abort word is a PCIe read of 4 us, 500 us when
+    132 CTAs do it at once. So each waiting CTA looks at the device's abort word every 16 spins, and at the host's only
+    in its turn, every POLL spins times the number of CTAs: while all wait, about one looks at a time; while one waits
+    alone, it looks every POLL * CTAs spins.
     """
     seen = tl.atomic_add(control + counter, 0, sem="acquire")
-    spins = 0
     aborted = 0
-    while (seen < target) & (aborted == 0):
-        spins += 1
-        if spins % 16 == 0:
-            aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
-        if BEATS:
-            if spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0):
-                _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
-                word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
-                if word == launch:
-                    first = tl.atomic_xchg(control + ABORT, 1, sem="relaxed")
-                    if first == 0:
-                        tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
-                    aborted = 1
-        seen = tl.atomic_add(control + counter, 0, sem="acquire")
+    if seen < target:
+        _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
+        spins = 0
+        while (seen < target) & (aborted == 0):
+            spins += 1
+            if spins % 16 == 0:
+                aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
+            if BEATS:
+                if spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0):
+                    _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
+                    word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
+                    if word == launch:
+                        first = tl.atomic_xchg(control + ABORT, 1, sem="relaxed")
+                        if first == 0:
+                            tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
+                        aborted = 1
+            seen = tl.atomic_add(control + counter, 0, sem="acquire")
+    if aborted == 0:
+        _beat(page, launch, ticket, phase, expert, row_tile, column_tile, WAIT_NONE, target, seen, items, BEATS)
     return aborted
 
 
@@ -237,7 +242,9 @@ def _combine_tile(
 
 
 @triton.jit
-def _leave(control, page, totals, launch, row_tiles_bound, route, up, down, combine, E: tl.constexpr, BEATS: tl.constexpr):
+def _leave(
+    control, page, totals, launch, row_tiles_bound, route, up, down, combine, E: tl.constexpr, BEATS: tl.constexpr
+):
     """The last CTA: report how the launch ended, and put every control word back for the next launch."""
     aborted = tl.atomic_add(control + ABORT, 0, sem="acquire")
     code = tl.where(aborted == 1, EXIT_ABORTED, EXIT_DONE)
@@ -299,7 +306,6 @@ def moe_layer_kernel(
     item = ticket - route_tiles
     aborted = zero
     if ticket < CLOSED:
-        _beat(page, launch, ticket, PHASE_UP, zero, zero, zero, WAIT_ROUTE, route_tiles, zero, items, BEATS)
         aborted += _wait(
             control, page, ROUTE_DONE, route_tiles, launch, ticket, PHASE_UP, zero, zero, zero, WAIT_ROUTE, items,
             POLL, BEATS,
@@ -331,7 +337,9 @@ def moe_layer_kernel(
             row_tile = index % expert_tiles
             done = COUNTS + E + first + row_tile
             if up:
-                _beat(page, launch, ticket, PHASE_UP, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS)
+                _beat(
+                    page, launch, ticket, PHASE_UP, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS
+                )
                 if FAULT == FAULT_ENDLESS:
                     if item == 0:
                         stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
@@ -348,10 +356,6 @@ def moe_layer_kernel(
                 else:
                     tl.atomic_add(control + done, 1, sem="release")
             else:
-                _beat(
-                    page, launch, ticket, PHASE_DOWN, expert, row_tile, column_tile, WAIT_UP, zero + UP_TILES, zero,
-                    items, BEATS,
-                )  # fmt: skip
                 aborted = _wait(
                     control, page, done, zero + UP_TILES, launch, ticket, PHASE_DOWN, expert, row_tile, column_tile,
                     WAIT_UP, items, POLL, BEATS,
@@ -367,10 +371,6 @@ def moe_layer_kernel(
             index = item - up_items - down_items
             row_tile = index // COMBINE_TILES
             column_tile = index % COMBINE_TILES
-            _beat(
-                page, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile, WAIT_DOWN, down_items, zero, items,
-                BEATS,
-            )  # fmt: skip
             aborted = _wait(
                 control, page, DOWN_DONE, down_items, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile,
                 WAIT_DOWN, items, POLL, BEATS,

@@ -1,7 +1,7 @@
 """The baseline path: the MoE layer in plain torch, on any device and dtype torch has.
 
-One grouped matrix product per projection where torch has it for the device and dtype, a loop over the experts elsewhere.
-It shares nothing with the one-launch kernel but the weights.
+One grouped matrix product per projection where torch has it for the device and dtype, a loop over experts elsewhere. It
+shares nothing with the one-launch kernel but the weights.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def random_layer(model: str, dtype: torch.dtype) -> MoELayer:
     hidden, intermediate, experts, top_k, renormalize = MODELS[model]
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device="cuda", dtype=dtype) * shape[-1] ** -0.5
+        return torch.randn(*shape, device="cuda", dtype=dtype).mul_(shape[-1] ** -0.5)
 
     return MoELayer(
         draw(experts, hidden) * 2,
@@ -72,11 +72,12 @@ def random_layer(model: str, dtype: torch.dtype) -> MoELayer:
 
 def floor_us(layer: MoELayer, x: torch.Tensor) -> float:
     """The shortest time the touched weights or the arithmetic allow, in microseconds."""
-    chosen = torch.topk(x.float() @ layer.router.float().T, layer.routing.top_k).indices.unique().numel()
+    logits = x.float() @ layer.router.float().T
+    chosen = torch.unique(torch.topk(logits, layer.routing.top_k).indices).numel()
     expert_size = 3 * layer.hidden_size * layer.intermediate_size
     touched = (chosen * expert_size + layer.router.numel()) * x.element_size()
     flop = 2 * x.shape[0] * (layer.routing.top_k * expert_size + layer.router.numel())
-    return max(flop / _FLOPS, touched / _BYTES_PER_S) * 1e6
+    return float(max(flop / _FLOPS, touched / _BYTES_PER_S) * 1e6)
 
 
 def measure(model: str, tokens: int, dtype: str, layer: MoELayer, commit: str, repetitions: int) -> list[Row]:

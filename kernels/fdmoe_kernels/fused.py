@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import torch
 import triton
 
 from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.hardware import interpreted, multiprocessors
 from fdmoe_kernels.layer import MoELayer
-from fdmoe_kernels.tiles import tiles_for, token_counts_of_all_rows
+from fdmoe_kernels.tiles import tiles_for
 from fdmoe_kernels.workspace import Workspace
-
-
-class Fault(IntEnum):
-    """Builds of the kernel that go wrong on purpose, for drills and tests; NONE carries no fault code."""
-
-    NONE = 0
-    STALL = 1  # one up tile never signals: all wait, and an abort ends it
-    ENDLESS = 2  # one up tile never ends and never looks at the abort word: only a kill ends it
 
 
 def fused_moe(
@@ -43,7 +34,9 @@ def fused_moe(
     layer.check_input(x)
     tokens = x.shape[0]
     if not workspace.fits(layer):
-        raise ValueError(f"the workspace is for (E, H, I, K) {workspace.shape}, {workspace.dtype} on {workspace.device}")
+        raise ValueError(
+            f"the workspace is for (E, H, I, K) = {workspace.shape}, {workspace.dtype} on {workspace.device}"
+        )
     if tokens > workspace.max_tokens:
         raise ValueError(f"x has {tokens} tokens; the workspace is for at most {workspace.max_tokens}")
     if programs < 0:
@@ -58,7 +51,8 @@ def fused_moe(
             raise ValueError(f"{name} is at address {tensor.data_ptr():#x}; 16-byte alignment is needed")
     if tokens == 0:
         return out
-    tiles = tiles_for(layer, tokens)
+    # a faulty build is made once, for the smallest row of the table, which serves any token count
+    tiles = tiles_for(layer, tokens if fault is Fault.NONE else 1)
     fill = multiprocessors(layer.device) * tiles.programs
     grid = programs or fill
     if workspace.page is not None:
@@ -104,14 +98,3 @@ def fused_moe(
     )
     workspace.launches += 1
     return out
-
-
-def warm_up(layer: MoELayer, workspace: Workspace) -> int:
-    """Compile and load every variant that batches of this layer can reach; returns how many launches that took.
-
-    A first use beside a kernel that does not end would block for ever, so this comes before a worker serves.
-    """
-    before = workspace.launches
-    for tokens in token_counts_of_all_rows(layer, workspace.max_tokens):
-        fused_moe(torch.zeros(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device), layer, workspace)
-    return workspace.launches - before

@@ -33,8 +33,16 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @functools.cache
+def shared_bytes_per_cta(device: torch.device) -> int:
+    """The most shared memory one CTA may use; without a limit in the interpreter."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
+    return 1 << 30
+
+
+@functools.cache
 def grouped_mm_supported(device: torch.device, dtype: torch.dtype) -> bool:
-    """torch's grouped matrix product runs on this device and dtype: bfloat16 on CUDA of compute capability 8.0 and up."""
+    """torch's grouped matrix product runs here: for bfloat16 on CUDA, from compute capability 8.0 on."""
     return (
         device.type == "cuda"
         and dtype == torch.bfloat16

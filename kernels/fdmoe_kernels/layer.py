@@ -1,6 +1,6 @@
 """One MoE layer: its weights as the kernels want them, and its routing rule.
 
-Legend of all shapes in this package: T tokens, E experts, K experts chosen per token, H hidden size, I intermediate size.
+Legend of all shapes in this package: T tokens, E experts, K chosen per token, H hidden size, I intermediate size.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ of the kernel: a layer compiles as many variants as its device has rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 
-from fdmoe_kernels.hardware import Family, family
+from fdmoe_kernels.hardware import Family, family, shared_bytes_per_cta
 from fdmoe_kernels.layer import MoELayer
 
 
@@ -38,11 +38,12 @@ class Tiles:
 Row = tuple[float, Tiles]
 _ALL = float("inf")
 
-# One H200 (benchmarks/results/kernel-h200.csv); fits the shared memory of compute capability 8.0 and up.
+# Measured on one H200; elsewhere the pipeline is cut to the shared memory there is.
 _CUDA_HALF: tuple[Row, ...] = (
-    (12.0, Tiles(rows=16, up_columns=32, up_depth=128, down_columns=64, down_depth=128, warps=4, stages=4, programs=2)),
-    (48.0, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=4)),
-    (_ALL, Tiles(rows=128, up_columns=128, up_depth=64, down_columns=256, down_depth=64, warps=8, stages=3)),
+    (6.0, Tiles(rows=16, up_columns=32, up_depth=128, down_columns=64, down_depth=128, warps=4, stages=4, programs=2)),
+    (24.0, Tiles(rows=32, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=4, programs=2)),
+    (48.0, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=3, programs=2)),
+    (_ALL, Tiles(rows=128, up_columns=128, up_depth=64, down_columns=256, down_depth=64, warps=8, stages=4)),
 )
 # float32 with IEEE arithmetic has no tensor core: small tiles that fit the registers
 _CUDA_SINGLE: tuple[Row, ...] = (
@@ -78,7 +79,9 @@ def rows_for(family: Family, dtype: torch.dtype) -> tuple[Row, ...]:
 def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
     """The table's row for a batch of `tokens` tokens."""
     average = tokens * layer.routing.top_k / layer.experts
-    return _fit(layer, next(tiles for bound, tiles in rows_for(family(), layer.dtype) if average <= bound))
+    row = next(tiles for bound, tiles in rows_for(family(), layer.dtype) if average <= bound)
+    element_bytes = layer.gate_up.element_size()
+    return fit(row, layer.hidden_size, layer.intermediate_size, element_bytes, shared_bytes_per_cta(layer.device))
 
 
 def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
@@ -91,20 +94,20 @@ def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
     return sorted(counts)
 
 
-def _fit(layer: MoELayer, tiles: Tiles) -> Tiles:
-    """No tile larger than the layer (powers of two, and 16 at least, which tl.dot asks for)."""
-    hidden, intermediate = (max(16, triton.next_power_of_2(n)) for n in (layer.hidden_size, layer.intermediate_size))
-    return Tiles(
-        rows=tiles.rows,
+def fit(tiles: Tiles, hidden_size: int, intermediate_size: int, element_bytes: int, shared_bytes: int) -> Tiles:
+    """No tile larger than the layer (powers of two, and 16 at least, which tl.dot asks for), and no more pipeline
+    stages than shared memory holds: each keeps one step's tiles of the wider GEMM."""
+    hidden, intermediate = (max(16, triton.next_power_of_2(n)) for n in (hidden_size, intermediate_size))
+    fitted = replace(
+        tiles,
         up_columns=min(tiles.up_columns, intermediate),
         up_depth=min(tiles.up_depth, hidden),
         down_columns=min(tiles.down_columns, hidden),
         down_depth=min(tiles.down_depth, intermediate),
-        warps=tiles.warps,
-        stages=tiles.stages,
-        programs=tiles.programs,
-        route_tokens=tiles.route_tokens,
         route_depth=min(tiles.route_depth, hidden),
-        combine_tokens=tiles.combine_tokens,
         combine_columns=min(tiles.combine_columns, hidden),
     )
+    stage = element_bytes * max(
+        (fitted.rows + 2 * fitted.up_columns) * fitted.up_depth, (fitted.rows + fitted.down_columns) * fitted.down_depth
+    )
+    return replace(fitted, stages=max(1, min(tiles.stages, shared_bytes // stage)))

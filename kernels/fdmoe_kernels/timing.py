@@ -21,7 +21,7 @@ def median_latency_us(variants: Mapping[str, Callable[[], object]], *, repetitio
     for _ in range(repetitions):
         for name, run in variants.items():
             flush.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
             run()
             end.record()
@@ -32,7 +32,7 @@ def median_latency_us(variants: Mapping[str, Callable[[], object]], *, repetitio
 
 def captured(run: Callable[[], object]) -> Callable[[], None]:
     """`run` as the replay of a CUDA graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         run()

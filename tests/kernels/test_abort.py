@@ -1,4 +1,4 @@
-"""A launch that waits for what never comes ends by the abort word, from another process, and the next launch is right."""
+"""A launch that waits for what never comes ends by an abort word from another process; the next is right."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from moe_layers import INTERPRETER, Place, random_layer, random_tokens, relative
 
 from fdmoe_kernels import Fault, Workspace, fused_moe, reference_moe
 from fdmoe_watchdog.page import Exit, Line, Page, Phase, Wait, parse_slots
-
 
 # a process without torch: watches the page until the launch is stuck in a wait, then writes the abort word
 _WATCHER = """
@@ -38,8 +37,8 @@ sys.exit("the launch never got stuck")
 """
 
 
-def _mapped_page(tmp_path: Path, place: Place, slots: int) -> tuple[Page, torch.Tensor]:
-    page = Page.create(tmp_path / "page", generation=1, slots=slots)
+def _mapped_page(directory: Path, place: Place, slots: int) -> tuple[Page, torch.Tensor]:
+    page = Page.create(directory / "page", generation=1, slots=slots)
     words = torch.from_numpy(np.frombuffer(page.mapped, dtype=np.int64))
     if place.device == "cuda":
         error = torch.cuda.cudart().cudaHostRegister(words.data_ptr(), words.numel() * 8, 0)
@@ -47,9 +46,9 @@ def _mapped_page(tmp_path: Path, place: Place, slots: int) -> tuple[Page, torch.
     return page, words
 
 
-def test_a_stalled_launch_ends_by_the_abort_word(tmp_path: Path, place: Place) -> None:
+def test_a_stalled_launch_ends_by_the_abort_word(in_memory: Path, place: Place) -> None:
     layer = random_layer(8, 64, 32, 2, place=place)
-    page, words = _mapped_page(tmp_path, place, slots=4 if place is INTERPRETER else 264)
+    page, words = _mapped_page(in_memory, place, slots=4 if place is INTERPRETER else 264)
     workspace = Workspace(layer, 16, page=words)
     x = random_tokens(layer, 16, seed=1)
     fused_moe(x, layer, workspace)
@@ -73,10 +72,10 @@ def test_a_stalled_launch_ends_by_the_abort_word(tmp_path: Path, place: Place) -
 
 
 @pytest.mark.gpu
-def test_the_abort_word_ends_a_launch_of_every_size_of_grid(tmp_path: Path) -> None:
+def test_the_abort_word_ends_a_launch_of_every_size_of_grid(in_memory: Path) -> None:
     place = Place("cuda", torch.bfloat16, 6e-3, ())
     layer = random_layer(8, 64, 32, 2, place=place)
-    page, words = _mapped_page(tmp_path, place, slots=264)
+    page, words = _mapped_page(in_memory, place, slots=264)
     workspace = Workspace(layer, 16, page=words)
     x = random_tokens(layer, 16, seed=1)
     for programs in (1, 2, 132, 264):

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ahead_of_time import SHARED_BYTES
 
 # (H, I, E, K) of Qwen3-30B-A3B and of Mixtral-8x7B
 SHAPES = {"qwen3-30b-a3b": (2048, 768, 128, 8), "mixtral-8x7b": (4096, 14336, 8, 2)}
-# what one CTA may use of shared memory there, bytes
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 
 
 def _compile(target: str, dtype: str, shape: str) -> list[dict[str, float]]:
@@ -29,17 +28,19 @@ def _compile(target: str, dtype: str, shape: str) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(shape: str) -> None:
-    small, *large = _compile("sm_90", "bf16", shape)
-    assert all(build["wgmma"] > 0 for build in large)
-    for build in (small, *large):
+    for build in _compile("sm_90", "bf16", shape):
+        # a tile of fewer rows than a warp group takes is memory-bound: it runs on the older instructions
+        assert (build["wgmma"] > 0) == (build["rows"] >= 64)
         assert build["spills"] <= 16
-        assert build["shared_bytes"] <= SHARED["sm_90"]
+        assert build["shared_bytes"] <= SHARED_BYTES["sm_90"]
         # a poll is a load, not a read-modify-write that would bounce the line between the SMs
         assert build["polls_by_load"] > 0
 
 
-@pytest.mark.parametrize(("target", "dtype"), [("sm_80", "bf16"), ("sm_100", "bf16"), ("sm_90", "fp32"), ("gfx942", "bf16")])
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("sm_80", "bf16"), ("sm_100", "bf16"), ("sm_90", "fp32"), ("gfx942", "bf16")]
+)
 def test_it_compiles_for_other_targets(target: str, dtype: str) -> None:
     for build in _compile(target, dtype, "qwen3-30b-a3b"):
-        assert build["shared_bytes"] <= SHARED[target]
+        assert build["shared_bytes"] <= SHARED_BYTES[target]
         assert build["spills"] <= 64

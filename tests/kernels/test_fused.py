@@ -10,7 +10,6 @@ from fdmoe_kernels import MoELayer, RoutingRule, Workspace, baseline_moe, fused_
 from fdmoe_watchdog import page as beat_page
 
 
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_three_agree_with_transformers(architecture: str, place: Place) -> None:
     block, layer = transformers_block(architecture, place)
@@ -112,7 +111,8 @@ def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Pl
 def test_warm_up_runs_every_row_of_the_table(place: Place) -> None:
     layer = random_layer(4, 32, 16, 2, place=place)
     workspace = Workspace(layer, 500)
-    assert warm_up(layer, workspace) == workspace.launches >= 2
+    assert warm_up(layer, workspace) < place.tolerance * 2
+    assert workspace.launches >= 2
 
 
 @pytest.mark.gpu
@@ -197,7 +197,7 @@ def test_other_arguments_that_do_not_fit_are_named() -> None:
         fused_moe(torch.zeros(2, 48), random_layer(4, 48, 16, 2), WORKSPACE)
     with pytest.raises(ValueError, match="max_tokens is 0"):
         Workspace(LAYER, 0)
-    with pytest.raises(ValueError, match="page is torch.int32 of 512 words"):
+    with pytest.raises(ValueError, match=r"page is torch\.int32 of 512 words"):
         Workspace(LAYER, 8, page=torch.zeros(512, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"gate_up has shape \(4, 32, 31\)"):
         MoELayer(LAYER.router, torch.zeros(4, 32, 31), LAYER.down, LAYER.routing)

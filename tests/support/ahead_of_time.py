@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 
 from fdmoe_kernels._fused_kernel import moe_layer_kernel
 from fdmoe_kernels.hardware import Family
-from fdmoe_kernels.tiles import Tiles, rows_for
+from fdmoe_kernels.tiles import Tiles, fit, rows_for
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -25,6 +25,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# what one CTA may use of shared memory there
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 _POINTERS = {
     "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page": "*i64",
 }  # fmt: skip
@@ -77,7 +79,9 @@ def build(target: str, dtype: str, tiles: Tiles, *, hidden: int, intermediate: i
     else:
         assembly = compiled.asm["ptx"]
         spills, registers = _resources(compiled.asm["cubin"])
-        polls = len(re.findall(r"ld\.(?:acquire|relaxed)\.(?:sys|gpu)\.global|ld\.global\.(?:gpu|sys)\.acquire", assembly))
+        polls = len(
+            re.findall(r"ld\.(?:acquire|relaxed)\.(?:sys|gpu)\.global|ld\.global\.(?:gpu|sys)\.acquire", assembly)
+        )
     return Build(
         target, assembly.count("wgmma.mma_async"), spills, registers, compiled.metadata.shared, polls, assembly
     )  # fmt: skip
@@ -103,8 +107,9 @@ def main(arguments: list[str]) -> None:
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
     for bound, tiles in rows_for(family, names[dtype]):
+        tiles = fit(tiles, hidden, intermediate, names[dtype].itemsize, SHARED_BYTES[target])
         result = build(target, dtype, tiles, hidden=hidden, intermediate=intermediate, experts=experts, top_k=top_k)
-        print(json.dumps({"bound": bound} | asdict(result) | {"assembly": ""}))
+        print(json.dumps({"bound": bound, "rows": tiles.rows} | asdict(result) | {"assembly": ""}))
 
 
 if __name__ == "__main__":

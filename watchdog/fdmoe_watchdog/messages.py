@@ -26,7 +26,7 @@ class Message(msgspec.Struct, tag=True, frozen=True, array_like=True, forbid_unk
 # ---- anybody
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """First message of a connection. `generation` is 0 for a role that has none."""
 
     protocol: int
@@ -49,7 +49,7 @@ class LayerInfo(msgspec.Struct, frozen=True, array_like=True):
     top_k: int
 
 
-class WorkerReady(Message):
+class WorkerReady(Message, frozen=True):
     """Warm, and listening on its data socket. Sent to the watchdog, and to the gateway when it connects."""
 
     generation: int
@@ -57,13 +57,13 @@ class WorkerReady(Message):
     max_batch_tokens: int
 
 
-class WorkerFailed(Message):
+class WorkerFailed(Message, frozen=True):
     """The worker cannot serve and is about to exit: `reason` is for people."""
 
     reason: str
 
 
-class ShadowChecked(Message):
+class ShadowChecked(Message, frozen=True):
     """One batch was computed on both paths. `relative_error` is ||fused - baseline|| / ||baseline||."""
 
     layer: str
@@ -72,7 +72,7 @@ class ShadowChecked(Message):
     ok: bool
 
 
-class FaultArmed(Message):
+class FaultArmed(Message, frozen=True):
     """Answer to ArmFault: the next fused launch has the fault, or why not."""
 
     fault: Fault
@@ -83,20 +83,20 @@ class FaultArmed(Message):
 # ---- watchdog -> worker
 
 
-class SetPath(Message):
+class SetPath(Message, frozen=True):
     """Which path serves from the next batch on; `shadow`: baseline answers, fused runs beside it and is compared."""
 
     path: Path
 
 
-class ArmFault(Message):
+class ArmFault(Message, frozen=True):
     fault: Fault
 
 
 # ---- watchdog -> gateway
 
 
-class Route(Message):
+class Route(Message, frozen=True):
     """Batches go to this worker from now on. What was sent to a fenced generation and is unanswered goes again."""
 
     worker: str
@@ -105,14 +105,14 @@ class Route(Message):
     page: str
 
 
-class Fence(Message):
+class Fence(Message, frozen=True):
     """Answers of this generation no longer count, and its output areas stay untouched until it is Gone."""
 
     worker: str
     generation: int
 
 
-class Gone(Message):
+class Gone(Message, frozen=True):
     """The process of this generation has been reaped: nothing writes to its output areas any more."""
 
     worker: str
@@ -122,7 +122,7 @@ class Gone(Message):
 # ---- gateway -> watchdog
 
 
-class Listening(Message):
+class Listening(Message, frozen=True):
     """The gateway accepts connections at this address."""
 
     host: str
@@ -140,7 +140,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
 
 
-class Batch(Message):
+class Batch(Message, frozen=True):
     """Run one layer over the segments' rows, one after another."""
 
     generation: int
@@ -152,8 +152,8 @@ class Batch(Message):
 # ---- worker -> gateway
 
 
-class Answer(Message):
-    """The outputs are in the arena, or `error` says why not. `path` served it; `compute_ns` is the host's view of it."""
+class Answer(Message, frozen=True):
+    """The outputs are in the arena, or `error` says why not. `path` served it in `compute_ns` of host time."""
 
     generation: int
     batch: int
@@ -165,21 +165,21 @@ class Answer(Message):
 # ---- CLI <-> watchdog
 
 
-class StatusRequest(Message):
+class StatusRequest(Message, frozen=True):
     pass
 
 
-class StatusReply(Message):
+class StatusReply(Message, frozen=True):
     """`status` is a JSON document: fdmoe_watchdog.status describes it."""
 
     status: bytes
 
 
-class ChaosRequest(Message):
+class ChaosRequest(Message, frozen=True):
     fault: Fault
 
 
-class ChaosReply(Message):
+class ChaosReply(Message, frozen=True):
     ok: bool
     reason: str
 
@@ -214,4 +214,5 @@ def encode(message: Message) -> bytes:
 
 def decode(packet: bytes) -> AnyMessage:
     """Raises msgspec.DecodeError for anything that is not exactly one message of this protocol."""
-    return _decoder.decode(packet)
+    message: AnyMessage = _decoder.decode(packet)
+    return message

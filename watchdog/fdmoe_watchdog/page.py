@@ -26,6 +26,7 @@ worker, which is one clock for all processes of a host).
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -226,7 +227,9 @@ class Page:
         with path.open("r+b") as file:
             size = os.fstat(file.fileno()).st_size
             if size < page_size_bytes(1) or size % mmap.PAGESIZE:
-                raise PageError(f"{path}: {size} bytes; a beat page has whole memory pages, at least {page_size_bytes(1)}")
+                raise PageError(
+                    f"{path}: {size} bytes; a beat page has whole memory pages, at least {page_size_bytes(1)}"
+                )
             page = cls(path, mmap.mmap(file.fileno(), size))
         magic, version, slots = (
             page.read(Line.IDENTITY, word) for word in (Identity.MAGIC, Identity.VERSION, Identity.SLOTS)
@@ -305,11 +308,9 @@ class Page:
 
     def close(self) -> None:
         self._words.release()
-        try:
+        # where a tensor still looks at the mapping, it goes with the process
+        with contextlib.suppress(BufferError):
             self.mapped.close()
-        except BufferError:
-            # a tensor still looks at the mapping; it goes with the process
-            pass
 
     def __enter__(self) -> Page:
         return self

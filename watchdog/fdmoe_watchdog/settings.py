@@ -29,11 +29,15 @@ class RecoverySettings(Group):
         5.0, gt=0, description="Outstanding work without a beat for longer than this always is a stall."
     )
     stall_factor: float = Field(
-        4.0, ge=1, description="The stall time is the longest gap seen between beats times this, floor and ceiling kept."
+        4.0,
+        ge=1,
+        description="The stall time is the longest gap seen between beats times this, floor and ceiling kept.",
     )
     abort_deadline_s: float = Field(0.05, gt=0, description="Rung 1: how long an aborted kernel may take to end.")
     answer_deadline_s: float = Field(
-        10.0, gt=0, description="How long the baseline path may work on one batch, and how long a worker may leave one untouched."
+        10.0,
+        gt=0,
+        description="How long the baseline path may work on one batch, and how long a worker may leave one untouched.",
     )
     kill_deadline_s: float = Field(10.0, gt=0, description="Rung 3: how long a killed process may take to be reaped.")
     startup_deadline_s: float = Field(
@@ -43,10 +47,14 @@ class RecoverySettings(Group):
     backoff_max_s: float = Field(30.0, gt=0, description="Rung 4: ceiling of that pause, which doubles per restart.")
     restart_budget: int = Field(10, ge=0, description="Rung 4: restarts within the restart period; more are refused.")
     restart_period_s: float = Field(600.0, gt=0, description="Rung 4: the period in which restarts are counted.")
-    cooldown_initial_s: float = Field(2.0, ge=0, description="Pause on the baseline before the fused path is tried again.")
+    cooldown_initial_s: float = Field(
+        2.0, ge=0, description="Pause on the baseline before the fused path is tried again."
+    )
     cooldown_max_s: float = Field(600.0, ge=0, description="Ceiling of that pause, which doubles per relapse.")
     relapse_period_s: float = Field(
-        600.0, gt=0, description="A stall later than this after the fused path came back starts again at the first pause."
+        600.0,
+        gt=0,
+        description="A stall later than this after the fused path came back starts again at the first pause.",
     )
     shadow_checks: int = Field(
         3, ge=1, description="Clean comparisons of the fused path with the baseline before it serves again."

@@ -1,0 +1,52 @@
+"""The commands of `fdmoe` and what each is called with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fdmoe_ops.cli.chaos import chaos
+from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS
+from fdmoe_ops.cli.config import show
+from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
+from fdmoe_ops.cli.serve import serve
+from fdmoe_ops.cli.status import status
+from fdmoe_ops.cli.version import version
+
+app = typer.Typer(
+    name="fdmoe",
+    help="Serve mixture-of-experts layers that run as one GPU kernel, watch them, and recover when they stall.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+app.command(epilog=EPILOG)(with_settings(serve))
+app.command(epilog=EPILOG)(with_settings(status, only=RUN_DIRECTORY_OPTIONS))
+app.command(epilog=EPILOG)(with_settings(chaos, only=RUN_DIRECTORY_OPTIONS))
+config_app.command(epilog=EPILOG)(with_settings(show))
+
+
+@app.command()
+def demo_model(
+    directory: Annotated[Path, typer.Argument(help="Directory to be made; it must be empty or not exist.")],
+) -> None:
+    """Write a tiny, real Qwen3-MoE checkpoint."""
+    # numpy comes with it, and the other commands do without
+    from fdmoe_ops.demo import write_demo_model
+
+    try:
+        write_demo_model(directory)
+    except (OSError, ValueError) as error:
+        raise fail(str(error), MISUSE) from error
+    typer.echo(f"wrote {directory}")
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    typer.echo(f"fdmoe {version()}")

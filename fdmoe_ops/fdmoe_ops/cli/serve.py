@@ -1,0 +1,107 @@
+"""`fdmoe serve`: from settings to a plan of the process tree; then this process is the watchdog."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import typer
+
+from fdmoe_ops import log
+from fdmoe_ops import settings as tree
+from fdmoe_ops.cli.first_request import curl_command
+from fdmoe_ops.cli.sources import Loaded
+from fdmoe_ops.cli.version import version
+from fdmoe_ops.devices import find_device
+from fdmoe_ops.settings import Settings, SettingsError
+from fdmoe_watchdog.plan import TreePlan
+
+# in use, not of this machine, a privileged port
+ADDRESS_ERRORS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+SETTINGS_FILE = "settings.json"
+
+
+def serve(loaded: Loaded) -> None:
+    """Serve MoE layers: gateway, workers and their watchdog, until Ctrl-C."""
+    settings = tree.resolve(loaded.settings, find_device(loaded.settings.device))
+    _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
+    plan = tree_plan(settings, os.environ)
+    log.configure(settings.log)
+    raise typer.Exit(_run(plan))
+
+
+def _run(plan: TreePlan) -> int:
+    # here, so that the other commands start without the supervisor's dependencies
+    from fdmoe_watchdog import supervisor
+    from fdmoe_watchdog.rundir import RunDirectoryError
+
+    try:
+        return supervisor.run(plan)
+    except RunDirectoryError as error:
+        raise SettingsError(f"run_dir cannot be used: {error}") from error
+    except OSError as error:
+        if error.errno not in ADDRESS_ERRORS:
+            raise
+        address = f"{plan.watchdog.host}:{plan.watchdog.port}"
+        raise SettingsError(f"the watchdog cannot listen on {address} (watchdog.host, .port): {error}") from error
+
+
+def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
+    """The plan for resolved settings. `environment` is this process's, which the children inherit."""
+    assert settings.run_dir, "resolved settings have a run directory"
+    assert settings.flight_dir, "resolved settings have a flight directory"
+    settings_file = settings.run_dir / SETTINGS_FILE
+
+    def command(module: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", module, "--settings", str(settings_file))
+
+    def announce(gateway_url: str, watchdog_url: str) -> None:
+        typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {settings.device})")
+        typer.echo(f"watchdog  {watchdog_url}   (metrics: {watchdog_url}/metrics)")
+        typer.echo(f"\nA first request:\n\n{curl_command(settings, gateway_url)}\n")
+        sys.stdout.flush()
+
+    return TreePlan(
+        run_dir=settings.run_dir,
+        flight_dir=settings.flight_dir,
+        device=settings.device,
+        arena_bytes=settings.arena.size_bytes,
+        worker_command=command("fdmoe_ops.worker"),
+        gateway_command=command("fdmoe_ops.gateway"),
+        environment=_additions(settings.device, environment),
+        watchdog=settings.watchdog,
+        recovery=settings.recovery,
+        chaos=settings.chaos,
+        version=version(),
+        prepare=lambda run_dir: tree.write(settings, run_dir / SETTINGS_FILE),
+        announce=announce,
+    )
+
+
+def _additions(device: str, environment: Mapping[str, str]) -> dict[str, str]:
+    # PYTHONSAFEPATH: `python -m` puts the current directory first on sys.path, and a file or folder there that is
+    # named like a module (this repository's own `kernels/` is) must not be imported in its place
+    additions = {"PYTHONSAFEPATH": "1"}
+    if device == "cpu":
+        # OMP_NUM_THREADS: two workers and a gateway share few cores, and torch takes all of them for each process
+        additions |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
+    return additions
+
+
+def _provide_checkpoint(settings: Settings, *, is_demo: bool) -> None:
+    path = settings.model.path
+    assert path, "resolved settings have a model path"
+    if not is_demo:
+        if not path.is_dir():
+            raise SettingsError(f"model.path is {path}; a Hugging Face model directory is needed, and there is none")
+        return
+    if (path / "config.json").exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # in a process of its own, because numpy must stay out of this one
+    done = subprocess.run((sys.executable, "-P", "-m", "fdmoe_ops.cli", "demo-model", str(path)), check=False)
+    if done.returncode != 0:
+        raise SettingsError(f"the demo checkpoint could not be written to {path}; --model-path names another one")

@@ -1,0 +1,68 @@
+"""Which device this machine has, without importing torch here: the process that asks becomes the watchdog.
+
+`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": number of devices}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+# NVIDIA's driver, its form under WSL, AMD's driver
+DEVICE_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/kfd"))
+# a cold import of torch from a network disk takes tens of seconds
+PROBE_DEADLINE_S = 120.0
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceError(ValueError):
+    """The device that is wanted is not there, or nobody can say whether it is."""
+
+
+def find_device(wanted: str) -> str:
+    """ "cpu" or "cuda:N" for `wanted`: auto, cpu, cuda or cuda:N. Raises DeviceError.
+
+    A machine without a GPU driver answers at once; elsewhere torch is asked in a process of its own.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    if wanted == "auto" and not any(file.exists() for file in DEVICE_FILES):
+        return "cpu"
+    found = _count_cuda_devices(wanted)
+    if wanted == "auto" and not found:
+        logger.warning("a GPU driver is installed, but torch sees no CUDA device: the CPU is used")
+        return "cpu"
+    index = int(wanted.partition(":")[2] or 0)
+    if index >= found:
+        devices = ", ".join(f"cuda:{i}" for i in range(found)) or "no CUDA device"
+        raise DeviceError(f"device is {wanted}; torch sees {devices} on this machine (cpu is always allowed)")
+    return f"cuda:{index}"
+
+
+def _count_cuda_devices(wanted: str) -> int:
+    command = (sys.executable, "-P", "-m", "fdmoe_ops.devices")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"device is {wanted}; torch did not name its devices in {PROBE_DEADLINE_S:g} s") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DeviceError(f"device is {wanted}; torch cannot be asked for its devices: {last}")
+    # torch and its plug-ins may print lines of their own before ours
+    count = json.loads(done.stdout.splitlines()[-1])["cuda"]
+    assert isinstance(count, int), f"the probe answered {done.stdout!r}"
+    return count
+
+
+def _probe() -> None:
+    import torch
+
+    print(json.dumps({"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}))
+
+
+if __name__ == "__main__":
+    _probe()

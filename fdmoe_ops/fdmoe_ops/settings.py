@@ -1,0 +1,256 @@
+"""The settings tree: every option of the service is written here once, with its unit, bounds and default.
+
+Flags, FDMOE_* variables and YAML keys are made from it (fdmoe_ops.cli.sources); the children of the watchdog get the
+resolved tree as a JSON file. The watchdog's own branches live in fdmoe_watchdog.settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
+
+from fdmoe_watchdog.settings import Group, RecoverySettings, WatchdogSettings
+
+BranchT = TypeVar("BranchT", bound=Group)
+MIB = 1024 * 1024
+# sockaddr_un holds 107 bytes of path; the longest socket of a tree is "/worker-a-g" + a 10-digit generation + ".sock"
+RUN_DIR_MAX_BYTES = 80
+
+
+class SettingsError(ValueError):
+    """Values that cannot be used; the text has a line for each and names the option, the value and what is allowed."""
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _layers(value: object) -> object:
+    """ "all", "0,2" or a list of indices -> "all" or a tuple of ints."""
+    allowed = 'allowed: "all", or layer indices from 0 such as 0,2'
+    if value == "all":
+        return value
+    items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError(allowed)
+    digits = [str(item).strip() for item in items]
+    if not all(re.fullmatch("[0-9]+", text) for text in digits):
+        raise ValueError(allowed)
+    layers = tuple(int(text) for text in digits)
+    if len(set(layers)) != len(layers):
+        raise ValueError("a layer is named twice; " + allowed)
+    return layers
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+        raise ValueError("allowed: auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _model_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", value):
+        raise ValueError("allowed: letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _socket_directory(value: Path) -> Path:
+    size = len(os.fsencode(value.expanduser().absolute()))
+    if size > RUN_DIR_MAX_BYTES:
+        raise ValueError(f"its absolute path has {size} bytes; Unix sockets in it allow at most {RUN_DIR_MAX_BYTES}")
+    return value
+
+
+class ModelSettings(Group):
+    path: Path | None = Field(
+        None, description="Hugging Face model directory; without it the demo checkpoint, written where it is missing."
+    )
+    name: Annotated[str, AfterValidator(_model_name)] | None = Field(
+        None, description="Name in request addresses, as in NAME/layers.0; by default the directory's name."
+    )
+    layers: Annotated[Literal["all"] | tuple[int, ...], BeforeValidator(_layers)] = Field(
+        "all", description='Decoder layers that are served: "all" MoE layers, or indices such as 0,2.'
+    )
+    dtype: Dtype = Field(
+        Dtype.AUTO, description="Type of the served weights; auto: the checkpoint's own, float32 on the CPU."
+    )
+
+
+class GatewaySettings(Group):
+    host: str = Field("127.0.0.1", description="Address of the gateway's HTTP server.")
+    port: int = Field(8080, ge=0, le=65535, description="Port of the gateway's HTTP server; 0 takes a free one.")
+    max_queue_tokens: int = Field(65536, ge=1, description="Tokens that may wait; more are answered 503.")
+    max_queue_requests: int = Field(1024, ge=1, description="Requests that may wait; more are answered 503.")
+    request_timeout_s: float = Field(60.0, gt=0, description="How long a request may wait before it is answered 504.")
+    retry_after_s: int = Field(1, ge=1, description="Retry-After of a 503, in whole seconds.")
+
+
+class WorkerSettings(Group):
+    max_batch_tokens: int = Field(
+        4096, ge=1, description="Most tokens of one batch, and so of one request; 64 on the CPU unless it is given."
+    )
+    programs: int = Field(
+        0, ge=0, description="SM budget: programs (CTAs) of the fused kernel; 0: one per streaming multiprocessor."
+    )
+
+
+class ArenaSettings(Group):
+    size_bytes: ByteSize = Field(
+        ByteSize(256 * MIB), ge=MIB, description="Shared memory for tensors of waiting requests, such as 256MiB."
+    )
+
+
+class LogSettings(Group):
+    format: LogFormat = Field(LogFormat.CONSOLE, description="How log lines are written.")
+    level: LogLevel = Field(LogLevel.INFO, description="Least severity that is logged.")
+
+
+class Settings(Group):
+    model: ModelSettings = Field(default_factory=ModelSettings, description="What is served.")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="Where it runs: cpu, cuda or cuda:N; auto takes the first CUDA device, else the CPU."
+    )
+    gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="HTTP server for requests.")
+    worker: WorkerSettings = Field(default_factory=WorkerSettings, description="Processes that compute.")
+    arena: ArenaSettings = Field(default_factory=ArenaSettings, description="Shared memory for tensors.")
+    watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings, description="The process that watches.")
+    recovery: RecoverySettings = Field(
+        default_factory=RecoverySettings, description="Detection of stalls and what follows."
+    )
+    log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
+    run_dir: Annotated[Path, AfterValidator(_socket_directory)] | None = Field(
+        None,
+        description="Directory on tmpfs for sockets, beat pages and the arena; by default /dev/shm/fdmoe-UID-PORT with "
+        "the gateway's port.",
+    )
+    flight_dir: Path | None = Field(
+        None, description="Directory of flight records; by default fdmoe/flights in XDG_STATE_HOME (~/.local/state)."
+    )
+    chaos: bool = Field(False, description="Allow `fdmoe chaos` to break kernels on purpose.")
+
+
+def demo_directory() -> Path:
+    """Where the demo checkpoint is kept: fdmoe/demo-qwen3-moe in XDG_CACHE_HOME (~/.cache)."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "fdmoe" / "demo-qwen3-moe"
+
+
+def run_directory(settings: Settings) -> Path:
+    """The run directory of the tree that these settings start, resolved or not."""
+    if settings.run_dir is not None:
+        return settings.run_dir.expanduser().absolute()
+    return Path(f"/dev/shm/fdmoe-{os.getuid()}-{settings.gateway.port}")
+
+
+def resolve(settings: Settings, device: str) -> Settings:
+    """The same tree with a concrete value for every "auto" and None, for the device that was found (cpu or cuda:N).
+
+    Values that were given explicitly are kept. Raises SettingsError where they contradict each other or the device,
+    or where `model.dtype` must be read from a checkpoint that is not there.
+    """
+    model = settings.model
+    path = (model.path.expanduser() if model.path else demo_directory()).absolute()
+    name = model.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
+    flight_dir = settings.flight_dir or _xdg("XDG_STATE_HOME", ".local/state") / "fdmoe" / "flights"
+    branches = {
+        "model": model.model_copy(update={"path": path, "name": name, "dtype": _dtype(model, path, device)}),
+        "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if device == "cpu" else {}),
+        "recovery": _recovery(settings.recovery, device),
+    }
+    values = {
+        "device": device,
+        "run_dir": run_directory(settings),
+        "flight_dir": flight_dir.expanduser().absolute(),
+    }
+    return settings.model_copy(update=branches | values)
+
+
+def write(settings: Settings, path: Path) -> None:
+    """Write the tree as JSON for the children, readable by this user alone (mode 0600). The file must not exist yet."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(settings.model_dump_json(indent=2))
+
+
+def read(path: Path) -> Settings:
+    """The tree that `write` wrote. Raises OSError, or pydantic.ValidationError when it is another program's file."""
+    return Settings.model_validate_json(path.read_bytes())
+
+
+def _recovery(recovery: RecoverySettings, device: str) -> RecoverySettings:
+    """On the CPU the interpreter needs 4 to 7 ms for a 64x64x64 dot product, so a work item is slow and not stuck."""
+    given = recovery.model_fields_set
+    if device == "cpu":
+        slow = {"stall_floor_s": 2.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
+        recovery = _defaults_for(recovery, slow)
+    floor, ceiling = recovery.stall_floor_s, recovery.stall_ceiling_s
+    if floor > ceiling:
+        if {"stall_floor_s", "stall_ceiling_s"} <= given:
+            raise SettingsError(
+                f"recovery.stall_floor_s is {floor:g}; at most recovery.stall_ceiling_s, {ceiling:g}, is allowed"
+            )
+        # the default follows the value that was given
+        follower = {"stall_ceiling_s": floor} if "stall_floor_s" in given else {"stall_floor_s": ceiling}
+        recovery = recovery.model_copy(update=follower)
+    return recovery
+
+
+def _dtype(model: ModelSettings, path: Path, device: str) -> Dtype:
+    if device == "cpu":
+        if model.dtype is Dtype.BFLOAT16:
+            raise SettingsError(
+                "model.dtype is bfloat16; on the CPU float32 is allowed: Triton's interpreter computes wrong bfloat16"
+            )
+        return Dtype.FLOAT32 if model.dtype is Dtype.AUTO else model.dtype
+    if model.dtype is not Dtype.AUTO:
+        return model.dtype
+    if model.path is None:
+        return Dtype.FLOAT32  # the demo checkpoint's own
+    return _stored_dtype(path / "config.json")
+
+
+def _stored_dtype(config_file: Path) -> Dtype:
+    """What config.json says its weights are; older files say torch_dtype, and none at all means float32."""
+    try:
+        config = json.loads(config_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model.dtype is auto, and the checkpoint does not say its own: {error}") from error
+    stored = (config.get("dtype") or config.get("torch_dtype") or "float32") if isinstance(config, dict) else config
+    allowed = [dtype for dtype in Dtype if dtype is not Dtype.AUTO]
+    if stored not in allowed:
+        raise SettingsError(
+            f"model.dtype is auto, and {config_file} says {stored!r}; allowed: {', '.join(allowed)}: give one"
+        )
+    return Dtype(stored)
+
+
+def _defaults_for(branch: BranchT, values: dict[str, Any]) -> BranchT:
+    """The branch with other values for what was not given explicitly."""
+    given = branch.model_fields_set
+    return branch.model_copy(update={name: value for name, value in values.items() if name not in given})
+
+
+def _xdg(variable: str, default: str) -> Path:
+    """A base directory; the XDG specification says that relative values are to be ignored."""
+    value = Path(os.environ.get(variable, ""))
+    return value if value.is_absolute() else Path.home() / default

@@ -1,0 +1,100 @@
+"""`python -m fdmoe_ops.worker --settings FILE --name NAME --generation N`: one generation of a worker."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from fdmoe_ops import log
+from fdmoe_ops import settings as tree
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
+from fdmoe_watchdog.child import die_with_parent
+from fdmoe_watchdog.page import Host, Identity, Line, Page, Stage
+
+EXIT_FAILED = 1
+_DTYPES: dict[str, Literal["FP32", "BF16", "FP16"]] = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--generation", type=int, required=True)
+    options = parser.parse_args(arguments)
+    settings = tree.read(options.settings)
+    log.configure(settings.log)
+    assert settings.run_dir is not None, "a resolved tree has a run_dir"
+    stem = settings.run_dir / f"worker-{options.name}-g{options.generation}"
+    page = Page.open(stem.with_suffix(".page"))
+    page.write(Line.IDENTITY, Identity.PID, os.getpid())
+    hello = messages.Hello(messages.PROTOCOL, "worker", options.name, options.generation, os.getpid())
+    control = Channel.connect(settings.run_dir / "watchdog.sock", hello)
+    try:
+        _serve(settings, page, control, stem.with_suffix(".sock"), options.generation)
+    except ChannelClosed as error:
+        # the watchdog is gone or wants nothing more of this process
+        structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
+        return 0
+    except Exception as error:
+        # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
+        traceback.print_exc()
+        control.send(messages.WorkerFailed(f"{type(error).__name__}: {error}"[:1000]))
+        return EXIT_FAILED
+    return 0
+
+
+def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: Path, generation: int) -> None:
+    # only now: a child's first milliseconds belong to the lines above, and torch takes seconds to import
+    import torch
+
+    from fdmoe_ops.checkpoint import Checkpoint
+    from fdmoe_ops.worker.engine import Engine
+    from fdmoe_ops.worker.loop import Loop
+
+    page.write(Line.HOST, Host.STAGE, Stage.LOADING)
+    device = torch.device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    assert settings.model.path is not None, "a resolved tree has a model path"
+    checkpoint = Checkpoint.open(settings.model.path)
+    dtype: torch.dtype = getattr(torch, settings.model.dtype)
+    indices = checkpoint.moe_layers if settings.model.layers == "all" else settings.model.layers
+    checkpoint.check(indices)
+    layers = {
+        f"{settings.model.name}/layers.{index}": checkpoint.load(index, device=device, dtype=dtype) for index in indices
+    }
+    page.write(Line.HOST, Host.STAGE, Stage.COMPILING)
+    engine = Engine(
+        layers,
+        page=page,
+        arena=socket_path.parent / "arena",
+        max_batch_tokens=settings.worker.max_batch_tokens,
+        programs=settings.worker.programs,
+    )
+    with torch.inference_mode():
+        difference = engine.warm_up(faults=settings.chaos)
+        # the garbage collector's pauses would be the device's: what is here now stays
+        gc.collect()
+        gc.freeze()
+        structlog.get_logger("fdmoe.worker").info("warm", layers=len(layers), difference=difference)
+        listener = Listener(socket_path)
+        page.write(Line.HOST, Host.STAGE, Stage.SERVING)
+        infos = tuple(
+            messages.LayerInfo(name, layer.hidden_size, _DTYPES[str(dtype).removeprefix("torch.")], layer.experts, layer.routing.top_k)
+            for name, layer in layers.items()
+        )
+        ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens)
+        Loop(engine, page, control, listener, ready).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Both paths over the served layers on one device, with requests read from and answered into the arena."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
+from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, load_faults, warm_up
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.messages import Segment
+from fdmoe_watchdog.page import Exit, Host, Launch, Line, Page
+
+
+class BatchError(ValueError):
+    """A batch that cannot be run as it is; the message names what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One batch on both paths."""
+
+    tokens: int
+    relative_error: float
+    ok: bool
+
+
+class Engine:
+    """The layers of one worker and the buffers they share.
+
+    `page` is the worker's beat page, `arena` the shared-memory file of all requests; on a CUDA device both are pinned,
+    so that the kernel writes its beats, and the copy engine its rows, straight into them. One batch at a time.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, MoELayer],
+        *,
+        page: Page,
+        arena: Path,
+        max_batch_tokens: int,
+        programs: int,
+    ) -> None:
+        self.layers = dict(layers)
+        self.max_batch_tokens = max_batch_tokens
+        self._page = page
+        self._programs = programs
+        self._fault = Fault.NONE
+        some = next(iter(self.layers.values()))
+        self._device = some.device
+        self._indices = {name: index for index, name in enumerate(self.layers)}
+        self._arena = torch.from_file(str(arena), shared=True, size=arena.stat().st_size, dtype=torch.uint8)
+        words = torch.from_numpy(np.frombuffer(page.mapped, dtype=np.int64))
+        if self._device.type == "cuda":
+            _pin(self._arena)
+            _pin(words)
+        self._workspace = Workspace(some, max_batch_tokens, page=words)
+        for name, layer in self.layers.items():
+            if not self._workspace.fits(layer):
+                raise BatchError(f"{name} differs in shape or type from the other layers; one worker serves one shape")
+        shape = (max_batch_tokens, some.hidden_size)
+        self._x = torch.zeros(shape, dtype=some.dtype, device=self._device)
+        self._fused_y = torch.zeros_like(self._x)
+        self._baseline_y = torch.zeros_like(self._x)
+
+    def warm_up(self, *, faults: bool) -> float:
+        """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths."""
+        worst = max(warm_up(layer, self._workspace) for layer in self.layers.values())
+        layer = next(iter(self.layers.values()))
+        abort_drill(layer, self._workspace)
+        if faults:
+            load_faults(layer, self._workspace)
+        self._page.write(Line.LAUNCH, Launch.BEGUN, self._workspace.launches)
+        return worst
+
+    def arm(self, fault: messages.Fault) -> None:
+        """The next fused launch that serves has this fault."""
+        self._fault = Fault[fault.upper()]
+
+    def check(self, batch: messages.Batch) -> MoELayer:
+        """The batch's layer. Raises BatchError for one that this worker cannot run."""
+        layer = self.layers.get(batch.layer)
+        if layer is None:
+            raise BatchError(f"layer {batch.layer} is not served; these are: {', '.join(self.layers)}")
+        tokens = sum(segment.tokens for segment in batch.segments)
+        if not 1 <= tokens <= self.max_batch_tokens:
+            raise BatchError(f"a batch of {tokens} tokens; 1 to {self.max_batch_tokens} are allowed")
+        row_bytes = layer.hidden_size * self._x.element_size()
+        for segment in batch.segments:
+            for offset in (segment.input_offset, segment.output_offset):
+                end = offset + segment.tokens * row_bytes
+                if segment.tokens < 1 or offset < 0 or offset % self._x.element_size() or end > self._arena.numel():
+                    raise BatchError(f"segment {segment} does not lie in the arena of {self._arena.numel()} bytes")
+        return layer
+
+    def load(self, batch: messages.Batch) -> torch.Tensor:
+        """The batch's rows [T, H] on the device."""
+        start = 0
+        for segment in batch.segments:
+            self._x[start : start + segment.tokens].copy_(self._rows(segment, segment.input_offset), non_blocking=True)
+            start += segment.tokens
+        return self._x[:start]
+
+    def run_fused(self, x: torch.Tensor, name: str) -> torch.Tensor | None:
+        """y [T, H] when the launch is done; None if it was aborted. Blocks until the device has left it."""
+        page, launch = self._page, self._workspace.launches + 1
+        page.write(Line.LAUNCH, Launch.TOKENS, x.shape[0])
+        page.write(Line.LAUNCH, Launch.LAYER, self._indices[name])
+        page.write(Line.LAUNCH, Launch.BEGUN_AT_NS, time.monotonic_ns())
+        page.write(Line.LAUNCH, Launch.BEGUN, launch)
+        fault, self._fault = self._fault, Fault.NONE
+        out = self._fused_y[: x.shape[0]]
+        fused_moe(x, self.layers[name], self._workspace, out=out, programs=self._programs, fault=fault)
+        self._synchronize()
+        page.add(Line.HOST, Host.FUSED_BATCHES)
+        return out if page.exit_of(launch) is Exit.DONE else None
+
+    def run_baseline(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """y [T, H] by the baseline path."""
+        self._page.add(Line.HOST, Host.BASELINE_BEGUN)
+        y = baseline_moe(x, self.layers[name], out=self._baseline_y[: x.shape[0]])
+        self._synchronize()
+        self._page.add(Line.HOST, Host.BASELINE_ENDED)
+        self._page.add(Line.HOST, Host.BASELINE_BATCHES)
+        return y
+
+    def store(self, y: torch.Tensor, batch: messages.Batch) -> None:
+        """Write the rows of y into the segments' output areas; they are there when this returns."""
+        start = 0
+        for segment in batch.segments:
+            self._rows(segment, segment.output_offset).copy_(y[start : start + segment.tokens], non_blocking=True)
+            start += segment.tokens
+        self._synchronize()
+
+    def compare(self, x: torch.Tensor, name: str, baseline: torch.Tensor) -> Comparison | None:
+        """The fused path on a batch that the baseline has answered; None if the launch was aborted."""
+        fused = self.run_fused(x, name)
+        if fused is None:
+            return None
+        error = difference(fused, baseline)
+        return Comparison(x.shape[0], error, error <= TOLERANCE[x.dtype])
+
+    def close(self) -> None:
+        """Forget the page's words, so that it can be unmapped."""
+        with contextlib.suppress(AttributeError):
+            del self._workspace
+
+    def _rows(self, segment: Segment, offset: int) -> torch.Tensor:
+        size = segment.tokens * self._x.shape[1] * self._x.element_size()
+        return self._arena[offset : offset + size].view(self._x.dtype).view(segment.tokens, self._x.shape[1])
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _pin(memory: torch.Tensor) -> None:
+    """Register host memory with CUDA; it stays registered until the process ends."""
+    runtime = torch.cuda.cudart()
+    error = runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0)
+    if error != runtime.cudaError.success:
+        raise RuntimeError(f"cudaHostRegister of {memory.numel() * memory.element_size()} bytes failed: {error}")

@@ -1,0 +1,131 @@
+"""The worker's loop: batches from the gateway, orders from the watchdog, one at a time, in one thread."""
+
+from __future__ import annotations
+
+import selectors
+import time
+
+import structlog
+from torch import Tensor
+
+from fdmoe_ops.worker.engine import BatchError, Engine
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
+from fdmoe_watchdog.messages import Path
+from fdmoe_watchdog.page import Host, Line, Page
+
+_IDLE_BEAT_S = 0.1
+
+
+class Loop:
+    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts."""
+
+    def __init__(self, engine: Engine, page: Page, control: Channel, listener: Listener, ready: messages.WorkerReady):
+        self._engine = engine
+        self._page = page
+        self._control = control
+        self._listener = listener
+        self._ready = ready
+        self._gateway: Channel | None = None
+        self._path: Path = "baseline"
+        self._log = structlog.get_logger("fdmoe.worker")
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ, self._on_control)
+            selector.register(self._listener, selectors.EVENT_READ, lambda: self._on_connection(selector))
+            self._control.send(self._ready)
+            while True:
+                self._page.add(Line.HOST, Host.BEATS)
+                for key, _ in selector.select(_IDLE_BEAT_S):
+                    if key.fileobj is self._gateway:
+                        self._on_gateway(selector)
+                    elif key.data is not None:
+                        key.data()
+
+    def _on_control(self) -> None:
+        message = self._control.receive()
+        match message:
+            case messages.SetPath(path=path):
+                self._path = path
+            case messages.ArmFault(fault=fault):
+                self._arm(fault)
+            case None:
+                pass
+            case _:
+                raise ChannelClosed(f"a {type(message).__name__} is not for a worker")
+
+    def _arm(self, fault: messages.Fault) -> None:
+        ok = self._path == "fused"
+        if ok:
+            self._engine.arm(fault)
+        reason = "the next fused launch has it" if ok else f"the path is {self._path}"
+        self._control.send(messages.FaultArmed(fault, ok, reason))
+
+    def _on_connection(self, selector: selectors.BaseSelector) -> None:
+        channel = self._listener.accept()
+        if channel is None:
+            return
+        if self._gateway is not None:
+            self._hang_up(selector)
+        self._gateway = channel
+        selector.register(channel, selectors.EVENT_READ, None)
+        # what an earlier gateway had sent and did not get through does not count as waiting any more
+        self._page.write(Line.HOST, Host.ANSWERED, self._page.read(Line.GATEWAY, 0))
+        channel.send(self._ready)
+
+    def _hang_up(self, selector: selectors.BaseSelector) -> None:
+        assert self._gateway is not None
+        selector.unregister(self._gateway)
+        self._gateway.close()
+        self._gateway = None
+
+    def _on_gateway(self, selector: selectors.BaseSelector) -> None:
+        assert self._gateway is not None
+        try:
+            message = self._gateway.receive()
+            if isinstance(message, messages.Batch):
+                self._serve(message)
+            elif message is not None and not isinstance(message, messages.Hello):
+                raise ChannelClosed(f"a {type(message).__name__} is not for a worker")
+        except ChannelClosed as error:
+            self._log.info("gateway_left", reason=str(error))
+            self._hang_up(selector)
+
+    def _serve(self, batch: messages.Batch) -> None:
+        started = time.monotonic_ns()
+        engine = self._engine
+        try:
+            engine.check(batch)
+        except BatchError as error:
+            self._answer(batch, self._path, started, str(error))
+            return
+        x = engine.load(batch)
+        path: Path = self._path
+        y = engine.run_fused(x, batch.layer) if path == "fused" else None
+        if y is None:
+            if path == "fused":
+                self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
+                self._path = path = "baseline"
+            y = engine.run_baseline(x, batch.layer)
+        engine.store(y, batch)
+        self._answer(batch, path, started)
+        if path == "shadow":
+            self._compare(x, batch, y)
+
+    def _compare(self, x: Tensor, batch: messages.Batch, y: Tensor) -> None:
+        comparison = self._engine.compare(x, batch.layer, y)
+        if comparison is None:
+            self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
+            self._path = "baseline"
+            return
+        self._control.send(
+            messages.ShadowChecked(batch.layer, comparison.tokens, comparison.relative_error, comparison.ok)
+        )
+
+    def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
+        assert self._gateway is not None
+        self._page.add(Line.HOST, Host.ANSWERED)
+        self._gateway.send(
+            messages.Answer(batch.generation, batch.batch, path, time.monotonic_ns() - started, error)
+        )

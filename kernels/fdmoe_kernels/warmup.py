@@ -1,0 +1,84 @@
+"""What a worker does with a layer before it serves: compile, load, prove right, prove stoppable.
+
+A first use beside a kernel that does not end blocks for ever, because its module must be loaded: so everything a worker
+may ever launch is launched here once.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.baseline import baseline_moe
+from fdmoe_kernels.faults import Fault
+from fdmoe_kernels.fused import fused_moe
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.tiles import token_counts_of_all_rows
+from fdmoe_kernels.workspace import Workspace
+from fdmoe_watchdog.page import Exit, ExitWord
+
+# ||fused - baseline|| / ||baseline||: each path is within half of this of float32 (measured: 3e-3 in bfloat16)
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+class ProofError(RuntimeError):
+    """The fused path of this layer cannot be trusted on this device; the message says what was found."""
+
+
+def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float:
+    """||fused - baseline|| / ||baseline|| over the rows where the baseline is finite; 0 if there is none."""
+    rows = torch.isfinite(baseline).all(dim=1)
+    left, right = fused[rows].float(), baseline[rows].float()
+    norm = right.norm()
+    return ((left - right).norm() / norm.clamp_min(torch.finfo(torch.float32).tiny)).item() if right.numel() else 0.0
+
+
+def warm_up(layer: MoELayer, workspace: Workspace) -> float:
+    """Run both paths over every row of the tuning table; returns the largest difference between them.
+
+    Raises ProofError if it is above the tolerance of the layer's dtype.
+    """
+    generator = torch.Generator(device=layer.device).manual_seed(0)
+    worst = 0.0
+    for tokens in token_counts_of_all_rows(layer, workspace.max_tokens):
+        x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
+        error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
+        if not error <= TOLERANCE[layer.dtype]:
+            raise ProofError(
+                f"the fused path differs from the baseline by {error:.2e} at {tokens} tokens; "
+                f"{TOLERANCE[layer.dtype]:.0e} is allowed for {layer.dtype}"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
+    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right.
+
+    Raises ProofError if it does not end as aborted, and ValueError without a page. A launch that does not end at all
+    is the start-up deadline's to find.
+    """
+    page = workspace.page
+    if page is None:
+        raise ValueError("the workspace has no page; an abort word is needed")
+    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+    launch = workspace.launches + 1
+    page[kernel.PAGE_ABORT.value] = launch
+    fused_moe(x, layer, workspace, fault=Fault.STALL)
+    if layer.device.type == "cuda":
+        torch.cuda.synchronize(layer.device)
+    found = int(page[kernel.PAGE_EXIT.value + ExitWord.EXIT])
+    page[kernel.PAGE_ABORT.value] = 0
+    if found != launch << 8 | Exit.ABORTED:
+        raise ProofError(f"launch {launch} was told to end and left exit word {found:#x}")
+    error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
+    if not error <= TOLERANCE[layer.dtype]:
+        raise ProofError(f"after an abort the fused path differs from the baseline by {error:.2e}")
+
+
+def load_faults(layer: MoELayer, workspace: Workspace) -> None:
+    """Compile and load the builds that chaos may ask for. ENDLESS ends here, for its tile finds NEVER already set."""
+    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+    workspace.control[kernel.NEVER.value] = 1
+    fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
+    workspace.control[kernel.NEVER.value] = 0

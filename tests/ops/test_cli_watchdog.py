@@ -1,0 +1,278 @@
+"""`fdmoe status` and `fdmoe chaos` against a watchdog that speaks the real protocol from a script of documents."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import select
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner, Result
+
+from fdmoe_ops.cli import app, chaos, client
+from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
+from fdmoe_watchdog.messages import ChaosReply, ChaosRequest, Hello, StatusReply, StatusRequest
+from fdmoe_watchdog.status import Event, GatewayView, TreeView, WorkerView
+
+WORKER = WorkerView(
+    name="a",
+    generation=1,
+    pid=4711,
+    state="serving",
+    path="fused",
+    stage="serving",
+    outstanding=True,
+    heartbeat_age_s=0.0123,
+    last_heartbeat_at=0.0,
+    stalled_ctas=0,
+    slots=16,
+    batches={"fused": 120, "baseline": 3},
+)
+GONE = msgspec.structs.replace(
+    WORKER, name="b", generation=4, pid=0, state="gone", path="standby", stage="none", outstanding=False, batches={}
+)
+TREE = TreeView(
+    version="0.1.0",
+    device="cpu",
+    path="fused",
+    active="a",
+    chaos=True,
+    uptime_s=3725.4,
+    restarts_left=9,
+    workers=(WORKER, GONE),
+    gateway=GatewayView("http://127.0.0.1:8080", 4710),
+    events=({"at": "2030-01-02T03:04:05.678+00:00", "event": "route", "worker": "a", "generation": 1},),
+    last_flight=None,
+)
+ARMED = ChaosReply(True, "")
+ABORTED: Event = {"at": "2030-01-02T03:05:00.000+00:00", "event": "abort_ended", "worker": "a"}
+LEFT: Event = {"at": "2030-01-02T03:05:00.001+00:00", "event": "path", "previous": "fused", "path": "baseline"}
+BACK: Event = {"at": "2030-01-02T03:05:02.000+00:00", "event": "path", "previous": "shadow", "path": "fused"}
+
+
+class ScriptedWatchdog(threading.Thread):
+    """Answers each status request with the next document (the last one for ever), each chaos request with `reply`."""
+
+    def __init__(self, run_dir: Path, documents: list[TreeView], reply: ChaosReply, *, silent: bool = False) -> None:
+        super().__init__(daemon=True)
+        self._listener = Listener(run_dir / "watchdog.sock")
+        self._documents, self._reply, self._silent = documents, reply, silent
+        self._stopping = threading.Event()
+        self.received: list[object] = []
+
+    def run(self) -> None:
+        channels: list[Channel] = []
+        while not self._stopping.is_set():
+            for ready in select.select([self._listener, *channels], [], [], 0.02)[0]:
+                if ready is self._listener:
+                    channels += [channel] if (channel := self._listener.accept()) else []
+                    continue
+                try:
+                    self._answer(ready, ready.receive())
+                except ChannelClosed:
+                    channels.remove(ready)
+                    ready.close()
+        for closing in (*channels, self._listener):
+            closing.close()
+
+    def _answer(self, channel: Channel, message: object) -> None:
+        self.received.append(message)
+        if self._silent:
+            return
+        match message:
+            case StatusRequest():
+                document = self._documents.pop(0) if len(self._documents) > 1 else self._documents[0]
+                channel.send(StatusReply(document.to_json()))
+            case ChaosRequest():
+                channel.send(self._reply)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(10)
+
+
+@contextlib.contextmanager
+def _watchdog(
+    run_dir: Path, *documents: TreeView, reply: ChaosReply = ARMED, silent: bool = False
+) -> Iterator[ScriptedWatchdog]:
+    watchdog = ScriptedWatchdog(run_dir, list(documents or (TREE,)), reply, silent=silent)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()
+
+
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def _invoke(run_dir: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--run-dir", str(run_dir)])
+
+
+def _later(path: str, *events: Event) -> TreeView:
+    return msgspec.structs.replace(TREE, path=path, events=(*TREE.events, *events))
+
+
+def test_status_fits_80_columns(tmp_path: Path) -> None:
+    with _watchdog(tmp_path) as watchdog:
+        result = _invoke(tmp_path, "status")
+    assert result.exit_code == 0, result.output
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[:9] == [
+        "path           fused",
+        "device         cpu",
+        "active worker  a",
+        "gateway        http://127.0.0.1:8080 (pid 4710)",
+        "up for         1 h 2 min 5 s",
+        "restarts left  9",
+        "last flight    none",
+        "version        0.1.0",
+        "chaos          enabled: kernels may be broken on purpose",
+    ]
+    cells = [re.split(r"\s*[│┃]\s*|\s{2,}", line.strip(" │┃")) for line in lines[9:]]
+    assert ["name", "state", "path", "stage", "gen.", "pid", "beat age", "fused", "base"] in cells
+    assert ["a", "serving", "fused", "serving", "1", "4711", "0.012 s", "120", "3"] in cells
+    assert ["b", "gone", "standby", "none", "4", "-", "idle", "-", "-"] in cells
+    assert ["03:04:05.678", "route", "worker=a generation=1"] in cells
+    assert [type(message) for message in watchdog.received] == [Hello, StatusRequest]
+
+
+def test_status_while_the_tree_starts(tmp_path: Path) -> None:
+    starting = msgspec.structs.replace(
+        TREE, path="down", active=None, chaos=False, workers=(), gateway=GatewayView("", 0), events=(), uptime_s=0.2
+    )
+    with _watchdog(tmp_path, starting):
+        lines = _invoke(tmp_path, "status").stdout.splitlines()
+    assert {line.rstrip() for line in lines} >= {
+        "path           down",
+        "active worker  none",
+        "gateway        not listening (pid none)",
+        "up for         0 s",
+    }
+    assert not any("chaos" in line or "events" in line for line in lines)
+
+
+def test_status_as_json_is_the_whole_document(tmp_path: Path) -> None:
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "status", "--json")
+    assert json.loads(result.stdout) == json.loads(TREE.to_json())
+
+
+@pytest.mark.parametrize("command", [("status",), ("chaos", "stall")])
+def test_nobody_listens(command: tuple[str, ...], tmp_path: Path) -> None:
+    result = _invoke(tmp_path, *command)
+    assert result.exit_code == 3
+    assert result.stderr == f"error: no watchdog listens on {tmp_path}/watchdog.sock: No such file or directory\n"
+
+
+def test_a_socket_whose_owner_is_gone(tmp_path: Path) -> None:
+    with _watchdog(tmp_path):
+        (tmp_path / "kept").hardlink_to(tmp_path / "watchdog.sock")
+    (tmp_path / "kept").rename(tmp_path / "watchdog.sock")
+    result = _invoke(tmp_path, "status")
+    assert result.exit_code == 3
+    assert result.stderr == f"error: no watchdog listens on {tmp_path}/watchdog.sock: Connection refused\n"
+
+
+def test_a_watchdog_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_DEADLINE_S", 0.1)
+    with _watchdog(tmp_path, silent=True):
+        result = _invoke(tmp_path, "status")
+    assert result.exit_code == 3
+    assert result.stderr == f"error: the watchdog on {tmp_path}/watchdog.sock gave no answer in 0.1 s\n"
+
+
+def test_the_run_directory_follows_the_port() -> None:
+    result = CliRunner().invoke(app, ["status", "--gateway-port", "1"])
+    assert result.exit_code == 3
+    assert re.fullmatch(r"error: no watchdog listens on /dev/shm/fdmoe-\d+-1/watchdog.sock: .*\n", result.stderr)
+
+
+@pytest.mark.parametrize("fault", ["stall", "endless"])
+def test_a_fault_is_armed(fault: str, tmp_path: Path) -> None:
+    with _watchdog(tmp_path) as watchdog:
+        result = _invoke(tmp_path, "chaos", fault)
+    assert (result.exit_code, result.stdout) == (0, f"armed: {fault}\n")
+    assert watchdog.received[-1] == ChaosRequest(fault=fault)  # type: ignore[arg-type]
+
+
+def test_a_refusal_is_told(tmp_path: Path) -> None:
+    with _watchdog(tmp_path, reply=ChaosReply(False, "chaos is off in this tree")):
+        result = _invoke(tmp_path, "chaos", "stall")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: the watchdog refused: chaos is off in this tree\n"
+
+
+def test_an_unknown_fault(tmp_path: Path) -> None:
+    result = _invoke(tmp_path, "chaos", "flood")
+    assert result.exit_code == 2
+    # the box around it breaks the line
+    assert "'flood' is not one of 'stall', 'endless'" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_waiting_shows_each_event_once_until_fused_is_back(tmp_path: Path) -> None:
+    documents = [
+        TREE,
+        TREE,
+        _later("baseline", ABORTED, LEFT),
+        _later("shadow", ABORTED, LEFT),
+        _later("fused", ABORTED, LEFT, BACK),
+    ]
+    with _watchdog(tmp_path, *documents):
+        result = _invoke(tmp_path, "chaos", "stall", "--wait", "30")
+    assert result.exit_code == 0, result.output
+    *lines, last = result.stdout.splitlines()
+    assert lines == [
+        "armed: stall",
+        "03:05:00.000  abort_ended  worker=a",
+        "03:05:00.001  path  previous=fused path=baseline",
+        "03:05:02.000  path  previous=shadow path=fused",
+    ]
+    assert re.fullmatch(r"fused again, \d+\.\d s after the fault was armed", last)
+
+
+def test_a_return_between_two_readings_counts(tmp_path: Path) -> None:
+    with _watchdog(tmp_path, TREE, _later("fused", LEFT, BACK)):
+        result = _invoke(tmp_path, "chaos", "stall", "--wait", "30")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (_later("baseline", LEFT), "the path is not fused again after 0.2 s"),
+        (TREE, "the path stayed fused for 0.2 s; the fault strikes at the next fused launch: are there requests?"),
+    ],
+)
+def test_waiting_ends(document: TreeView, message: str, tmp_path: Path) -> None:
+    with _watchdog(tmp_path, TREE, document):
+        result = _invoke(tmp_path, "chaos", "endless", "--wait", "0.2")
+    assert (result.exit_code, result.stderr) == (1, f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("seen", "events", "new"),
+    [
+        ([], [], []),
+        ([], [1], [1]),
+        ([1], [1], []),
+        ([1, 2], [1, 2, 3], [3]),
+        ([1, 2, 3], [2, 3, 4], [4]),  # the log keeps three
+        ([1, 2, 3], [4, 5, 6], [4, 5, 6]),
+        ([1, 1], [1, 1, 1], [1]),
+    ],
+)
+def test_new_events(seen: list[int], events: list[int], new: list[int]) -> None:
+    def log(numbers: list[int]) -> list[dict[str, object]]:
+        return [{"at": "2030-01-01T00:00:00Z", "event": "beat", "number": number} for number in numbers]
+
+    assert chaos.new_events(log(seen), log(events)) == log(new)

@@ -1,0 +1,127 @@
+"""A worker's engine: requests out of the arena, answers into it, on both paths, and through an abort."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
+
+from fdmoe_kernels import reference_moe
+from fdmoe_ops.worker.engine import BatchError, Engine
+from fdmoe_watchdog.messages import Batch, Segment
+from fdmoe_watchdog.page import Host, Launch, Line, Page, Wait, parse_slots
+
+NAME = "m/layers.0"
+
+
+class Bench:
+    """One layer, an arena of 64 KiB, and a page with two slots."""
+
+    def __init__(self, directory: Path) -> None:
+        self.layer = random_layer(8, 64, 32, 2, place=INTERPRETER)
+        self.arena_path = directory / "arena"
+        self.arena_path.write_bytes(bytes(65536))
+        self.arena = torch.from_file(str(self.arena_path), shared=True, size=65536, dtype=torch.uint8)
+        self.page = Page.create(directory / "page", generation=1, slots=2)
+        self.engine = Engine(
+            {NAME: self.layer}, page=self.page, arena=self.arena_path, max_batch_tokens=16, programs=0
+        )  # fmt: skip
+
+    def put(self, x: torch.Tensor, offset: int) -> Segment:
+        raw = x.contiguous().view(torch.uint8).flatten()
+        self.arena[offset : offset + raw.numel()] = raw
+        return Segment(offset, offset + 32768, x.shape[0])
+
+    def answer(self, segment: Segment) -> torch.Tensor:
+        raw = self.arena[segment.output_offset : segment.output_offset + segment.tokens * 256]
+        return raw.view(torch.float32).view(segment.tokens, 64)
+
+
+@pytest.fixture
+def bench(in_memory: Path) -> Bench:
+    return Bench(in_memory)
+
+
+def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
+    one, two = random_tokens(bench.layer, 3, seed=1), random_tokens(bench.layer, 2, seed=2)
+    batch = Batch(1, 1, NAME, (bench.put(one, 4096), bench.put(two, 256)))
+    bench.engine.check(batch)
+    for run in (bench.engine.run_fused, bench.engine.run_baseline):
+        x = bench.engine.load(batch)
+        assert torch.equal(x, torch.cat([one, two]))
+        y = run(x, NAME)
+        assert y is not None
+        bench.engine.store(y, batch)
+        for rows, segment in zip((one, two), batch.segments, strict=True):
+            assert relative_error(bench.answer(segment), reference_moe(rows, bench.layer)) < 1e-5
+            bench.answer(segment).fill_(float("nan"))
+    assert bench.page.read(Line.HOST, Host.FUSED_BATCHES) == 1
+    assert bench.page.read(Line.HOST, Host.BASELINE_BATCHES) == 1
+    assert not bench.page.snapshot().outstanding
+
+
+def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: Bench) -> None:
+    assert bench.engine.warm_up(faults=True) < 1e-5
+    snapshot = bench.page.snapshot()
+    assert snapshot.begun == snapshot.ended > 3
+    assert snapshot.abort == 0
+
+
+def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(bench: Bench) -> None:
+    bench.engine.warm_up(faults=True)
+    batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
+    bench.engine.arm("stall")
+    begun = bench.page.read(Line.LAUNCH, Launch.BEGUN)
+
+    def abort() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            snapshot = bench.page.snapshot()
+            waits = [slot.wait for slot in parse_slots(snapshot.slots) if slot.launch == begun + 1]
+            if Wait.UP_TILES in waits:
+                bench.page.write(Line.ABORT, 0, begun + 1)
+                return
+
+    watcher = threading.Thread(target=abort)
+    watcher.start()
+    x = bench.engine.load(batch)
+    assert bench.engine.run_fused(x, NAME) is None
+    watcher.join()
+    # the fault was for one launch
+    y = bench.engine.run_fused(x, NAME)
+    assert y is not None
+    assert relative_error(y, reference_moe(x, bench.layer)) < 1e-5
+
+
+def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
+    batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
+    x = bench.engine.load(batch)
+    y = bench.engine.run_baseline(x, NAME).clone()
+    good = bench.engine.compare(x, NAME, y)
+    assert good is not None
+    assert (good.tokens, good.ok) == (5, True)
+    y[3] *= 1.01
+    bad = bench.engine.compare(x, NAME, y)
+    assert bad is not None
+    assert not bad.ok
+    assert 1e-4 < bad.relative_error < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Batch(1, 1, "m/layers.7", (Segment(0, 4096, 1),)), "layer m/layers.7 is not served; these are: m/layers.0"),
+        (Batch(1, 1, NAME, ()), "a batch of 0 tokens; 1 to 16 are allowed"),
+        (Batch(1, 1, NAME, (Segment(0, 8192, 17),)), "a batch of 17 tokens; 1 to 16 are allowed"),
+        (Batch(1, 1, NAME, (Segment(0, 65536 - 255, 1),)), "does not lie in the arena of 65536 bytes"),
+        (Batch(1, 1, NAME, (Segment(-4, 0, 1),)), "does not lie in the arena of 65536 bytes"),
+        (Batch(1, 1, NAME, (Segment(2, 0, 1),)), "does not lie in the arena of 65536 bytes"),
+    ],
+)
+def test_batches_that_cannot_be_run_are_named(bench: Bench, batch: Batch, message: str) -> None:
+    with pytest.raises(BatchError, match=message):
+        bench.engine.check(batch)

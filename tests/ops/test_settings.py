@@ -1,0 +1,247 @@
+"""The settings tree itself: values, bounds, and what `resolve` makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fdmoe_ops import settings as tree
+from fdmoe_ops.settings import Dtype, Settings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+
+
+def _settings(**branches: object) -> Settings:
+    return Settings.model_validate(branches)
+
+
+def _model(directory: Path, config: dict[str, object]) -> Settings:
+    (directory / "config.json").write_text(json.dumps(config))
+    return _settings(model={"path": directory})
+
+
+def test_defaults() -> None:
+    assert json.loads(Settings().model_dump_json(exclude={"watchdog", "recovery"})) == {
+        "model": {"path": None, "name": None, "layers": "all", "dtype": "auto"},
+        "device": "auto",
+        "gateway": {
+            "host": "127.0.0.1",
+            "port": 8080,
+            "max_queue_tokens": 65536,
+            "max_queue_requests": 1024,
+            "request_timeout_s": 60.0,
+            "retry_after_s": 1,
+        },
+        "worker": {"max_batch_tokens": 4096, "programs": 0},
+        "arena": {"size_bytes": 256 * 1024 * 1024},
+        "log": {"format": "console", "level": "info"},
+        "run_dir": None,
+        "flight_dir": None,
+        "chaos": False,
+    }
+
+
+def test_the_tree_is_frozen() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.chaos = True  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.gateway.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "layers"),
+    [
+        ("all", "all"),
+        ("3", (3,)),
+        ("0,2", (0, 2)),
+        (" 0 , 2 ", (0, 2)),
+        ([0, 2], (0, 2)),
+        (["0", "2"], (0, 2)),
+        (7, (7,)),
+    ],
+)
+def test_layers(written: object, layers: object) -> None:
+    assert _settings(model={"layers": written}).model.layers == layers
+
+
+@pytest.mark.parametrize("written", ["", "0,", "none", "-1", "0;2", [], [-1], ["a"], [1.5], True, {"a": 1}, None])
+def test_layers_that_are_none(written: object) -> None:
+    with pytest.raises(ValidationError, match='allowed: "all", or layer indices from 0 such as 0,2'):
+        _settings(model={"layers": written})
+
+
+def test_a_layer_is_named_once() -> None:
+    with pytest.raises(ValidationError, match="a layer is named twice"):
+        _settings(model={"layers": "1,2,1"})
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, unique=True))
+def test_layers_survive_the_childrens_file(layers: list[int]) -> None:
+    settings = _settings(model={"layers": ",".join(map(str, layers))})
+    assert Settings.model_validate_json(settings.model_dump_json()).model.layers == tuple(layers)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"), [("1MiB", 2**20), ("256MiB", 2**28), ("2GB", 2 * 10**9), (1048576, 2**20)]
+)
+def test_arena_size(written: object, size: int) -> None:
+    assert _settings(arena={"size_bytes": written}).arena.size_bytes == size
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:11"])
+def test_device(device: str) -> None:
+    assert _settings(device=device).device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:0,1", "CPU", "cuda:x"])
+def test_device_that_is_none(device: str) -> None:
+    with pytest.raises(ValidationError, match="allowed: auto, cpu, cuda or cuda:N"):
+        _settings(device=device)
+
+
+def test_a_run_dir_has_room_for_socket_names() -> None:
+    assert _settings(run_dir="/" + "x" * 79).run_dir == Path("/" + "x" * 79)
+    with pytest.raises(ValidationError, match="its absolute path has 81 bytes; Unix sockets in it allow at most 80"):
+        _settings(run_dir="/" + "x" * 80)
+
+
+def test_resolved_for_the_cpu(tmp_path: Path) -> None:
+    settings = tree.resolve(Settings(), "cpu")
+    assert settings.device == "cpu"
+    assert settings.model.path == tmp_path / "home/.cache/fdmoe/demo-qwen3-moe"
+    assert settings.model.name == "demo-qwen3-moe"
+    assert settings.model.dtype is Dtype.FLOAT32
+    assert settings.worker.max_batch_tokens == 64
+    assert settings.recovery.stall_floor_s == 2.0
+    assert settings.recovery.stall_ceiling_s == 10.0
+    assert settings.recovery.abort_deadline_s == 1.0
+    assert settings.run_dir == Path(f"/dev/shm/fdmoe-{os.getuid()}-8080")
+    assert settings.flight_dir == tmp_path / "home/.local/state/fdmoe/flights"
+
+
+def test_resolved_for_a_gpu_without_a_model() -> None:
+    settings = tree.resolve(Settings(), "cuda:1")
+    assert settings.device == "cuda:1"
+    assert settings.model.dtype is Dtype.FLOAT32
+    assert settings.worker == Settings().worker
+    assert settings.recovery == Settings().recovery
+
+
+def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> None:
+    settings = _settings(
+        model={"name": "mine", "dtype": "float16"},
+        worker={"max_batch_tokens": 4096},
+        recovery={"stall_floor_s": 0.05, "stall_ceiling_s": 5.0, "abort_deadline_s": 0.05},
+        run_dir="/dev/shm/mine",
+        flight_dir="~/flights",
+    )
+    resolved = tree.resolve(settings, "cpu")
+    assert resolved.model.name == "mine"
+    assert resolved.model.dtype is Dtype.FLOAT16
+    assert resolved.worker.max_batch_tokens == 4096
+    assert resolved.recovery == settings.recovery
+    assert resolved.run_dir == Path("/dev/shm/mine")
+    assert resolved.flight_dir == Path.home() / "flights"
+
+
+def test_resolving_again_changes_nothing() -> None:
+    resolved = tree.resolve(Settings(), "cpu")
+    assert tree.resolve(resolved, "cpu") == resolved
+
+
+@pytest.mark.parametrize(
+    ("given_s", "device", "floor_s", "ceiling_s"),
+    [
+        ({"stall_ceiling_s": 1.0}, "cpu", 1.0, 1.0),
+        ({"stall_floor_s": 30.0}, "cpu", 30.0, 30.0),
+        ({"stall_floor_s": 8.0}, "cuda:0", 8.0, 8.0),
+        ({"stall_floor_s": 3.0}, "cpu", 3.0, 10.0),
+        ({"stall_ceiling_s": 0.01}, "cuda:0", 0.01, 0.01),
+    ],
+)
+def test_the_other_bound_of_the_stall_time_follows(
+    given_s: dict[str, float], device: str, floor_s: float, ceiling_s: float
+) -> None:
+    recovery = tree.resolve(_settings(recovery=given_s), device).recovery
+    assert (recovery.stall_floor_s, recovery.stall_ceiling_s) == (floor_s, ceiling_s)
+
+
+def test_stall_bounds_that_contradict_each_other() -> None:
+    with pytest.raises(SettingsError) as error:
+        tree.resolve(_settings(recovery={"stall_floor_s": 2, "stall_ceiling_s": 1}), "cuda:0")
+    assert str(error.value) == "recovery.stall_floor_s is 2; at most recovery.stall_ceiling_s, 1, is allowed"
+
+
+def test_bfloat16_on_the_cpu() -> None:
+    with pytest.raises(SettingsError, match=r"model.dtype is bfloat16; on the CPU float32 is allowed"):
+        tree.resolve(_settings(model={"dtype": "bfloat16"}), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [({"dtype": "bfloat16"}, "bfloat16"), ({"torch_dtype": "float16"}, "float16"), ({}, "float32")],
+)
+def test_a_gpu_serves_the_checkpoints_own_dtype(tmp_path: Path, config: dict[str, object], dtype: str) -> None:
+    resolved = tree.resolve(_model(tmp_path, config), "cuda:0")
+    assert resolved.model.dtype == dtype
+    assert resolved.model.path == tmp_path
+
+
+def test_a_checkpoint_of_another_dtype(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as error:
+        tree.resolve(_model(tmp_path, {"dtype": "float8_e4m3fn"}), "cuda:0")
+    assert str(error.value) == (
+        f"model.dtype is auto, and {tmp_path}/config.json says 'float8_e4m3fn'; "
+        "allowed: float32, bfloat16, float16: give one"
+    )
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"model.dtype is auto, and the checkpoint does not say its own: .*absent"):
+        tree.resolve(_settings(model={"path": tmp_path / "absent"}), "cuda:0")
+
+
+def test_a_name_is_made_of_what_an_address_may_hold(tmp_path: Path) -> None:
+    resolved = tree.resolve(_settings(model={"path": tmp_path / "my model (1)"}), "cpu")
+    assert resolved.model.name == "my-model--1-"
+
+
+def test_base_directories_of_the_desktop_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert tree.demo_directory() == Path("/var/cache/me/fdmoe/demo-qwen3-moe")
+    assert tree.resolve(Settings(), "cpu").flight_dir == Path.home() / ".local/state/fdmoe/flights"
+
+
+def test_the_run_directory_follows_the_port() -> None:
+    assert tree.run_directory(_settings(gateway={"port": 81})) == Path(f"/dev/shm/fdmoe-{os.getuid()}-81")
+    assert tree.run_directory(_settings(gateway={"port": 81}, run_dir="/run/x")) == Path("/run/x")
+
+
+def test_children_read_what_was_written(tmp_path: Path) -> None:
+    settings = tree.resolve(_settings(model={"layers": "0,2"}, chaos=True, arena={"size_bytes": "1MiB"}), "cpu")
+    file = tmp_path / "settings.json"
+    tree.write(settings, file)
+    assert tree.read(file) == settings
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        tree.write(settings, file)
+
+
+def test_children_refuse_another_programs_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"gateway": {"prot": 1}}')
+    with pytest.raises(ValidationError, match=r"gateway.prot"):
+        tree.read(file)

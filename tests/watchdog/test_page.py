@@ -1,0 +1,120 @@
+"""The beat page's layout, and readers that noise cannot break."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdmoe_watchdog import page as beat_page
+from fdmoe_watchdog.page import (
+    Exit, ExitWord, Host, Identity, Launch, Line, Page, PageError, Phase, Slot, SlotWord, Stage, Wait, parse_slots,
+)  # fmt: skip
+
+WORD = st.integers(0, 2**64 - 1)
+
+
+def test_words_lie_where_the_layout_says(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", generation=3, slots=5, pid=77) as page:
+        page.write(Line.ABORT, 0, 41)
+        page.write(Line.LAUNCH, Launch.TOKENS, 4096)
+        page.write(beat_page.FIRST_SLOT + 4, SlotWord.TICKET, 9)
+    raw = (tmp_path / "page").read_bytes()
+
+    def word(line: int, index: int) -> int:
+        (value,) = struct.unpack_from("<Q", raw, line * 64 + index * 8)
+        return int(value)
+
+    assert raw[:8] == b"fdmoe-bp"
+    assert [word(0, index) for index in range(1, 5)] == [beat_page.VERSION, 77, 3, 5]
+    assert (word(1, 0), word(2, 2), word(8 + 4, 1)) == (41, 4096, 9)
+    assert len(raw) == mmap.PAGESIZE
+    assert (tmp_path / "page").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_snapshot_holds_what_was_written(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", generation=3, slots=2, pid=77) as page:
+        for line, word, value in (
+            (Line.LAUNCH, Launch.BEGUN, 12), (Line.LAUNCH, Launch.BEGUN_AT_NS, 5), (Line.LAUNCH, Launch.LAYER, 1),
+            (Line.EXIT, ExitWord.ENDED, 11), (Line.EXIT, ExitWord.EXIT, 11 << 8 | Exit.ABORTED),
+            (Line.EXIT, ExitWord.DOWN, 30), (Line.HOST, Host.STAGE, Stage.SERVING), (Line.HOST, Host.ANSWERED, 8),
+            (Line.GATEWAY, 0, 9), (beat_page.FIRST_SLOT + 1, SlotWord.PHASE, Phase.DOWN),
+            (beat_page.FIRST_SLOT + 1, SlotWord.TICKET, 7),
+            (beat_page.FIRST_SLOT + 1, SlotWord.TILE, 2 << 32 | 6), (beat_page.FIRST_SLOT + 1, SlotWord.SEEN, 3),
+            (beat_page.FIRST_SLOT + 1, SlotWord.WAIT, Wait.UP_TILES << 32 | 6),
+        ):  # fmt: skip
+            page.write(line, word, value)
+        seen = page.snapshot()
+        assert (seen.pid, seen.generation, seen.begun, seen.ended, seen.exit) == (77, 3, 12, 11, Exit.ABORTED)
+        assert (seen.outstanding, seen.stage, seen.answered, seen.submitted) == (True, Stage.SERVING, 8, 9)
+        assert seen.items == (0, 0, 30, 0)
+        assert page.exit_of(11) is Exit.ABORTED
+        assert page.exit_of(12) is Exit.NONE
+        assert parse_slots(seen.slots)[1] == page.slot(1) == Slot(0, 6, Phase.DOWN, 0, 2, 6, Wait.UP_TILES, 6, 3, 0)
+        assert page.add(Line.HOST, Host.ANSWERED) == 9
+
+
+def test_two_mappings_see_each_other(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", generation=1, slots=4) as writer, Page.open(tmp_path / "page") as reader:
+        writer.write(Line.LAUNCH, Launch.BEGUN, 5)
+        assert reader.snapshot().outstanding
+        reader.write(Line.ABORT, 0, 5)
+        assert writer.read(Line.ABORT, 0) == 5
+
+
+@given(words=st.lists(WORD, min_size=8, max_size=64).filter(lambda words: len(words) % 8 == 0))
+def test_noise_in_the_slots_is_read_as_something(words: list[int]) -> None:
+    slots = parse_slots(struct.pack(f"<{len(words)}Q", *words))
+    assert len(slots) == len(words) // 8
+    for slot, start in zip(slots, range(0, len(words), 8), strict=True):
+        assert slot.launch == words[start]
+        assert slot.phase in Phase
+        assert slot.wait in Wait
+
+
+@given(exit_word=WORD, stage=WORD, launch=st.integers(0, 2**56 - 1))
+def test_noise_in_the_words_is_read_as_something(
+    tmp_path_factory: pytest.TempPathFactory, exit_word: int, stage: int, launch: int
+) -> None:
+    path = tmp_path_factory.mktemp("noise") / "page"
+    with Page.create(path, generation=1, slots=1) as page:
+        page.write(Line.EXIT, ExitWord.EXIT, exit_word)
+        page.write(Line.HOST, Host.STAGE, stage)
+        assert page.snapshot().stage in Stage
+        assert page.exit_of(launch) in Exit
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "value", "message"),
+    [
+        (Line.IDENTITY, Identity.MAGIC, 7, "magic is 0x7; a beat page has 0x70622d656f6d6466"),
+        (Line.IDENTITY, Identity.VERSION, 9, "layout version is 9; this program reads 1"),
+        (Line.IDENTITY, Identity.SLOTS, 10**9, "1000000000 slots do not fit 4096 bytes"),
+    ],
+)
+def test_files_that_are_no_page_are_refused(tmp_path: Path, line: Line, word: int, value: int, message: str) -> None:
+    with Page.create(tmp_path / "page", generation=1, slots=1) as page:
+        page.write(line, word, value)
+    with pytest.raises(PageError, match=message):
+        Page.open(tmp_path / "page")
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    Page.create(tmp_path / "page", generation=1, slots=1).close()
+    os.truncate(tmp_path / "page", 100)
+    with pytest.raises(PageError, match="100 bytes; a beat page has whole memory pages, at least 4096"):
+        Page.open(tmp_path / "page")
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("mine")
+    with pytest.raises(FileExistsError):
+        Page.create(tmp_path / "page", generation=1, slots=1)
+    with pytest.raises(ValueError, match="slots is 0"):
+        Page.create(tmp_path / "other", generation=1, slots=0)

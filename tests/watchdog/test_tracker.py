@@ -1,0 +1,91 @@
+"""Silence is measured in the watchdog's own time, learned per layer and size, and never from a late reading."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fdmoe_watchdog.page import Exit, Snapshot, Stage
+from fdmoe_watchdog.settings import RecoverySettings
+from fdmoe_watchdog.tracker import StallTimes, Tracker, token_bucket
+
+SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_ceiling_s=1.0, stall_factor=4.0)
+BLANK = Snapshot(
+    pid=1, generation=1, abort=0, begun=0, begun_at_ns=0, tokens=16, layer=0, deadline_ns=0, ended=0, exit=Exit.NONE,
+    items=(0, 0, 0, 0), stage=Stage.SERVING, host_beats=0, answered=0, baseline_begun=0, baseline_ended=0,
+    fused_batches=0, baseline_batches=0, submitted=0, slots=bytes(64),
+)  # fmt: skip
+
+
+def page(**words: object) -> Snapshot:
+    return dataclasses.replace(BLANK, **words)  # type: ignore[arg-type]
+
+
+def follow(history: list[tuple[float, Snapshot]], stall_times: StallTimes | None = None) -> Tracker:
+    tracker = Tracker(stall_times or StallTimes(SETTINGS), poll_interval_s=0.005)
+    for now, snapshot in history:
+        tracker.read(snapshot, now)
+    return tracker
+
+
+def test_silence_counts_from_the_last_beat_of_the_outstanding_launch() -> None:
+    history = [(0.0, page())]
+    history += [(0.01 * turn, page(begun=1, slots=bytes([min(turn, 5)] * 64))) for turn in range(1, 11)]
+    tracker = follow(history)
+    assert tracker.quiet_s == pytest.approx(0.05)
+    seen = tracker.seen(alive=True, ready=True, shadow=())
+    assert (seen.launch, seen.ended, seen.stall_after_s) == (1, 0, 0.05)
+
+
+def test_no_silence_while_nothing_is_outstanding() -> None:
+    tracker = follow([(0.01 * turn, page(begun=3, ended=3)) for turn in range(100)])
+    assert tracker.quiet_s == 0
+    assert tracker.seen(alive=True, ready=True, shadow=()).launch == 0
+
+
+def test_a_new_launch_starts_a_new_silence() -> None:
+    tracker = follow([(0.00, page(begun=1)), (0.02, page(begun=1)), (0.04, page(begun=2, ended=1))])
+    assert tracker.quiet_s == 0
+
+
+def test_a_starved_watchdog_does_not_take_its_own_sleep_for_a_stall() -> None:
+    tracker = follow([(0.0, page(begun=1)), (0.005, page(begun=1)), (30.0, page(begun=1))])
+    assert tracker.quiet_s == pytest.approx(0.005 + 5 * 0.005)
+
+
+def test_warm_up_launches_have_no_stall_time() -> None:
+    tracker = follow([(0.02 * turn, page(begun=1, stage=Stage.COMPILING)) for turn in range(100)])
+    assert tracker.seen(alive=True, ready=False, shadow=()).launch == 0
+
+
+def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
+    stall_times = StallTimes(SETTINGS)
+    busy = [(0.02 * turn, page(begun=1, slots=bytes([turn // 2] * 64))) for turn in range(6)]
+    follow([(-0.02, page()), *busy, (0.12, page(begun=1, ended=1))], stall_times)
+    # the slots moved every 0.04 s
+    assert stall_times.stall_after_s(0, 16) == pytest.approx(0.16)
+    assert stall_times.stall_after_s(0, 9) == pytest.approx(0.16)
+    assert stall_times.stall_after_s(0, 17) == 0.05
+    assert stall_times.stall_after_s(1, 16) == 0.05
+    stall_times.learn(0, 16, 10.0)
+    assert stall_times.stall_after_s(0, 16) == 1.0
+
+
+def test_an_aborted_launch_teaches_nothing() -> None:
+    stall_times = StallTimes(SETTINGS)
+    silent = [(0.02 * turn, page(begun=1)) for turn in range(10)]
+    follow([*silent, (0.2, page(begun=1, abort=1)), (0.22, page(begun=1, ended=1, abort=1))], stall_times)
+    assert stall_times.worst_s == {}
+
+
+def test_a_batch_that_nobody_touches_is_noticed_and_any_sign_of_work_ends_that() -> None:
+    waiting = [(0.02 * turn, page(submitted=4, answered=3)) for turn in range(6)]
+    assert follow(waiting).untouched_s == pytest.approx(0.1)
+    assert follow([*waiting, (0.12, page(submitted=4, answered=3, host_beats=1))]).untouched_s == 0
+    assert follow([*waiting, (0.12, page(submitted=4, answered=4))]).untouched_s == 0
+
+
+@pytest.mark.parametrize(("tokens", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (4096, 4096)])
+def test_token_buckets(tokens: int, bucket: int) -> None:
+    assert token_bucket(tokens) == bucket

@@ -1,0 +1,120 @@
+"""The watchdog's metrics: every family it exports is a literal here (DESIGN: metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fdmoe_watchdog.messages import Path
+from fdmoe_watchdog.policy import Life
+from fdmoe_watchdog.status import TreeView
+
+PATHS: tuple[str, ...] = get_args(Path)
+PHASES = ("route", "up", "down", "combine")
+# from one poll of the watchdog to a restart
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+_LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Metrics:
+    """Counters and histograms are moved by the watchdog's loop; gauges are read from its last view at each scrape."""
+
+    def __init__(self, view: Callable[[], TreeView], version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.path_switches = Counter(
+            "fdmoe_path_switches", "Changes of the path that serves.", ["from", "to", "reason"], registry=registry
+        )
+        self.worker_restarts = Counter(
+            "fdmoe_worker_restarts", "Worker processes started after the first.", ["reason"], registry=registry
+        )
+        self.device_work_items = Counter(
+            "fdmoe_device_work_items",
+            "Work items that kernels finished, by their own count.",
+            ["phase"],
+            registry=registry,
+        )
+        self.stalls = Counter("fdmoe_stalls", "Stalls detected.", ["cause"], registry=registry)
+        self.stall_detection = Histogram(
+            "fdmoe_stall_detection_seconds",
+            "Silence of the device when a stall was detected.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.recovery = Histogram(
+            "fdmoe_recovery_seconds",
+            "From the detection of a stall to the next answered batch, by the rung that brought it.",
+            ["rung"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.aborts = Counter(
+            "fdmoe_aborts", "Kernels told to end, and whether they did in time.", ["result"], registry=registry
+        )
+        self.shadow_error = Histogram(
+            "fdmoe_shadow_relative_error",
+            "Relative error of the fused path against the baseline in shadow runs.",
+            buckets=_ERRORS,
+            registry=registry,
+        )
+        self.shadow_checks = Counter(
+            "fdmoe_shadow_checks", "Comparisons of the fused path with the baseline.", ["result"], registry=registry
+        )
+        self.loop_lag = Histogram(
+            "fdmoe_watchdog_loop_lag_seconds",
+            "How much later than planned a turn of the watchdog's loop came.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+        Info("fdmoe_build", "Version of the service.", registry=registry).info({"version": version})
+        for phase in PHASES:
+            self.device_work_items.labels(phase)
+        for result in ("ended", "timed_out"):
+            self.aborts.labels(result)
+        for result in ("ok", "mismatch"):
+            self.shadow_checks.labels(result)
+        for rung in ("abort", "replay"):
+            self.recovery.labels(rung)
+        registry.register(_Gauges(view))
+
+
+class _Gauges(Collector):
+    """What the tree is like now."""
+
+    def __init__(self, view: Callable[[], TreeView]) -> None:
+        self._view = view
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return ()
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        view = self._view()
+        family = GaugeMetricFamily("fdmoe_path_active", "1 for the path that serves.", labels=["device", "path"])
+        for path in PATHS:
+            family.add_metric([view.device, path], float(view.active is not None and path == view.path))
+        yield family
+        states = GaugeMetricFamily("fdmoe_worker_state", "1 for the worker's state.", labels=["worker", "state"])
+        generations = GaugeMetricFamily("fdmoe_worker_generation", "Starts of this worker.", labels=["worker"])
+        ages = GaugeMetricFamily(
+            "fdmoe_heartbeat_age_seconds",
+            "Silence of the device while a launch is outstanding, else 0.",
+            labels=["worker"],
+        )
+        last = GaugeMetricFamily(
+            "fdmoe_last_heartbeat_timestamp_seconds", "Unix time of the last change of a beat.", labels=["worker"]
+        )
+        stalled = GaugeMetricFamily(
+            "fdmoe_stalled_ctas", "CTAs of a stalled launch that have not left it.", labels=["worker"]
+        )
+        for worker in view.workers:
+            for life in Life:
+                states.add_metric([worker.name, life.value], float(worker.state == life.value))
+            generations.add_metric([worker.name], worker.generation)
+            ages.add_metric([worker.name], worker.heartbeat_age_s)
+            last.add_metric([worker.name], worker.last_heartbeat_at)
+            stalled.add_metric([worker.name], worker.stalled_ctas)
+        yield from (states, generations, ages, last, stalled)

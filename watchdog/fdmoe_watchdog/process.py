@@ -1,0 +1,92 @@
+"""The watchdog's child processes: a worker generation with its page and channel, and the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from fdmoe_watchdog.channel import Channel
+from fdmoe_watchdog.messages import WorkerReady
+from fdmoe_watchdog.page import Page
+from fdmoe_watchdog.tracker import Tracker
+
+
+def spawn(command: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a child in a process group of its own: a terminal's Ctrl-C is for the watchdog alone to handle.
+
+    Call it from the main thread: the child's parent-death signal is tied to the thread that started it.
+    """
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **environment, "FDMOE_WATCHDOG_PID": str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
+
+
+class Child:
+    """One started process. `alive` reaps it."""
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self._process = spawn(command, environment)
+        self.channel: Channel | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended by then."""
+        try:
+            self._process.wait(max(timeout_s, 0.0))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class WorkerProcess(Child):
+    """One generation of a worker. The watchdog makes the page, so that it can be read whatever the worker does."""
+
+    def __init__(
+        self,
+        name: str,
+        generation: int,
+        *,
+        command: tuple[str, ...],
+        environment: Mapping[str, str],
+        run_dir: Path,
+        slots: int,
+        tracker: Tracker,
+    ) -> None:
+        self.name, self.generation = name, generation
+        self.socket_path = run_dir / f"worker-{name}-g{generation}.sock"
+        self.page = Page.create(run_dir / f"worker-{name}-g{generation}.page", generation=generation, slots=slots)
+        self.tracker = tracker
+        self.ready: WorkerReady | None = None
+        self.shadow: list[bool] = []
+        super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
+
+    def discard(self) -> None:
+        """Remove what a reaped generation left in the run directory."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        self.page.close()
+        for path in (self.page.path, self.socket_path):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,465 @@
+"""The watchdog: parent of the tree, reader of the pages, hand of the policy. One loop, in the main thread.
+
+Rung by rung it carries out what policy.decide says. It never waits for a child: every message is sent without blocking,
+every process is reaped by looking, and flight records are written before the first rung is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from fdmoe_watchdog import flight, messages, policy
+from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
+from fdmoe_watchdog.http import HttpServer
+from fdmoe_watchdog.messages import AnyMessage
+from fdmoe_watchdog.metrics import PHASES, Metrics
+from fdmoe_watchdog.page import Line, Phase, Snapshot, parse_slots
+from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.process import Child, WorkerProcess
+from fdmoe_watchdog.rundir import RunDirectory
+from fdmoe_watchdog.status import Event, GatewayView, TreeView, WorkerView
+from fdmoe_watchdog.tracker import StallTimes, Tracker
+
+WORKERS = ("a", "b")
+EXIT_OK = 0
+EXIT_RESTART_ME = 70  # the tree failed; another try on this node may work
+_STOP_GATEWAY_S = 10.0
+_STOP_WORKER_S = 3.0
+_KEPT_EVENTS = 50
+# one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
+_SLOTS = {"cpu": 16}
+_GPU_SLOTS = 768
+
+
+class Supervisor:
+    """One tree. `run` returns its exit code when it is told to stop or gives up."""
+
+    def __init__(self, plan: TreePlan) -> None:
+        self.plan = plan
+        self._log = structlog.get_logger("fdmoe.watchdog")
+        self._started = time.monotonic()
+        self._turned_at = self._started
+        self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._state = policy.initial(WORKERS, self._started)
+        self._processes: dict[str, WorkerProcess] = {}
+        self._stall_times = StallTimes(plan.recovery)
+        self._gateway: Child | None = None
+        self._gateway_url = ""
+        self._gateway_restarts: tuple[float, ...] = ()
+        self._gateway_at = self._started
+        self._route: messages.Route | None = None
+        self._announced = False
+        self._recovering: tuple[str, float, str, int] | None = None
+        self._last_flight: Path | None = None
+        self._chaos_askers: list[Channel] = []
+        self._exit: int | None = None
+        self._view = self._look()
+        self.metrics = Metrics(lambda: self._view, plan.version)
+
+    # ---- life of the tree
+
+    def run(self) -> int:
+        run_dir = RunDirectory(self.plan.run_dir)
+        run_dir.claim()
+        try:
+            run_dir.reserve("arena", self.plan.arena_bytes)
+            self.plan.prepare(self.plan.run_dir)
+            return self._serve()
+        finally:
+            run_dir.release()
+
+    def _serve(self) -> int:
+        settings = self.plan.watchdog
+        http = HttpServer(settings.host, settings.port, self.metrics.registry, lambda: self._view, self._turns)
+        self._http_url = http.url
+        with self._stop_signals(), selectors.DefaultSelector() as self._selector:
+            self._listener = Listener(self.plan.run_dir / "watchdog.sock")
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
+            http.start()
+            try:
+                while self._exit is None:
+                    self._turn()
+            finally:
+                self._stop_children()
+                http.stop()
+                self._listener.close()
+        return self._exit
+
+    @contextlib.contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        def stop(_number: int, _frame: object) -> None:
+            self._exit = EXIT_OK
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _turns(self) -> bool:
+        return time.monotonic() - self._turned_at < 5.0
+
+    def _children(self) -> list[Child]:
+        return [*([self._gateway] if self._gateway else []), *self._processes.values()]
+
+    def _stop_children(self) -> None:
+        """The gateway first, so that it can finish what is in flight; then the workers; then whoever is left."""
+        if self._gateway is not None:
+            self._gateway.signal(signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_GATEWAY_S
+            while self._gateway.alive and time.monotonic() < deadline:
+                self._selector.select(0.01)
+                self._read_workers()
+        for number, patience_s in ((signal.SIGTERM, _STOP_WORKER_S), (signal.SIGKILL, _STOP_GATEWAY_S)):
+            deadline = time.monotonic() + patience_s
+            children = [
+                child for child in (self._gateway, *self._processes.values()) if child is not None and child.alive
+            ]
+            for child in children:
+                child.signal(number)
+            for child in children:
+                child.wait(deadline - time.monotonic())
+
+    # ---- one turn
+
+    def _turn(self) -> None:
+        interval = self.plan.watchdog.poll_interval_s
+        planned = time.monotonic() + interval
+        for key, _ in self._selector.select(interval):
+            if key.data is None:
+                self._accept()
+            else:
+                self._receive(key.data)
+        now = time.monotonic()
+        self.metrics.loop_lag.observe(max(0.0, now - planned))
+        self._turned_at = now
+        self._tend_gateway(now)
+        self._read_workers()
+        seen = {}
+        for name in WORKERS:
+            process = self._processes.get(name)
+            if process is None:
+                seen[name] = policy.Seen(alive=False)
+                continue
+            shadow, process.shadow = tuple(process.shadow), []
+            seen[name] = process.tracker.seen(alive=process.alive, ready=process.ready is not None, shadow=shadow)
+        self._note_recovery(now)
+        self._state, actions = policy.decide(self._state, policy.Observation(now, seen), self.plan.recovery)
+        for action in actions:
+            self._act(action, now)
+        self._view = self._look()
+
+    def _read_workers(self) -> None:
+        now = time.monotonic()
+        for process in self._processes.values():
+            before = process.tracker.last
+            process.tracker.read(process.page.snapshot(), now)
+            for phase, items in zip(PHASES, process.tracker.items_since(before), strict=True):
+                if items:
+                    self.metrics.device_work_items.labels(phase).inc(items)
+
+    def _tend_gateway(self, now: float) -> None:
+        gateway = self._gateway
+        if gateway is not None and not gateway.alive:
+            self._event("gateway_exit", exit_code=gateway.exit_code or 0)
+            if gateway.channel is not None:
+                self._drop(gateway.channel)
+            self._gateway = None
+            self._gateway_url = ""
+            delay = policy.restart_delay_s(self._gateway_restarts, now, self.plan.recovery)
+            if delay is None:
+                self._give_up("the gateway ends again and again and the restart budget is gone")
+                return
+            self._gateway_restarts = (*self._gateway_restarts, now)
+            self._gateway_at = now + delay
+        if self._gateway is None and now >= self._gateway_at:
+            self._gateway = Child(self.plan.gateway_command, self.plan.environment)
+
+    # ---- messages
+
+    def _accept(self) -> None:
+        channel = self._listener.accept()
+        if channel is not None:
+            self._selector.register(channel, selectors.EVENT_READ, channel)
+
+    def _receive(self, channel: Channel) -> None:
+        try:
+            message = channel.receive()
+            if message is not None:
+                self._handle(channel, message)
+        except ChannelClosed as error:
+            if channel.hello is None:
+                self._log.warning("refused_connection", reason=str(error))
+            self._drop(channel)
+
+    def _drop(self, channel: Channel) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(channel)
+        for child in self._children():
+            if child.channel is channel:
+                child.channel = None
+        channel.close()
+
+    def _handle(self, channel: Channel, message: AnyMessage) -> None:
+        match message:
+            case messages.Hello(role="gateway") if self._gateway is not None:
+                self._gateway.channel = channel
+                if self._route is not None:
+                    channel.send(self._route)
+            case messages.Hello(role="worker", name=name, generation=generation):
+                process = self._processes.get(name)
+                if process is None or process.generation != generation:
+                    raise ChannelClosed(f"worker {name} generation {generation} is not expected")
+                process.channel = channel
+            case messages.Hello():
+                pass
+            case messages.Listening(host=host, port=port):
+                self._gateway_url = f"http://{host}:{port}"
+                self._event("gateway_listening", url=self._gateway_url)
+                self._announce()
+            case messages.WorkerReady():
+                process = self._worker_of(channel)
+                process.ready = message
+                self._event("worker_ready", worker=process.name, generation=process.generation)
+            case messages.WorkerFailed(reason=reason):
+                process = self._worker_of(channel)
+                self._event("worker_failed", worker=process.name, generation=process.generation, reason=reason)
+            case messages.ShadowChecked():
+                self._shadow_checked(self._worker_of(channel), message)
+            case messages.FaultArmed(ok=ok, reason=reason):
+                for asker in self._chaos_askers:
+                    with contextlib.suppress(ChannelClosed):
+                        asker.send(messages.ChaosReply(ok, reason))
+                self._chaos_askers.clear()
+            case messages.StatusRequest():
+                channel.send(messages.StatusReply(self._view.to_json()))
+            case messages.ChaosRequest(fault=fault):
+                self._ask_for_fault(channel, fault)
+            case _:
+                raise ChannelClosed(f"a {type(message).__name__} is not for the watchdog")
+
+    def _worker_of(self, channel: Channel) -> WorkerProcess:
+        for process in self._processes.values():
+            if process.channel is channel:
+                return process
+        raise ChannelClosed("a worker's message from somebody who is no worker")
+
+    def _shadow_checked(self, process: WorkerProcess, message: messages.ShadowChecked) -> None:
+        process.shadow.append(message.ok)
+        self.metrics.shadow_error.observe(message.relative_error)
+        self.metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
+        if not message.ok:
+            self._event(
+                "shadow_mismatch", worker=process.name, layer=message.layer, tokens=message.tokens,
+                relative_error=message.relative_error,
+            )  # fmt: skip
+
+    def _ask_for_fault(self, channel: Channel, fault: messages.Fault) -> None:
+        refusal = None
+        if not self.plan.chaos:
+            refusal = "chaos is off in this tree; start it with --enable-chaos"
+        elif self._state.active is None or self._state.path != "fused":
+            refusal = f"the path is {self._state.path if self._state.active else 'down'}; a fault needs the fused path"
+        if refusal is not None:
+            channel.send(messages.ChaosReply(False, refusal))
+            return
+        assert self._state.active is not None
+        self._chaos_askers.append(channel)
+        self._event("fault_armed", worker=self._state.active, fault=fault)
+        self._tell(self._processes[self._state.active], messages.ArmFault(fault))
+
+    def _tell(self, child: Child | None, message: messages.Message) -> None:
+        if child is None or child.channel is None:
+            return
+        try:
+            child.channel.send(message)
+        except ChannelClosed as error:
+            self._log.warning("message_lost", message=type(message).__name__, pid=child.pid, reason=str(error))
+            self._drop(child.channel)
+
+    # ---- the ladder's hands
+
+    def _act(self, action: policy.Action, now: float) -> None:
+        match action:
+            case policy.Start(worker=name, generation=generation, reason=reason):
+                self._start(name, generation, reason)
+            case policy.Abort(worker=name, launch=launch, cause=cause):
+                process = self._processes[name]
+                process.page.write(Line.ABORT, 0, launch)
+                self.metrics.stalls.labels(cause).inc()
+                self.metrics.stall_detection.observe(process.tracker.quiet_s)
+                self._recovering = ("abort", now, name, process.page.snapshot().answered)
+                self._record(process, cause)
+            case policy.AbortEnded(worker=name, in_time=in_time):
+                self.metrics.aborts.labels("ended" if in_time else "timed_out").inc()
+                self._event("abort_ended" if in_time else "abort_timed_out", worker=name)
+            case policy.Fence(worker=name, generation=generation, cause=cause):
+                self._event("fence", worker=name, generation=generation, cause=cause)
+                self._tell(self._gateway, messages.Fence(name, generation))
+                if self._route is not None and (self._route.worker, self._route.generation) == (name, generation):
+                    self._route = None
+                    detected = self._recovering[1] if self._recovering else now
+                    self._recovering = ("replay", detected, "", 0)
+                if cause == "frozen":
+                    self.metrics.stalls.labels(cause).inc()
+                    self._record(self._processes[name], cause)
+            case policy.Route(worker=name, generation=generation):
+                self._route_to(self._processes[name])
+            case policy.Kill(worker=name, generation=generation):
+                self._event("kill", worker=name, generation=generation)
+                self._processes[name].signal(signal.SIGKILL)
+            case policy.Gone(worker=name, generation=generation):
+                process = self._processes.pop(name)
+                if process.channel is not None:
+                    self._drop(process.channel)
+                self._event("worker_gone", worker=name, generation=generation, exit_code=process.exit_code or 0)
+                process.discard()
+                self._tell(self._gateway, messages.Gone(name, generation))
+            case policy.SetPath(worker=name, path=path, previous=previous, reason=reason):
+                if path != previous:
+                    self.metrics.path_switches.labels(previous, path, reason).inc()
+                    self._event("path", worker=name, previous=previous, path=path, reason=reason)
+                if name:
+                    self._tell(self._processes[name], messages.SetPath(path))
+            case policy.BudgetGone(worker=name):
+                self._log.error("restart_budget_gone", worker=name)
+                self._event("restart_budget_gone", worker=name)
+            case policy.GiveUp(reason=reason):
+                self._give_up(reason)
+
+    def _start(self, name: str, generation: int, reason: str) -> None:
+        plan = self.plan
+        self._processes[name] = WorkerProcess(
+            name,
+            generation,
+            command=plan.worker_command,
+            environment=plan.environment,
+            run_dir=plan.run_dir,
+            slots=_SLOTS.get(plan.device, _GPU_SLOTS),
+            tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
+        )
+        if reason != "start":
+            self.metrics.worker_restarts.labels(reason).inc()
+        self._event("worker_start", worker=name, generation=generation, reason=reason)
+
+    def _route_to(self, process: WorkerProcess) -> None:
+        self._route = messages.Route(
+            process.name, process.generation, str(process.socket_path), str(process.page.path)
+        )  # fmt: skip
+        if self._recovering is not None and self._recovering[0] == "replay":
+            self._recovering = ("replay", self._recovering[1], process.name, process.page.snapshot().answered)
+        self._event("route", worker=process.name, generation=process.generation)
+        self._tell(self._gateway, self._route)
+        self._announce()
+
+    def _announce(self) -> None:
+        if not self._announced and self._route is not None and self._gateway_url:
+            self._announced = True
+            self.plan.announce(self._gateway_url, self._http_url)
+
+    def _record(self, process: WorkerProcess, cause: str) -> None:
+        snapshot = process.tracker.last
+        assert snapshot is not None
+        document = flight.record(
+            snapshot,
+            worker=process.name,
+            cause=cause,
+            quiet_s=process.tracker.quiet_s,
+            now_ns=time.monotonic_ns(),
+            at=datetime.now(UTC),
+        )
+        self._event(
+            "stall", worker=process.name, generation=process.generation, cause=cause, launch=snapshot.begun,
+            quiet_s=round(process.tracker.quiet_s, 4), begun_s_ago=float(str(document["begun_s_ago"])),
+            verdict=str(document["verdict"]),
+        )  # fmt: skip
+        try:
+            self._last_flight = flight.save(self.plan.flight_dir, document)
+        except OSError as error:
+            # a full disk must not stop a recovery
+            self._log.error("flight_record_lost", directory=str(self.plan.flight_dir), reason=str(error))
+
+    def _note_recovery(self, now: float) -> None:
+        """A recovery ends with the first batch that is answered after the detection."""
+        if self._recovering is None:
+            return
+        rung, detected_at, name, answered = self._recovering
+        process = self._processes.get(name)
+        if process is None or process.tracker.last is None or process.tracker.last.answered <= answered:
+            return
+        self.metrics.recovery.labels(rung).observe(now - detected_at)
+        self._event("recovered", rung=rung, worker=name, seconds=round(now - detected_at, 4))
+        self._recovering = None
+
+    def _give_up(self, reason: str) -> None:
+        self._log.error("give_up", reason=reason)
+        self._event("give_up", reason=reason)
+        self._exit = EXIT_RESTART_ME
+
+    # ---- what is shown
+
+    def _event(self, event: str, **details: str | int | float) -> None:
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._events.append({"at": at, "event": event, **details})
+        self._log.info(event, **details)
+
+    def _look(self) -> TreeView:
+        now = time.monotonic()
+        state = self._state
+        recent = sum(at > now - self.plan.recovery.restart_period_s for at in state.restarts)
+        return TreeView(
+            version=self.plan.version,
+            device=self.plan.device,
+            path=state.path,
+            active=state.active,
+            chaos=self.plan.chaos,
+            uptime_s=round(now - self._started, 3),
+            restarts_left=self.plan.recovery.restart_budget - recent,
+            workers=tuple(self._look_at(name, worker, now) for name, worker in state.workers.items()),
+            gateway=GatewayView(self._gateway_url, self._gateway.pid if self._gateway else 0),
+            events=tuple(self._events),
+            last_flight=str(self._last_flight) if self._last_flight else None,
+        )
+
+    def _look_at(self, name: str, worker: policy.Worker, now: float) -> WorkerView:
+        process = self._processes.get(name)
+        page = process.tracker.last if process else None
+        quiet_s = process.tracker.quiet_s if process else 0.0
+        beat_at = process.tracker.beat_at if process else 0.0
+        return WorkerView(
+            name=name,
+            generation=worker.generation,
+            pid=process.pid if process else 0,
+            state=worker.life.value,
+            path=self._state.path if name == self._state.active else "standby",
+            stage=page.stage.name.lower() if page else "none",
+            outstanding=page.outstanding if page else False,
+            heartbeat_age_s=round(quiet_s, 4),
+            last_heartbeat_at=time.time() - (now - beat_at) if beat_at else 0.0,
+            stalled_ctas=_not_left(page) if page and worker.life is policy.Life.ABORTING else 0,
+            slots=process.page.slots if process else 0,
+            batches={"fused": page.fused_batches, "baseline": page.baseline_batches} if page else {},
+        )
+
+
+def _not_left(page: Snapshot) -> int:
+    slots = parse_slots(page.slots)
+    return sum(slot.launch == page.begun and slot.phase is not Phase.LEFT for slot in slots)
+
+
+def run(plan: TreePlan) -> int:
+    """Run one tree until SIGTERM, SIGINT or the end of all rungs; returns the process's exit code.
+
+    Raises RunDirectoryError when the run directory is not to be had, OSError when a port is not.
+    """
+    return Supervisor(plan).run()
