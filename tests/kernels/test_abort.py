@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +39,30 @@ sys.exit("the launch never got stuck")
 """
 
 
-def _mapped_page(directory: Path, place: Place, slots: int) -> tuple[Page, torch.Tensor]:
+@contextlib.contextmanager
+def _mapped_page(directory: Path, place: Place, slots: int) -> Iterator[tuple[Page, torch.Tensor]]:
+    """A page in shared memory and its words, pinned on a CUDA device."""
     page = Page.create(directory / "page", generation=1, slots=slots)
     words = torch.from_numpy(np.frombuffer(page.mapped, dtype=np.int64))
-    if place.device == "cuda":
-        error = torch.cuda.cudart().cudaHostRegister(words.data_ptr(), words.numel() * 8, 0)
-        assert error == torch.cuda.cudart().cudaError.success
-    return page, words
+    if place.device != "cuda":
+        yield page, words
+        return
+    runtime = torch.cuda.cudart()
+    assert runtime.cudaHostRegister(words.data_ptr(), words.numel() * 8, 0) == runtime.cudaError.success
+    try:
+        yield page, words
+    finally:
+        torch.cuda.synchronize()
+        assert runtime.cudaHostUnregister(words.data_ptr()) == runtime.cudaError.success
 
 
 def test_a_stalled_launch_ends_by_the_abort_word(in_memory: Path, place: Place) -> None:
+    with _mapped_page(in_memory, place, slots=4 if place is INTERPRETER else 264) as (page, words):
+        _stall_and_abort(page, words, place)
+
+
+def _stall_and_abort(page: Page, words: torch.Tensor, place: Place) -> None:
     layer = random_layer(8, 64, 32, 2, place=place)
-    page, words = _mapped_page(in_memory, place, slots=4 if place is INTERPRETER else 264)
     workspace = Workspace(layer, 16, page=words)
     x = random_tokens(layer, 16, seed=1)
     fused_moe(x, layer, workspace)
@@ -74,8 +88,12 @@ def test_a_stalled_launch_ends_by_the_abort_word(in_memory: Path, place: Place) 
 @pytest.mark.gpu
 def test_the_abort_word_ends_a_launch_of_every_size_of_grid(in_memory: Path) -> None:
     place = Place("cuda", torch.bfloat16, 6e-3, ())
+    with _mapped_page(in_memory, place, slots=264) as (page, words):
+        _abort_grids(page, words, place)
+
+
+def _abort_grids(page: Page, words: torch.Tensor, place: Place) -> None:
     layer = random_layer(8, 64, 32, 2, place=place)
-    page, words = _mapped_page(in_memory, place, slots=264)
     workspace = Workspace(layer, 16, page=words)
     x = random_tokens(layer, 16, seed=1)
     for programs in (1, 2, 132, 264):
@@ -95,7 +113,7 @@ def test_the_abort_word_ends_a_launch_of_every_size_of_grid(in_memory: Path) -> 
         assert relative_error(fused_moe(x, layer, workspace), reference_moe(x, layer)) < place.tolerance
 
 
-def _wait_until(condition, timeout_s: float = 60.0) -> None:
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"

@@ -13,20 +13,21 @@ import pytest
 from typer.testing import CliRunner
 
 from fdmoe_ops import settings as tree
+from fdmoe_ops.checkpoint.config import read_config
 from fdmoe_ops.cli import app
-from fdmoe_ops.cli.first_request import curl_command
+from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.serve import tree_plan
+from fdmoe_ops.demo import CONFIG
 from fdmoe_ops.settings import Settings
 from fdmoe_watchdog.plan import TreePlan
 
-DEMO_CONFIG = {"hidden_size": 64, "num_hidden_layers": 4}
 IMPORTS = ("torch", "triton", "numpy", "ml_dtypes", "safetensors")
 
 
 def _resolved(
     directory: Path, device: str = "cpu", config: dict[str, object] | None = None, **model: object
 ) -> Settings:
-    (directory / "config.json").write_text(json.dumps({**DEMO_CONFIG, **(config or {})}))
+    (directory / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
     values = {"model": {"path": directory, "name": "demo", **model}, "run_dir": directory / "run"}
     return tree.resolve(Settings.model_validate(values), device)
 
@@ -77,13 +78,13 @@ def test_both_addresses_are_announced_with_a_request(tmp_path: Path, capsys: pyt
         "\n"
         "A first request:\n"
         "\n"
-        f"{curl_command(settings, 'http://127.0.0.1:1')}\n"
+        f"{FirstRequest.read(settings).curl('http://127.0.0.1:1')}\n"
         "\n"
     )
 
 
 def test_the_request_can_be_pasted(tmp_path: Path) -> None:
-    command = curl_command(_resolved(tmp_path, "cuda:0", dtype="bfloat16"), "http://127.0.0.1:1")
+    command = FirstRequest.read(_resolved(tmp_path, "cuda:0", dtype="bfloat16")).curl("http://127.0.0.1:1")
     # a function stands for curl: it shows what would be sent and where
     script = 'curl() { cat; printf "%s\\n" "$@"; }\n' + command
     done = subprocess.run(("bash", "-c", script), capture_output=True, text=True, timeout=30, check=True)
@@ -109,17 +110,40 @@ def test_the_request_can_be_pasted(tmp_path: Path) -> None:
         ({"decoder_sparse_step": 2}, "all", 1),
         ({"mlp_only_layers": [0, 1]}, "all", 2),
         ({"decoder_sparse_step": 2, "mlp_only_layers": [1]}, "all", 3),
-        ({"mlp_only_layers": None}, "all", 0),
+        ({"mlp_only_layers": None, "decoder_sparse_step": None}, "all", 0),
     ],
 )
 def test_the_request_is_for_the_first_served_layer(
     config: dict[str, object], layers: str, first: int, tmp_path: Path
 ) -> None:
-    command = curl_command(_resolved(tmp_path, config=config, layers=layers), "http://x")
-    assert command.splitlines()[-1].strip() == f"http://x/v2/models/demo/layers.{first}/infer"
+    request = FirstRequest.read(_resolved(tmp_path, config=config, layers=layers))
+    assert request.layer == first
+    assert request.curl("http://x").splitlines()[-1].strip() == f"http://x/v2/models/demo/layers.{first}/infer"
+
+
+def test_the_first_layer_is_the_checkpoints(tmp_path: Path) -> None:
+    for step, dense in ((1, []), (2, [1]), (1, [0, 2])):
+        config = {**CONFIG, "decoder_sparse_step": step, "mlp_only_layers": dense}
+        settings = _resolved(tmp_path, config=config)
+        assert FirstRequest.read(settings).layer == read_config(tmp_path / "config.json").moe_layers[0]
+
+
+def test_a_hidden_size_that_config_json_leaves_out_can_be_asked_for(tmp_path: Path) -> None:
+    request = FirstRequest.read(_resolved(tmp_path, config={"hidden_size": None}))
+    assert request.curl("http://x") == "curl --silent http://x/v2/models/demo/layers.0"
+
+
+def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["serve", "--device", "cpu", "--model-path", str(tmp_path)])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: model.path is {tmp_path}; no config.json can be read: "
+        f"[Errno 2] No such file or directory: '{tmp_path}/config.json'\n"
+    )
 
 
 def test_the_exit_code_is_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _resolved(tmp_path)
     plans: list[TreePlan] = []
 
     def run(plan: TreePlan) -> int:
@@ -141,6 +165,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(tmp_path: Path, in_memory: Path) -> None:
+    _resolved(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         arguments = ("--run-dir", in_memory / "run", "--watchdog-port", port, "--arena-size-bytes", "1MiB")
@@ -155,6 +180,7 @@ def test_a_port_that_is_taken(tmp_path: Path, in_memory: Path) -> None:
 
 
 def test_a_run_directory_that_is_not_to_be_had(tmp_path: Path) -> None:
+    _resolved(tmp_path)
     (tmp_path / "file").touch()
     result = CliRunner().invoke(
         app, ["serve", "--device", "cpu", "--model-path", str(tmp_path), "--run-dir", str(tmp_path / "file" / "run")]

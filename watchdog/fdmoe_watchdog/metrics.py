@@ -14,6 +14,13 @@ from fdmoe_watchdog.policy import Life
 from fdmoe_watchdog.status import TreeView
 
 PATHS: tuple[str, ...] = get_args(Path)
+# every change of path that the policy knows, and why
+SWITCHES = (
+    *((path, "baseline", reason) for path in ("fused", "shadow") for reason in ("stall", "frozen", "exit", "budget")),
+    ("shadow", "baseline", "mismatch"),
+    ("baseline", "shadow", "cooled_down"),
+    ("shadow", "fused", "proven"),
+)
 PHASES = ("route", "up", "down", "combine")
 # from one poll of the watchdog to a restart
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -73,6 +80,13 @@ class Metrics:
         Info("fdmoe_build", "Version of the service.", registry=registry).info({"version": version})
         for phase in PHASES:
             self.device_work_items.labels(phase)
+        # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
+        for cause in ("stall", "frozen"):
+            self.stalls.labels(cause)
+        for reason in ("stall", "frozen", "exit", "startup"):
+            self.worker_restarts.labels(reason)
+        for hop in SWITCHES:
+            self.path_switches.labels(*hop)
         for result in ("ended", "timed_out"):
             self.aborts.labels(result)
         for result in ("ok", "mismatch"):

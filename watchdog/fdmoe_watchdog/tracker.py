@@ -94,7 +94,8 @@ class Tracker:
         ended = snapshot.ended > last.ended
         if ended and last.outstanding and last.stage is Stage.SERVING and snapshot.abort < snapshot.ended:
             self._stall_times.learn(last.layer, last.tokens, max(self._worst_gap_s, self.quiet_s + elapsed))
-        if ended or snapshot.begun != last.begun or not snapshot.outstanding:
+        serving = snapshot.outstanding and snapshot.stage is Stage.SERVING
+        if ended or snapshot.begun != last.begun or not serving:
             self.quiet_s = self._worst_gap_s = 0.0
         elif snapshot.slots != last.slots:
             self._worst_gap_s = max(self._worst_gap_s, self.quiet_s + elapsed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fdmoe_ops.checkpoint.errors import ConfigError
+from fdmoe_ops.checkpoint.json_file import read_object
 
 T = TypeVar("T")
 
@@ -31,7 +32,10 @@ class ConfigFile:
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
         """Raises ConfigError when `path` is absent or holds no JSON object."""
-        return cls(path, read_json_object(path, ConfigError))
+        try:
+            return cls(path, read_object(path, ConfigError))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: not found; every Hugging Face model directory has one") from error
 
     def find(self, key: Key[T]) -> tuple[str, Any]:
         """The value, unchecked, and the name under which it stands in the file."""
@@ -68,7 +72,3 @@ class ConfigFile:
 
     def error(self, name: str, value: object, needed: str) -> ConfigError:
         return ConfigError(f"{self.path}: {name} is {json.dumps(value)}; {needed}")
-
-
-def read_json_object(path: Path, error_type: type[ConfigError | Any]) -> dict[str, Any]:
-    raise NotImplementedError

@@ -12,7 +12,7 @@ import typer
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
-from fdmoe_ops.cli.first_request import curl_command
+from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.cli.version import version
 from fdmoe_ops.devices import find_device
@@ -50,10 +50,14 @@ def _run(plan: TreePlan) -> int:
 
 
 def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
-    """The plan for resolved settings. `environment` is this process's, which the children inherit."""
+    """The plan for resolved settings. `environment` is this process's, which the children inherit.
+
+    Raises SettingsError where the checkpoint has no config.json.
+    """
     assert settings.run_dir, "resolved settings have a run directory"
     assert settings.flight_dir, "resolved settings have a flight directory"
     settings_file = settings.run_dir / SETTINGS_FILE
+    first_request = FirstRequest.read(settings)
 
     def command(module: str) -> tuple[str, ...]:
         return (sys.executable, "-m", module, "--settings", str(settings_file))
@@ -61,7 +65,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     def announce(gateway_url: str, watchdog_url: str) -> None:
         typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {settings.device})")
         typer.echo(f"watchdog  {watchdog_url}   (metrics: {watchdog_url}/metrics)")
-        typer.echo(f"\nA first request:\n\n{curl_command(settings, gateway_url)}\n")
+        typer.echo(f"\nA first request:\n\n{first_request.curl(gateway_url)}\n")
         sys.stdout.flush()
 
     return TreePlan(

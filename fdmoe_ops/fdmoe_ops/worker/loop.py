@@ -109,7 +109,7 @@ class Loop:
                 self._path = path = "baseline"
             y = engine.run_baseline(x, batch.layer)
         engine.store(y, batch)
-        self._answer(batch, path, started)
+        self._answer(batch, "fused" if path == "fused" else "baseline", started)
         if path == "shadow":
             self._compare(x, batch, y)
 

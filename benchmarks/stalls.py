@@ -1,0 +1,253 @@
+"""`python benchmarks/stalls.py`: stalls under load, end to end, in a real tree.
+
+Clients send requests without a pause while faults are injected one after another. Every answer is compared with the
+float32 reference. Two times are reported for each fault:
+
+    detect   from the host's launch of the faulty kernel to the watchdog's decision (so a little more than the stall)
+    answer   the longest that a client waited for a request that was in flight at the decision
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tritonclient.http as triton_http
+from safetensors.torch import save_file
+from tree import Tree, describe_machine, read_events, running_tree
+
+from fdmoe_kernels import reference_moe
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_ops.checkpoint import Checkpoint
+from fdmoe_ops.demo import write_demo_model
+
+PROMISES = {"stall": (100, 250), "endless": (100, 500)}  # detection and answer, p99, ms
+_TOLERANCE = {"FP32": 1e-4, "BF16": 2e-2}
+_POOL = 32
+
+
+@dataclass
+class Sent:
+    """One request: wall-clock start and end, s; how it went."""
+
+    start: float
+    end: float
+    path: str
+    replayed: bool
+    failed: str = ""
+    wrong: bool = False
+
+
+@dataclass
+class Load:
+    """`clients` threads that send requests from a pool with known answers until told to stop."""
+
+    address: str
+    name: str
+    datatype: str
+    inputs: list[torch.Tensor]
+    expected: list[torch.Tensor]
+    clients: int
+    sent: list[Sent] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._threads = [threading.Thread(target=self._send, args=(seed,)) for seed in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, seed: int) -> None:
+        picks = np.random.default_rng(seed)
+        client = triton_http.InferenceServerClient(self.address, connection_timeout=120, network_timeout=120)
+        while not self._stop.is_set():
+            index = int(picks.integers(len(self.inputs)))
+            x = self.inputs[index]
+            tensor = triton_http.InferInput("hidden_states", list(x.shape), self.datatype)
+            # for BF16 the client takes float32 and cuts it to bfloat16 itself
+            tensor.set_data_from_numpy(x.float().numpy(), binary_data=True)
+            start = time.time()
+            try:
+                result = client.infer(self.name, [tensor])
+            except triton_http.InferenceServerException as error:
+                self.sent.append(Sent(start, time.time(), "", False, failed=str(error)))
+                continue
+            end = time.time()
+            y = torch.from_numpy(np.array(result.as_numpy("output"), dtype=np.float32))
+            error_norm = ((y - self.expected[index]).norm() / self.expected[index].norm()).item()
+            parameters = result.get_response()["parameters"]
+            wrong = not error_norm <= _TOLERANCE[self.datatype]
+            self.sent.append(Sent(start, end, parameters["fdmoe_path"], parameters["fdmoe_replayed"], wrong=wrong))
+        client.close()
+
+
+def write_qwen3_layer(directory: Path) -> None:
+    """One decoder layer's MoE block of Qwen3-30B-A3B's shape with random bfloat16 weights, 1.2 GB."""
+    hidden, intermediate, experts = 2048, 768, 128
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": hidden,
+        "moe_intermediate_size": intermediate, "num_experts": experts, "num_experts_per_tok": 8,
+        "norm_topk_prob": True, "num_hidden_layers": 1, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "hidden_act": "silu", "dtype": "bfloat16",
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * scale / shape[-1] ** 0.5).bfloat16()
+
+    prefix = "model.layers.0.mlp."
+    tensors = {f"{prefix}gate.weight": draw(experts, hidden, scale=2.0)}
+    for expert in range(experts):
+        tensors[f"{prefix}experts.{expert}.gate_proj.weight"] = draw(intermediate, hidden)
+        tensors[f"{prefix}experts.{expert}.up_proj.weight"] = draw(intermediate, hidden)
+        tensors[f"{prefix}experts.{expert}.down_proj.weight"] = draw(hidden, intermediate)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def pool(layer: MoELayer, max_tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Requests of 1 to `max_tokens` tokens and their answers in float32."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = []
+    for _ in range(_POOL):
+        tokens = int(torch.randint(1, max_tokens + 1, (1,), generator=generator))
+        inputs.append(torch.randn(tokens, layer.hidden_size, generator=generator).to(layer.dtype))
+    return inputs, [reference_moe(x, layer) for x in inputs]
+
+
+def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, float]:
+    """One fault from the fused path back to the fused path; the times of its detection and answer, ms."""
+    tree.wait_until("the fused path", lambda: _is_whole(tree), timeout_s)
+    before = time.time()
+    tree.arm(fault)
+
+    def events_since() -> list[dict[str, Any]]:
+        return [event for event in read_events(tree) if datetime.fromisoformat(event["at"]).timestamp() >= before - 0.001]
+
+    def recovered() -> dict[str, Any] | None:
+        return next((event for event in events_since() if event["event"] == "recovered"), None)
+
+    rung = tree.wait_until("the recovery", recovered, timeout_s)["rung"]
+    stall = next(event for event in events_since() if event["event"] == "stall")
+    decided = datetime.fromisoformat(stall["at"]).timestamp()
+
+    def caught() -> list[Sent]:
+        return [sent for sent in list(load.sent) if sent.start < decided < sent.end]
+
+    # the slowest of them may still be on its way back to its client
+    tree.wait_until("the clients' answers", lambda: len(caught()) >= min(load.clients, 2), timeout_s)
+    tree.wait_until("the fused path", lambda: _is_whole(tree), timeout_s)
+    waits = [(sent.end - sent.start) * 1e3 for sent in caught()]
+    print(
+        f"{fault}: detected after {stall['begun_s_ago'] * 1e3:.1f} ms, rung {rung}, {len(waits)} requests in flight "
+        f"answered after at most {max(waits):.1f} ms; {stall['verdict']}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {"detect_ms": stall["begun_s_ago"] * 1e3, "answer_ms": max(waits)}
+
+
+def _is_whole(tree: Tree) -> bool:
+    status = tree.status()
+    return status["path"] == "fused" and all(worker["state"] == "ready" for worker in status["workers"])
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest rank: with 20 values, the 99th percentile is the largest."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def checkpoint_for(model: str, directory: Path) -> Checkpoint:
+    if model == "demo":
+        write_demo_model(directory / "demo")
+        return Checkpoint.open(directory / "demo")
+    (directory / "qwen3").mkdir()
+    write_qwen3_layer(directory / "qwen3")
+    return Checkpoint.open(directory / "qwen3")
+
+
+def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, object]]:
+    checkpoint = checkpoint_for(options.model, directory)
+    index = checkpoint.moe_layers[0]
+    layer = checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
+    inputs, expected = pool(layer, options.max_tokens)
+    datatype = "BF16" if layer.dtype == torch.bfloat16 else "FP32"
+    flags = (
+        f"--model-path={checkpoint.path}", "--model-name=m", f"--model-layers={index}", "--enable-chaos",
+        f"--device={options.device}", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
+        "--recovery-restart-budget=1000", "--recovery-backoff-max-s=0.2",
+    )  # fmt: skip
+    with running_tree(*flags) as tree:
+        for fault, repetitions in (("stall", options.stalls), ("endless", options.endless)):
+            if not repetitions:
+                continue
+            with Load(tree.gateway_address, f"m/layers.{index}", datatype, inputs, expected, options.clients) as load:
+                times = [inject(tree, load, fault, options.timeout_s) for _ in range(repetitions)]
+            detect, answer = ([row[key] for row in times] for key in ("detect_ms", "answer_ms"))
+            for failure in [sent.failed for sent in load.sent if sent.failed][:5]:
+                print(f"failed: {failure}", file=sys.stderr)
+            yield {
+                "fault": fault,
+                "model": options.model,
+                "repetitions": repetitions,
+                "clients": options.clients,
+                "requests": len(load.sent),
+                "failed": sum(bool(sent.failed) for sent in load.sent),
+                "wrong": sum(sent.wrong for sent in load.sent),
+                "replayed": sum(sent.replayed for sent in load.sent),
+                "detect_p50_ms": round(statistics.median(detect), 1),
+                "detect_p99_ms": round(percentile(detect, 0.99), 1),
+                "detect_promise_ms": PROMISES[fault][0],
+                "answer_p50_ms": round(statistics.median(answer), 1),
+                "answer_p99_ms": round(percentile(answer, 0.99), 1),
+                "answer_promise_ms": PROMISES[fault][1],
+                "final_path": tree.status()["path"],
+                **describe_machine(),
+                "commit": options.commit,
+                "command": "python " + " ".join(sys.argv),
+            }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python benchmarks/stalls.py", description=__doc__)
+    parser.add_argument("--model", choices=("demo", "qwen3-30b-a3b"), default="demo")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--stalls", type=int, default=20, help="how often the abortable fault is injected")
+    parser.add_argument("--endless", type=int, default=5, help="how often the fault that needs a kill is injected")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=16, help="tokens of the largest request")
+    parser.add_argument("--timeout-s", type=float, default=120)
+    parser.add_argument("--commit", default="unknown", help="written into each row")
+    parser.add_argument("--csv", type=Path, help="file to write; standard output otherwise")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fdmoe-stalls-") as directory:
+        results = list(rows(options, Path(directory)))
+    with options.csv.open("w", newline="") if options.csv else sys.stdout as file:
+        writer = csv.DictWriter(file, list(results[0]))
+        writer.writeheader()
+        writer.writerows(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""A tree's birth and end, and its answers in fair weather."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton_http
+from tree import Tree, is_running
+
+QUICK = ("--model-layers=1", "--model-name=demo")
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "json"])
+def test_the_client_gets_what_transformers_computes(
+    tree: Tree, blocks: list[torch.nn.Module], layer: int, binary: bool
+) -> None:
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(layer))
+    tensor = triton_http.InferInput("hidden_states", [5, 64], "FP32")
+    tensor.set_data_from_numpy(x.numpy(), binary_data=binary)
+    client = triton_http.InferenceServerClient(tree.gateway_address)
+    output = triton_http.InferRequestedOutput("output", binary_data=binary)
+    result = client.infer(f"demo/layers.{layer}", [tensor], outputs=[output])
+    with torch.no_grad():
+        expected = blocks[layer](x[None])[0]
+    assert np.allclose(result.as_numpy("output"), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert result.get_response()["parameters"]["fdmoe_path"] == "fused"
+
+
+def test_the_watchdog_has_no_torch_and_files_are_for_their_owner_alone(tree: Tree) -> None:
+    libraries = Path(f"/proc/{tree.process.pid}/maps").read_text()
+    assert "libtorch" not in libraries
+    assert "numpy" not in libraries
+    gateway = Path(f"/proc/{tree.status()['gateway']['pid']}/maps").read_text()
+    assert "libtorch" not in gateway
+    assert tree.run_dir.stat().st_mode & 0o777 == 0o700
+    for entry in tree.run_dir.iterdir():
+        assert entry.stat().st_mode & 0o777 == 0o600, entry
+
+
+def test_health_of_both_servers(tree: Tree) -> None:
+    for path in ("/startupz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert tree.get(path)[0] == 200, path
+    assert tree.get("/livez", watchdog=True) == (200, b"ok\n")
+    status, body = tree.get("/status", watchdog=True)
+    assert status == 200
+    assert json.loads(body)["active"] in ("a", "b")
+    assert tree.get("/nothing", watchdog=True)[0] == 404
+
+
+def test_a_second_tree_in_the_same_run_directory_is_refused(tree: Tree, demo: Path, tmp_path: Path) -> None:
+    second = Tree(tmp_path, f"--model-path={demo}", *QUICK, f"--run-dir={tree.run_dir}")
+    assert second.process.wait(60) == 2
+    assert f"{tree.run_dir} is in use by another tree" in second.log_tail()
+    assert tree.get("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_tree_leaves_nothing(demo: Path, tmp_path: Path, number: signal.Signals) -> None:
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK)
+    tree.wait_until_ready()
+    processes = tree.processes()
+    assert tree.stop(number) == 0
+    assert not any(is_running(pid) for pid in processes)
+    assert not tree.run_dir.exists()
+
+
+def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: Path, tmp_path: Path) -> None:
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK)
+    tree.wait_until_ready()
+    processes = tree.processes()
+    os.kill(tree.process.pid, signal.SIGKILL)
+    tree.process.wait(10)
+    _wait_for_end(processes)
+    left = {entry.name for entry in tree.run_dir.iterdir()}
+    assert "arena" in left, "a killed watchdog cannot clean up"
+    again = Tree(tmp_path, f"--model-path={demo}", *QUICK, f"--run-dir={tree.run_dir}")
+    again.run_dir.rmdir()
+    again.run_dir = tree.run_dir
+    again.wait_until_ready()
+    assert again.stop() == 0
+    assert not tree.run_dir.exists()
+
+
+def _wait_for_end(processes: list[int], timeout_s: float = 10.0) -> None:
+    import time
+
+    deadline = time.monotonic() + timeout_s
+    while any(is_running(pid) for pid in processes):
+        assert time.monotonic() < deadline, "children outlived their watchdog"

@@ -1,0 +1,105 @@
+"""Stalls during a stream of requests: every request is answered right, and every eye sees what happened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from stalls import Load
+from tree import Tree, read_events
+
+EVENTS = {
+    "stall": ["fault_armed", "stall", "path", "abort_ended", "recovered", "path", "path"],
+    "endless": [
+        "fault_armed", "stall", "path", "abort_timed_out", "fence", "route", "kill", "recovered", "worker_gone",
+        "worker_start", "path", "path", "worker_ready",
+    ],
+}  # fmt: skip
+
+
+def metrics(tree: Tree, *, watchdog: bool) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    status, body = tree.get("/metrics", watchdog=watchdog)
+    assert status == 200
+    families = text_string_to_metric_families(body.decode())
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str) -> float:
+    return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+def whole(tree: Tree) -> bool:
+    status = tree.status()
+    return status["path"] == "fused" and all(worker["state"] == "ready" for worker in status["workers"])
+
+
+@pytest.mark.parametrize("fault", ["stall", "endless"])
+def test_a_stalled_kernel_costs_no_request(
+    tree: Tree, blocks: list[torch.nn.Module], fault: str
+) -> None:  # fmt: skip
+    tree.wait_until("the fused path", lambda: whole(tree))
+    before = metrics(tree, watchdog=True)
+    generation = {worker["name"]: worker["generation"] for worker in tree.status()["workers"]}
+    active = tree.status()["active"]
+    x = [torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens)) for tokens in (1, 2, 3, 5)]
+    with torch.no_grad():
+        expected = [blocks[1](rows[None])[0] for rows in x]
+    with Load(tree.gateway_address, "demo/layers.1", "FP32", x, expected, clients=4) as load:
+        tree.wait_until("answers of the fused path", lambda: any(sent.path == "fused" for sent in list(load.sent)))
+        seen_events = len(read_events(tree))
+        last = read_events(tree)[-1]["at"]
+        tree.arm(fault)
+        tree.wait_until(
+            "the recovery", lambda: any(e["event"] == "recovered" and e["at"] > last for e in read_events(tree))
+        )
+        tree.wait_until("the fused path", lambda: whole(tree))
+        count = len(load.sent)
+        tree.wait_until(
+            "fused answers afterwards", lambda: any(sent.path == "fused" for sent in list(load.sent)[count:])
+        )
+    assert seen_events
+    assert [sent.failed for sent in load.sent if sent.failed] == []
+    assert not any(sent.wrong for sent in load.sent)
+    assert {"fused", "baseline"} <= {sent.path for sent in load.sent}
+    assert any(sent.replayed for sent in load.sent) == (fault == "endless")
+
+    events = [event for event in read_events(tree) if event["at"] > last]
+    assert sorted(event["event"] for event in events) == sorted(EVENTS[fault])
+    stall = next(event for event in events if event["event"] == "stall")
+    assert (stall["worker"], stall["cause"]) == (active, "stall")
+    record = json.loads(Path(tree.status()["last_flight"]).read_text())
+    assert record["verdict"] == stall["verdict"]
+    expected_words = "does not finish it" if fault == "endless" else "up tiles of its row tile"
+    assert expected_words in record["verdict"]
+
+    after = metrics(tree, watchdog=True)
+
+    def rise(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    rung = {"stall": "abort", "endless": "replay"}[fault]
+    result = {"stall": "ended", "endless": "timed_out"}[fault]
+    assert rise("fdmoe_stalls_total", cause="stall") == 1
+    assert rise("fdmoe_aborts_total", result=result) == 1
+    assert rise("fdmoe_recovery_seconds_count", rung=rung) == 1
+    assert rise("fdmoe_stall_detection_seconds_count") == 1
+    for hop in (("fused", "baseline", "stall"), ("baseline", "shadow", "cooled_down"), ("shadow", "fused", "proven")):
+        assert rise("fdmoe_path_switches_total", **dict(zip(("from", "to", "reason"), hop, strict=True))) == 1
+    assert rise("fdmoe_shadow_checks_total", result="ok") >= 3
+    assert rise("fdmoe_shadow_checks_total", result="mismatch") == 0
+    assert rise("fdmoe_device_work_items_total", phase="up") > 0
+    assert value(after, "fdmoe_path_active", device="cpu", path="fused") == 1
+    if fault == "endless":
+        assert rise("fdmoe_worker_restarts_total", reason="stall") == 1
+        assert value(after, "fdmoe_worker_generation", worker=active) == generation[active] + 1
+        assert tree.status()["active"] != active
+    gateway = metrics(tree, watchdog=False)
+    replayed = value(gateway, "fdmoe_replayed_requests_total")
+    assert (replayed > 0) == (fault == "endless")
