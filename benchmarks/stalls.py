@@ -141,7 +141,9 @@ def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, fl
     tree.arm(fault)
 
     def events_since() -> list[dict[str, Any]]:
-        return [event for event in read_events(tree) if datetime.fromisoformat(event["at"]).timestamp() >= before - 0.001]
+        return [
+            event for event in read_events(tree) if datetime.fromisoformat(event["at"]).timestamp() >= before - 0.001
+        ]
 
     def recovered() -> dict[str, Any] | None:
         return next((event for event in events_since() if event["event"] == "recovered"), None)

@@ -69,7 +69,7 @@ def write_demo_model(directory: Path, *, seed: int = 0) -> None:
         complete = Path(scratch) / directory.name
         complete.mkdir()
         (complete / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8")
-        # without this entry of the metadata transformers refuses the file
+        # the metadata is what transformers writes
         tensors = save(_weights(np.random.default_rng(seed)), metadata={"format": "pt"})
         # not save_file, whose file is for its owner alone (mode 0600) whatever the umask says
         (complete / "model.safetensors").write_bytes(tensors)

@@ -36,12 +36,14 @@ def page(*slots: bytes) -> Snapshot:
     [
         (
             page(
-                slot(launch=7, ticket=40, phase=Phase.DOWN, expert=93, tile=(0, 4), wait=Wait.UP_TILES, target=6, seen=3),
+                slot(
+                    launch=7, ticket=40, phase=Phase.DOWN, expert=9, tile=(0, 4), wait=Wait.UP_TILES, target=6, seen=3
+                ),
                 slot(launch=7, ticket=41, phase=Phase.DOWN, expert=94, wait=Wait.UP_TILES, target=6),
                 slot(launch=7, ticket=42, phase=Phase.LEFT),
                 slot(launch=6, ticket=9, phase=Phase.UP),
             ),
-            "launch 7 of layer 3, 16 tokens: CTA 0 waits before down, expert 93, tile (0, 4), for 3 of 6 up tiles of "
+            "launch 7 of layer 3, 16 tokens: CTA 0 waits before down, expert 9, tile (0, 4), for 3 of 6 up tiles of "
             "its row tile (2 waiting, 0 working, 1 left, of 3 CTAs)",
         ),
         (
@@ -54,7 +56,7 @@ def page(*slots: bytes) -> Snapshot:
         ),
         (page(slot(launch=6, ticket=1, phase=Phase.LEFT)), "launch 7: no CTA has shown a beat"),
     ],
-)  # fmt: skip
+)
 def test_the_verdict_names_cta_phase_expert_and_tile(snapshot: Snapshot, words: str) -> None:
     assert flight.explain(snapshot) == words
 

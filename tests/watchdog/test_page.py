@@ -13,7 +13,20 @@ from hypothesis import strategies as st
 
 from fdmoe_watchdog import page as beat_page
 from fdmoe_watchdog.page import (
-    Exit, ExitWord, Host, Identity, Launch, Line, Page, PageError, Phase, Slot, SlotWord, Stage, Wait, parse_slots,
+    Exit,
+    ExitWord,
+    Host,
+    Identity,
+    Launch,
+    Line,
+    Page,
+    PageError,
+    Phase,
+    Slot,
+    SlotWord,
+    Stage,
+    Wait,
+    parse_slots,
 )  # fmt: skip
 
 WORD = st.integers(0, 2**64 - 1)

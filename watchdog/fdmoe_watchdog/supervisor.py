@@ -10,7 +10,6 @@ import contextlib
 import selectors
 import signal
 import time
-from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,22 +18,24 @@ import structlog
 
 from fdmoe_watchdog import flight, messages, policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
+from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.messages import AnyMessage
 from fdmoe_watchdog.metrics import PHASES, Metrics
-from fdmoe_watchdog.page import Line, Phase, Snapshot, parse_slots
+from fdmoe_watchdog.page import Line
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import Child, WorkerProcess
+from fdmoe_watchdog.recovery import RecoveryClock
 from fdmoe_watchdog.rundir import RunDirectory
-from fdmoe_watchdog.status import Event, GatewayView, TreeView, WorkerView
+from fdmoe_watchdog.status import GatewayView, TreeView
 from fdmoe_watchdog.tracker import StallTimes, Tracker
+from fdmoe_watchdog.view import look
 
 WORKERS = ("a", "b")
 EXIT_OK = 0
 EXIT_RESTART_ME = 70  # the tree failed; another try on this node may work
 _STOP_GATEWAY_S = 10.0
 _STOP_WORKER_S = 3.0
-_KEPT_EVENTS = 50
 # one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _SLOTS = {"cpu": 16}
 _GPU_SLOTS = 768
@@ -48,7 +49,7 @@ class Supervisor:
         self._log = structlog.get_logger("fdmoe.watchdog")
         self._started = time.monotonic()
         self._turned_at = self._started
-        self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._events = EventLog()
         self._state = policy.initial(WORKERS, self._started)
         self._processes: dict[str, WorkerProcess] = {}
         self._stall_times = StallTimes(plan.recovery)
@@ -58,7 +59,7 @@ class Supervisor:
         self._gateway_at = self._started
         self._route: messages.Route | None = None
         self._announced = False
-        self._recovering: tuple[str, float, str, int] | None = None
+        self._recovery = RecoveryClock()
         self._last_flight: Path | None = None
         self._chaos_askers: list[Channel] = []
         self._exit: int | None = None
@@ -153,7 +154,11 @@ class Supervisor:
                 continue
             shadow, process.shadow = tuple(process.shadow), []
             seen[name] = process.tracker.seen(alive=process.alive, ready=process.ready is not None, shadow=shadow)
-        self._note_recovery(now)
+        if recovered := self._recovery.look(self._processes, now):
+            self.metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
+            self._events.add(
+                "recovered", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
+            )  # fmt: skip
         self._state, actions = policy.decide(self._state, policy.Observation(now, seen), self.plan.recovery)
         for action in actions:
             self._act(action, now)
@@ -171,7 +176,7 @@ class Supervisor:
     def _tend_gateway(self, now: float) -> None:
         gateway = self._gateway
         if gateway is not None and not gateway.alive:
-            self._event("gateway_exit", exit_code=gateway.exit_code or 0)
+            self._events.add("gateway_exit", exit_code=gateway.exit_code or 0)
             if gateway.channel is not None:
                 self._drop(gateway.channel)
             self._gateway = None
@@ -225,15 +230,15 @@ class Supervisor:
                 pass
             case messages.Listening(host=host, port=port):
                 self._gateway_url = f"http://{host}:{port}"
-                self._event("gateway_listening", url=self._gateway_url)
+                self._events.add("gateway_listening", url=self._gateway_url)
                 self._announce()
             case messages.WorkerReady():
                 process = self._worker_of(channel)
                 process.ready = message
-                self._event("worker_ready", worker=process.name, generation=process.generation)
+                self._events.add("worker_ready", worker=process.name, generation=process.generation)
             case messages.WorkerFailed(reason=reason):
                 process = self._worker_of(channel)
-                self._event("worker_failed", worker=process.name, generation=process.generation, reason=reason)
+                self._events.add("worker_failed", worker=process.name, generation=process.generation, reason=reason)
             case messages.ShadowChecked():
                 self._shadow_checked(self._worker_of(channel), message)
             case messages.FaultArmed(ok=ok, reason=reason):
@@ -259,7 +264,7 @@ class Supervisor:
         self.metrics.shadow_error.observe(message.relative_error)
         self.metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
         if not message.ok:
-            self._event(
+            self._events.add(
                 "shadow_mismatch", worker=process.name, layer=message.layer, tokens=message.tokens,
                 relative_error=message.relative_error,
             )  # fmt: skip
@@ -275,7 +280,7 @@ class Supervisor:
             return
         assert self._state.active is not None
         self._chaos_askers.append(channel)
-        self._event("fault_armed", worker=self._state.active, fault=fault)
+        self._events.add("fault_armed", worker=self._state.active, fault=fault)
         self._tell(self._processes[self._state.active], messages.ArmFault(fault))
 
     def _tell(self, child: Child | None, message: messages.Message) -> None:
@@ -298,42 +303,41 @@ class Supervisor:
                 process.page.write(Line.ABORT, 0, launch)
                 self.metrics.stalls.labels(cause).inc()
                 self.metrics.stall_detection.observe(process.tracker.quiet_s)
-                self._recovering = ("abort", now, name, process.page.snapshot().answered)
+                self._recovery.start(process, now)
                 self._record(process, cause)
             case policy.AbortEnded(worker=name, in_time=in_time):
                 self.metrics.aborts.labels("ended" if in_time else "timed_out").inc()
-                self._event("abort_ended" if in_time else "abort_timed_out", worker=name)
+                self._events.add("abort_ended" if in_time else "abort_timed_out", worker=name)
             case policy.Fence(worker=name, generation=generation, cause=cause):
-                self._event("fence", worker=name, generation=generation, cause=cause)
+                self._events.add("fence", worker=name, generation=generation, cause=cause)
                 self._tell(self._gateway, messages.Fence(name, generation))
                 if self._route is not None and (self._route.worker, self._route.generation) == (name, generation):
                     self._route = None
-                    detected = self._recovering[1] if self._recovering else now
-                    self._recovering = ("replay", detected, "", 0)
+                    self._recovery.hand_over(now)
                 if cause == "frozen":
                     self.metrics.stalls.labels(cause).inc()
                     self._record(self._processes[name], cause)
             case policy.Route(worker=name, generation=generation):
                 self._route_to(self._processes[name])
             case policy.Kill(worker=name, generation=generation):
-                self._event("kill", worker=name, generation=generation)
+                self._events.add("kill", worker=name, generation=generation)
                 self._processes[name].signal(signal.SIGKILL)
             case policy.Gone(worker=name, generation=generation):
                 process = self._processes.pop(name)
                 if process.channel is not None:
                     self._drop(process.channel)
-                self._event("worker_gone", worker=name, generation=generation, exit_code=process.exit_code or 0)
+                self._events.add("worker_gone", worker=name, generation=generation, exit_code=process.exit_code or 0)
                 process.discard()
                 self._tell(self._gateway, messages.Gone(name, generation))
             case policy.SetPath(worker=name, path=path, previous=previous, reason=reason):
                 if path != previous:
                     self.metrics.path_switches.labels(previous, path, reason).inc()
-                    self._event("path", worker=name, previous=previous, path=path, reason=reason)
+                    self._events.add("path", worker=name, previous=previous, path=path, reason=reason)
                 if name:
                     self._tell(self._processes[name], messages.SetPath(path))
             case policy.BudgetGone(worker=name):
                 self._log.error("restart_budget_gone", worker=name)
-                self._event("restart_budget_gone", worker=name)
+                self._events.add("restart_budget_gone", worker=name)
             case policy.GiveUp(reason=reason):
                 self._give_up(reason)
 
@@ -350,15 +354,14 @@ class Supervisor:
         )
         if reason != "start":
             self.metrics.worker_restarts.labels(reason).inc()
-        self._event("worker_start", worker=name, generation=generation, reason=reason)
+        self._events.add("worker_start", worker=name, generation=generation, reason=reason)
 
     def _route_to(self, process: WorkerProcess) -> None:
         self._route = messages.Route(
             process.name, process.generation, str(process.socket_path), str(process.page.path)
         )  # fmt: skip
-        if self._recovering is not None and self._recovering[0] == "replay":
-            self._recovering = ("replay", self._recovering[1], process.name, process.page.snapshot().answered)
-        self._event("route", worker=process.name, generation=process.generation)
+        self._recovery.routed(process)
+        self._events.add("route", worker=process.name, generation=process.generation)
         self._tell(self._gateway, self._route)
         self._announce()
 
@@ -378,7 +381,7 @@ class Supervisor:
             now_ns=time.monotonic_ns(),
             at=datetime.now(UTC),
         )
-        self._event(
+        self._events.add(
             "stall", worker=process.name, generation=process.generation, cause=cause, launch=snapshot.begun,
             quiet_s=round(process.tracker.quiet_s, 4), begun_s_ago=float(str(document["begun_s_ago"])),
             verdict=str(document["verdict"]),
@@ -389,72 +392,22 @@ class Supervisor:
             # a full disk must not stop a recovery
             self._log.error("flight_record_lost", directory=str(self.plan.flight_dir), reason=str(error))
 
-    def _note_recovery(self, now: float) -> None:
-        """A recovery ends with the first batch that is answered after the detection."""
-        if self._recovering is None:
-            return
-        rung, detected_at, name, answered = self._recovering
-        process = self._processes.get(name)
-        if process is None or process.tracker.last is None or process.tracker.last.answered <= answered:
-            return
-        self.metrics.recovery.labels(rung).observe(now - detected_at)
-        self._event("recovered", rung=rung, worker=name, seconds=round(now - detected_at, 4))
-        self._recovering = None
-
     def _give_up(self, reason: str) -> None:
         self._log.error("give_up", reason=reason)
-        self._event("give_up", reason=reason)
+        self._events.add("give_up", reason=reason)
         self._exit = EXIT_RESTART_ME
 
-    # ---- what is shown
-
-    def _event(self, event: str, **details: str | int | float) -> None:
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._events.append({"at": at, "event": event, **details})
-        self._log.info(event, **details)
-
     def _look(self) -> TreeView:
-        now = time.monotonic()
-        state = self._state
-        recent = sum(at > now - self.plan.recovery.restart_period_s for at in state.restarts)
-        return TreeView(
-            version=self.plan.version,
-            device=self.plan.device,
-            path=state.path,
-            active=state.active,
-            chaos=self.plan.chaos,
-            uptime_s=round(now - self._started, 3),
-            restarts_left=self.plan.recovery.restart_budget - recent,
-            workers=tuple(self._look_at(name, worker, now) for name, worker in state.workers.items()),
+        return look(
+            self.plan,
+            self._state,
+            self._processes,
+            uptime_s=time.monotonic() - self._started,
+            now=time.monotonic(),
             gateway=GatewayView(self._gateway_url, self._gateway.pid if self._gateway else 0),
-            events=tuple(self._events),
-            last_flight=str(self._last_flight) if self._last_flight else None,
+            events=self._events.last,
+            last_flight=self._last_flight,
         )
-
-    def _look_at(self, name: str, worker: policy.Worker, now: float) -> WorkerView:
-        process = self._processes.get(name)
-        page = process.tracker.last if process else None
-        quiet_s = process.tracker.quiet_s if process else 0.0
-        beat_at = process.tracker.beat_at if process else 0.0
-        return WorkerView(
-            name=name,
-            generation=worker.generation,
-            pid=process.pid if process else 0,
-            state=worker.life.value,
-            path=self._state.path if name == self._state.active else "standby",
-            stage=page.stage.name.lower() if page else "none",
-            outstanding=page.outstanding if page else False,
-            heartbeat_age_s=round(quiet_s, 4),
-            last_heartbeat_at=time.time() - (now - beat_at) if beat_at else 0.0,
-            stalled_ctas=_not_left(page) if page and worker.life is policy.Life.ABORTING else 0,
-            slots=process.page.slots if process else 0,
-            batches={"fused": page.fused_batches, "baseline": page.baseline_batches} if page else {},
-        )
-
-
-def _not_left(page: Snapshot) -> int:
-    slots = parse_slots(page.slots)
-    return sum(slot.launch == page.begun and slot.phase is not Phase.LEFT for slot in slots)
 
 
 def run(plan: TreePlan) -> int:

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         # the watchdog is gone or wants nothing more of this process
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
         control.send(messages.WorkerFailed(f"{type(error).__name__}: {error}"[:1000]))
@@ -88,8 +88,9 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
         structlog.get_logger("fdmoe.worker").info("warm", layers=len(layers), difference=difference)
         listener = Listener(socket_path)
         page.write(Line.HOST, Host.STAGE, Stage.SERVING)
+        datatype = _DTYPES[settings.model.dtype]
         infos = tuple(
-            messages.LayerInfo(name, layer.hidden_size, _DTYPES[str(dtype).removeprefix("torch.")], layer.experts, layer.routing.top_k)
+            messages.LayerInfo(name, layer.hidden_size, datatype, layer.experts, layer.routing.top_k)
             for name, layer in layers.items()
         )
         ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens)

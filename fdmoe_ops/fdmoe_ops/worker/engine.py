@@ -162,7 +162,7 @@ class Engine:
 
 def _pin(memory: torch.Tensor) -> None:
     """Register host memory with CUDA; it stays registered until the process ends."""
-    runtime = torch.cuda.cudart()
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     error = runtime.cudaHostRegister(memory.data_ptr(), memory.numel() * memory.element_size(), 0)
     if error != runtime.cudaError.success:
         raise RuntimeError(f"cudaHostRegister of {memory.numel() * memory.element_size()} bytes failed: {error}")

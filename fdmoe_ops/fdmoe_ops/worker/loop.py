@@ -126,6 +126,4 @@ class Loop:
     def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
         assert self._gateway is not None
         self._page.add(Line.HOST, Host.ANSWERED)
-        self._gateway.send(
-            messages.Answer(batch.generation, batch.batch, path, time.monotonic_ns() - started, error)
-        )
+        self._gateway.send(messages.Answer(batch.generation, batch.batch, path, time.monotonic_ns() - started, error))
