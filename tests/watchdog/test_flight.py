@@ -36,9 +36,7 @@ def page(*slots: bytes) -> Snapshot:
     [
         (
             page(
-                slot(
-                    launch=7, ticket=40, phase=Phase.DOWN, expert=9, tile=(0, 4), wait=Wait.UP_TILES, target=6, seen=3
-                ),
+                slot(launch=7, ticket=4, phase=Phase.DOWN, expert=9, tile=(0, 4), wait=Wait.UP_TILES, target=6, seen=3),
                 slot(launch=7, ticket=41, phase=Phase.DOWN, expert=94, wait=Wait.UP_TILES, target=6),
                 slot(launch=7, ticket=42, phase=Phase.LEFT),
                 slot(launch=6, ticket=9, phase=Phase.UP),

@@ -1,0 +1,73 @@
+"""`python -m fdmoe_ops.gateway --settings FILE`: the gateway's process, a child of the watchdog."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.metadata
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from fdmoe_ops import log
+from fdmoe_ops import settings as tree
+from fdmoe_ops.gateway.server import Gateway, GatewayPlan, bind
+from fdmoe_watchdog.channel import ChannelClosed
+from fdmoe_watchdog.child import die_with_parent
+
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    die_with_parent()
+    # a stop signal is the server's to handle; when it has done so, it raises it again to end the process
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.gateway", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True)
+    settings = tree.read(parser.parse_args(arguments).settings)
+    log.configure(settings.log)
+    logger = structlog.get_logger("fdmoe.gateway")
+    assert settings.run_dir is not None, "a resolved tree has a run_dir"
+    gateway = settings.gateway
+    plan = GatewayPlan(
+        run_dir=settings.run_dir,
+        max_queue_tokens=gateway.max_queue_tokens,
+        max_queue_requests=gateway.max_queue_requests,
+        request_timeout_s=gateway.request_timeout_s,
+        retry_after_s=gateway.retry_after_s,
+        version=_version(),
+    )
+    try:
+        listening = bind(gateway.host, gateway.port)
+    except OSError as error:
+        logger.error("no_address", host=gateway.host, port=gateway.port, reason=str(error))
+        return EXIT_FAILED
+    try:
+        uvloop.run(_serve(plan, listening))
+    except (ChannelClosed, ConnectionRefusedError, FileNotFoundError) as error:
+        logger.error("no_watchdog", reason=str(error))
+        return EXIT_FAILED
+    return 0
+
+
+async def _serve(plan: GatewayPlan, listening: socket.socket) -> None:
+    gateway = Gateway(plan)
+    # what is here now stays: without it, a full collection walks all modules in the middle of some request
+    gc.collect()
+    gc.freeze()
+    await gateway.serve(listening)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fdmoe-ops")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

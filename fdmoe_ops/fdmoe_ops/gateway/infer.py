@@ -1,0 +1,183 @@
+"""POST /v2/models/{layer}/infer: from the socket into the arena, through a worker, and out of the arena again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from fdmoe_ops.arena import ALIGNMENT_BYTES, Arena
+from fdmoe_ops.gateway import protocol
+from fdmoe_ops.gateway.batcher import Batcher, Outcome, QueueFull, Request
+from fdmoe_ops.gateway.body import Body
+from fdmoe_ops.gateway.link import Links
+from fdmoe_ops.gateway.metrics import Metrics
+from fdmoe_ops.gateway.protocol import Parsed, Served
+from fdmoe_ops.gateway.refusal import ClientGone, Refusal
+from fdmoe_ops.gateway.waiting import Waiter, WaitingRoom
+from fdmoe_watchdog.messages import LayerInfo
+
+Headers = list[tuple[bytes, bytes]]
+CLIENT_GONE = 499  # as nginx counts them; no client sees it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a request may take in all, and what a client is told that comes when the queue is full."""
+
+    request_timeout_s: float
+    retry_after_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response; `tokens` and `path` are for the metrics."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    path: str = "none"
+    tokens: int = 0
+
+
+class Infer:
+    """The ASGI endpoint: one call a request, in the event loop's thread, without a task of its own."""
+
+    def __init__(
+        self, *, arena: Arena, batcher: Batcher, links: Links, room: WaitingRoom, metrics: Metrics, limits: Limits
+    ) -> None:
+        self._arena = arena
+        self._batcher = batcher
+        self._links = links
+        self._room = room
+        self._metrics = metrics
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = time.perf_counter()
+        metrics = self._metrics
+        metrics.requests_in_flight += 1
+        layer_name, reply = "", None
+        try:
+            if scope["method"] != "POST":
+                raise Refusal(405, f"the method is {scope['method']}; POST is allowed", headers=((b"allow", b"POST"),))
+            layer = self.layer(scope["path_params"]["name"])
+            layer_name = layer.name
+            reply = await self._reply(layer, scope, receive)
+        except Refusal as refusal:
+            reply = refused(refusal)
+        except ClientGone:
+            pass
+        finally:
+            metrics.requests_in_flight -= 1
+        path = reply.path if reply else "none"
+        code = str(reply.status if reply else CLIENT_GONE)
+        metrics.request_duration.labels(layer_name, path, code).observe(time.perf_counter() - arrived)
+        if reply is not None:
+            if reply.status == 200:
+                metrics.request_tokens.labels(layer_name, path).inc(reply.tokens)
+            await send_reply(send, reply)
+
+    def layer(self, name: str) -> LayerInfo:
+        """The served layer of this name, or of NAME/versions/1. Raises Refusal: 404, or 503 before the first route."""
+        layers = self._links.layers
+        layer = layers.get(name)
+        if layer is not None:
+            return layer
+        if not self._links.started:
+            raise self._unavailable("no worker has been ready yet")
+        base, _, version = name.rpartition("/versions/")
+        if base not in layers:
+            raise Refusal(404, f"layer {name!r} is not served; these are: {', '.join(layers)}")
+        if version != protocol.VERSION:
+            raise Refusal(404, f"version {version!r} of {base} is not served; {protocol.VERSION!r} is")
+        return layers[base]
+
+    async def _reply(self, layer: LayerInfo, scope: Scope, receive: Receive) -> Reply:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.request_timeout_s
+        token_limit = self._token_limit(layer)
+        body = Body(scope, receive, token_limit * protocol.row_bytes(layer))
+        waiter = Waiter(receive, deadline, loop.create_future())
+        request = None
+        try:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    head, rest = await body.json()
+                    parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
+                    if parsed.tokens == 0:
+                        return self._answer(parsed, layer, b"", protocol.NOBODY)
+                    request = self._reserve(layer, parsed, waiter)
+                    await self._fill(request, parsed, body, rest)
+            except TimeoutError as error:
+                waited = self._limits.request_timeout_s
+                raise Refusal(408, f"the body was not complete after {waited:g} s") from error
+            self._batcher.enqueue(request, loop.time())
+            self._links.push()
+            outcome = await self._room.outcome(waiter)
+            if outcome.answer.error:
+                raise Refusal(500, f"the worker could not run it: {outcome.answer.error}", path=outcome.answer.path)
+            assert request.output_offset is not None, "answered without an output area"
+            output = self._arena.area(request.output_offset, request.size_bytes)
+            return self._answer(parsed, layer, output, _served(outcome, request))
+        finally:
+            if request is not None:
+                self._batcher.release(request)
+                if not self._batcher.idle:
+                    # the memory may be what a request that goes again waits for
+                    self._links.push()
+
+    def _token_limit(self, layer: LayerInfo) -> int:
+        """What fits a batch, the queue and, twice, the arena; a request beyond it could never be served."""
+        room_bytes = self._arena.size_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+        return min(self._links.max_batch_tokens, self._batcher.max_tokens, room_bytes // protocol.row_bytes(layer))
+
+    def _reserve(self, layer: LayerInfo, parsed: Parsed, waiter: Waiter) -> Request:
+        try:
+            return self._batcher.reserve(layer.name, parsed.tokens, parsed.size_bytes, waiter.deliver)
+        except QueueFull as error:
+            raise self._unavailable(str(error)) from error
+
+    async def _fill(self, request: Request, parsed: Parsed, body: Body, rest: memoryview) -> None:
+        """The input's bytes into the arena, as they come: the one copy on their way to the worker."""
+        area = self._arena.area(request.input_offset, request.size_bytes)
+        if parsed.data is not None:
+            area[:] = parsed.data
+            return
+        filled, piece = 0, rest
+        while True:
+            end = filled + len(piece)
+            if end > len(area):
+                raise Refusal(400, f"{end} bytes or more follow the JSON; binary_data_size says {len(area)}")
+            area[filled:end] = piece
+            filled = end
+            piece = memoryview(await body.next())
+            if not piece:
+                break
+        if filled != len(area):
+            raise Refusal(400, f"{filled} bytes follow the JSON; binary_data_size says {len(area)}")
+
+    def _answer(self, parsed: Parsed, layer: LayerInfo, output: memoryview | bytes, served: Served) -> Reply:
+        headers, body = protocol.encode(parsed, layer, output, served)
+        return Reply(200, headers, body, served.path, parsed.tokens)
+
+    def _unavailable(self, message: str) -> Refusal:
+        return Refusal(503, message, headers=((b"retry-after", b"%d" % self._limits.retry_after_s),))
+
+
+def _served(outcome: Outcome, request: Request) -> Served:
+    return Served(outcome.answer.path, outcome.key.worker, outcome.key.generation, request.replayed)
+
+
+def refused(refusal: Refusal) -> Reply:
+    headers = [(b"content-type", b"application/json"), (b"x-request-id", protocol.new_id().encode()), *refusal.headers]
+    return Reply(refusal.status, headers, msgspec.json.encode({"error": str(refusal)}), refusal.path)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,193 @@
+"""The gateway's connections: orders come from the watchdog, batches go to the active worker, answers come back.
+
+All in the event loop's thread; nothing here blocks, and nothing is decided here (see batcher).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from fdmoe_ops.gateway.batcher import Batcher, Key, Outcome
+from fdmoe_ops.gateway.metrics import Metrics
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed
+from fdmoe_watchdog.messages import LayerInfo
+from fdmoe_watchdog.page import Line, Page, PageError
+
+
+@dataclass(slots=True, eq=False)
+class WorkerLink:
+    """The connection to one worker generation, and its beat page, where what was sent to it is counted."""
+
+    key: Key
+    channel: Channel
+    page: Page
+
+    def send(self, batch: messages.Batch) -> None:
+        # counted first: a batch that is sent and not counted could be lost unseen, the reverse only looks untouched
+        self.page.add(Line.GATEWAY, 0)
+        self.channel.send(batch)
+
+
+class Links:
+    """`layers` and `max_batch_tokens` are what the last active worker serves; nothing until there was one.
+
+    `on_end` is called when the watchdog's connection closes.
+    """
+
+    def __init__(self, batcher: Batcher, metrics: Metrics, control: Channel, on_end: Callable[[], None]) -> None:
+        self.layers: dict[str, LayerInfo] = {}
+        self.max_batch_tokens = 0
+        self._batcher = batcher
+        self._metrics = metrics
+        self._control = control
+        self._on_end = on_end
+        self._links: dict[Key, WorkerLink] = {}
+        self._dropped_answers = 0
+        self._log = structlog.get_logger("fdmoe.gateway")
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(control.fileno(), self._on_control)
+
+    @property
+    def started(self) -> bool:
+        """A worker has been routed to, and was ready."""
+        return bool(self.layers)
+
+    @property
+    def ready(self) -> bool:
+        """A worker is active and connected."""
+        return self._batcher.active is not None
+
+    def push(self) -> None:
+        """Send the next batch, if there is one and the worker is free for it."""
+        departure = self._batcher.next_batch()
+        if departure is None:
+            return
+        link = self._links[departure.key]
+        self._metrics.batch_tokens.observe(departure.tokens)
+        self._metrics.replayed_requests.inc(departure.replayed)
+        try:
+            link.send(departure.batch)
+        except ChannelClosed as error:
+            self._lost(link, error)
+
+    def close(self) -> None:
+        for link in list(self._links.values()):
+            self._close(link)
+        self._loop.remove_reader(self._control.fileno())
+        self._control.close()
+
+    # ---- the watchdog
+
+    def _on_control(self) -> None:
+        try:
+            message = self._control.receive()
+            match message:
+                case messages.Route():
+                    self._route(message)
+                case messages.Fence(worker=worker, generation=generation):
+                    again = self._batcher.fence(Key(worker, generation))
+                    self._log.info("fenced", worker=worker, generation=generation, requests_again=again)
+                case messages.Gone(worker=worker, generation=generation):
+                    self._gone(Key(worker, generation))
+                case None:
+                    pass
+                case _:
+                    raise ChannelClosed(f"a {type(message).__name__} is not for the gateway")
+        except ChannelClosed as error:
+            self._log.info("watchdog_left", reason=str(error))
+            self._loop.remove_reader(self._control.fileno())
+            self._on_end()
+
+    def _route(self, route: messages.Route) -> None:
+        """Connect. The worker becomes active when it says what it serves."""
+        key = Key(route.worker, route.generation)
+        self._batcher.deactivate()
+        hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
+        try:
+            page = Page.open(Path(route.page))
+        except (OSError, PageError) as error:
+            self._log.warning("no_page", worker=key.worker, generation=key.generation, reason=str(error))
+            return
+        try:
+            channel = Channel.connect(Path(route.socket), hello)
+        except OSError as error:
+            page.close()
+            self._log.warning("no_worker", worker=key.worker, generation=key.generation, reason=str(error))
+            return
+        old = self._links.get(key)
+        if old is not None:
+            self._lost(old, ChannelClosed("routed to anew"))
+        link = self._links[key] = WorkerLink(key, channel, page)
+        self._loop.add_reader(channel.fileno(), self._on_worker, link)
+
+    def _gone(self, key: Key) -> None:
+        link = self._links.get(key)
+        if link is not None:
+            self._close(link)
+        self._batcher.gone(key)
+        self.push()
+
+    # ---- a worker
+
+    def _on_worker(self, link: WorkerLink) -> None:
+        try:
+            message = link.channel.receive()
+            match message:
+                case messages.Answer():
+                    self._answered(link, message)
+                case messages.WorkerReady():
+                    self._worker_ready(link, message)
+                case None:
+                    pass
+                case _:
+                    raise ChannelClosed(f"a {type(message).__name__} is not for the gateway")
+        except ChannelClosed as error:
+            self._lost(link, error)
+
+    def _answered(self, link: WorkerLink, answer: messages.Answer) -> None:
+        requests = self._batcher.answered(link.key, answer)
+        # the worker gets its next batch before the clients get their answers
+        self.push()
+        if requests is None:
+            self._dropped_answers += 1
+            self._log.warning(
+                "answer_dropped", worker=link.key.worker, link_generation=link.key.generation,
+                generation=answer.generation, batch=answer.batch, dropped=self._dropped_answers,
+            )  # fmt: skip
+            return
+        if answer.error:
+            self._log.error("batch_failed", worker=link.key.worker, batch=answer.batch, reason=answer.error)
+        outcome = Outcome(link.key, answer)
+        for request in requests:
+            request.deliver(outcome)
+
+    def _worker_ready(self, link: WorkerLink, ready: messages.WorkerReady) -> None:
+        if ready.generation != link.key.generation:
+            raise ChannelClosed(f"generation {ready.generation} answers; {link.key.generation} was routed to")
+        if self._batcher.activate(link.key, ready.max_batch_tokens):
+            self.layers = {layer.name: layer for layer in ready.layers}
+            self.max_batch_tokens = ready.max_batch_tokens
+            self._log.info("active", worker=link.key.worker, generation=link.key.generation)
+            self.push()
+
+    def _lost(self, link: WorkerLink, error: ChannelClosed) -> None:
+        """Its batch waits for the next route: whether the worker is to be replaced, the watchdog decides."""
+        self._close(link)
+        again = self._batcher.fence(link.key)
+        self._log.warning(
+            "worker_left", worker=link.key.worker, generation=link.key.generation, reason=str(error),
+            requests_again=again,
+        )  # fmt: skip
+
+    def _close(self, link: WorkerLink) -> None:
+        del self._links[link.key]
+        self._loop.remove_reader(link.channel.fileno())
+        link.channel.close()
+        link.page.close()

@@ -1,0 +1,40 @@
+"""The gateway's metrics: every family it exports is a literal here (DESIGN: metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# from half of what the gateway may add at one token to the longest that a request waits
+_SECONDS = (0.00015, 0.0003, 0.0006, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Metrics:
+    """Labels come from closed sets: `layer` is a served one or "", `path` a path or "none", `code` an HTTP status (499:
+    the client went away first)."""
+
+    def __init__(self, queue_depth: Callable[[], int]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests_in_flight = 0
+        self.request_duration = Histogram(
+            "fdmoe_request_duration_seconds",
+            "From the arrival of an inference request's headers to its answer.",
+            ["layer", "path", "code"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.request_tokens = Counter(
+            "fdmoe_request_tokens", "Tokens of answered requests.", ["layer", "path"], registry=registry
+        )
+        self.replayed_requests = Counter(
+            "fdmoe_replayed_requests", "Requests sent again to another worker.", registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "fdmoe_batch_tokens", "Tokens of the batches sent to workers.", buckets=_TOKENS, registry=registry
+        )
+        in_flight = Gauge("fdmoe_requests_in_flight", "Inference requests that have no answer yet.", registry=registry)
+        in_flight.set_function(lambda: self.requests_in_flight)
+        depth = Gauge("fdmoe_queue_depth", "Requests that wait for a place in a batch.", registry=registry)
+        depth.set_function(queue_depth)
