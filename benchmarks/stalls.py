@@ -4,7 +4,8 @@ Clients send requests without a pause while faults are injected one after anothe
 float32 reference. Two times are reported for each fault:
 
     detect   from the host's launch of the faulty kernel to the watchdog's decision (so a little more than the stall)
-    answer   the longest that a client waited for a request that was in flight at the decision
+    answer   the longest that a client waited for a request that was in flight during the stall; of 8 clients' requests
+             some are in the stalled batch and the others behind it
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 import tritonclient.http as triton_http
 from safetensors.torch import save_file
-from tree import Tree, describe_machine, read_events, running_tree
+from tree import Tree, describe_machine, read_events, reproduce, running_tree
 
 from fdmoe_kernels import reference_moe
 from fdmoe_kernels.layer import MoELayer
@@ -83,8 +85,7 @@ class Load:
             index = int(picks.integers(len(self.inputs)))
             x = self.inputs[index]
             tensor = triton_http.InferInput("hidden_states", list(x.shape), self.datatype)
-            # for BF16 the client takes float32 and cuts it to bfloat16 itself
-            tensor.set_data_from_numpy(x.float().numpy(), binary_data=True)
+            tensor.set_data_from_numpy(_as_numpy(x), binary_data=True)
             start = time.time()
             try:
                 result = client.infer(self.name, [tensor])
@@ -98,6 +99,13 @@ class Load:
             wrong = not error_norm <= _TOLERANCE[self.datatype]
             self.sent.append(Sent(start, end, parameters["fdmoe_path"], parameters["fdmoe_replayed"], wrong=wrong))
         client.close()
+
+
+def _as_numpy(x: torch.Tensor) -> np.ndarray:
+    """The same values; numpy itself has no bfloat16."""
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
 
 
 def write_qwen3_layer(directory: Path) -> None:
@@ -150,13 +158,14 @@ def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, fl
 
     rung = tree.wait_until("the recovery", recovered, timeout_s)["rung"]
     stall = next(event for event in events_since() if event["event"] == "stall")
-    decided = datetime.fromisoformat(stall["at"]).timestamp()
+    # half-way between the launch and the decision: whoever was in flight then waited for the stalled device
+    stalled = datetime.fromisoformat(stall["at"]).timestamp() - stall["begun_s_ago"] / 2
 
     def caught() -> list[Sent]:
-        return [sent for sent in list(load.sent) if sent.start < decided < sent.end]
+        return [sent for sent in list(load.sent) if sent.start < stalled < sent.end]
 
-    # the slowest of them may still be on its way back to its client
-    tree.wait_until("the clients' answers", lambda: len(caught()) >= min(load.clients, 2), timeout_s)
+    # each client waits for one answer at a time, and the slowest may still be on its way back
+    tree.wait_until("the clients' answers", lambda: len(caught()) == load.clients, timeout_s)
     tree.wait_until("the fused path", lambda: _is_whole(tree), timeout_s)
     waits = [(sent.end - sent.start) * 1e3 for sent in caught()]
     print(
@@ -226,7 +235,7 @@ def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, obj
                 "final_path": tree.status()["path"],
                 **describe_machine(),
                 "commit": options.commit,
-                "command": "python " + " ".join(sys.argv),
+                "command": reproduce(),
             }
 
 

@@ -21,9 +21,11 @@ from fdmoe_ops.cli.client import WatchdogClient, WatchdogUnreachable
 class Tree:
     """`fdmoe serve` with its own run and flight directory. `output` is what it printed."""
 
-    def __init__(self, directory: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *flags: str, run_dir: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.gateway_port, self.watchdog_port = free_port(), free_port()
-        self.run_dir = Path(tempfile.mkdtemp(prefix="fdmoe-tree-", dir="/dev/shm"))
+        self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="fdmoe-tree-", dir="/dev/shm"))
         self.flight_dir = directory / "flights"
         self.output = directory / "serve.log"
         with self.output.open("wb") as output:
@@ -141,6 +143,19 @@ def describe_machine() -> dict[str, str]:
         device = f"CPU, {os.cpu_count()} cores"
     versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
     return {"device": device, "versions": versions}
+
+
+def reproduce() -> str:
+    """The command that gave a result, less where it was written and what commit it was told."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        name = word.partition("=")[0]
+        if name in ("--csv", "--commit"):
+            if "=" not in word:
+                next(words, None)
+            continue
+        kept.append(word)
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def read_events(tree: Tree) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The whole service on a CUDA device: right answers, stalls under load that cost no request, a watchdog without CUDA."""
+"""The whole service on a CUDA device: right answers, stalls that cost no request, a watchdog without CUDA."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_health_of_both_servers(tree: Tree) -> None:
 
 
 def test_a_second_tree_in_the_same_run_directory_is_refused(tree: Tree, demo: Path, tmp_path: Path) -> None:
-    second = Tree(tmp_path, f"--model-path={demo}", *QUICK, f"--run-dir={tree.run_dir}")
+    second = Tree(tmp_path, f"--model-path={demo}", *QUICK, run_dir=tree.run_dir)
     assert second.process.wait(60) == 2
     assert f"{tree.run_dir} is in use by another tree" in second.log_tail()
     assert tree.get("/readyz")[0] == 200
@@ -80,17 +81,13 @@ def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: P
     _wait_for_end(processes)
     left = {entry.name for entry in tree.run_dir.iterdir()}
     assert "arena" in left, "a killed watchdog cannot clean up"
-    again = Tree(tmp_path, f"--model-path={demo}", *QUICK, f"--run-dir={tree.run_dir}")
-    again.run_dir.rmdir()
-    again.run_dir = tree.run_dir
+    again = Tree(tmp_path, f"--model-path={demo}", *QUICK, run_dir=tree.run_dir)
     again.wait_until_ready()
     assert again.stop() == 0
     assert not tree.run_dir.exists()
 
 
 def _wait_for_end(processes: list[int], timeout_s: float = 10.0) -> None:
-    import time
-
     deadline = time.monotonic() + timeout_s
     while any(is_running(pid) for pid in processes):
         assert time.monotonic() < deadline, "children outlived their watchdog"

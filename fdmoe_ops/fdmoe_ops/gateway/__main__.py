@@ -24,8 +24,6 @@ EXIT_FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
-    # a stop signal is the server's to handle; when it has done so, it raises it again to end the process
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.gateway", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     settings = tree.read(parser.parse_args(arguments).settings)
@@ -56,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _serve(plan: GatewayPlan, listening: socket.socket) -> None:
     gateway = Gateway(plan)
+    # until the server has its own handler, and for the signal that it raises again when it has ended
+    signal.signal(signal.SIGTERM, lambda _number, _frame: gateway.stop())
     # what is here now stays: without it, a full collection walks all modules in the middle of some request
     gc.collect()
     gc.freeze()

@@ -26,7 +26,7 @@ class Get:
     def __init__(self, answer: Callable[[Scope], Reply]) -> None:
         self._answer = answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         try:
             if scope["method"] not in ("GET", "HEAD"):
                 raise Refusal(405, f"the method is {scope['method']}; GET is allowed", headers=((b"allow", b"GET"),))
@@ -72,7 +72,7 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
     )
 
 
-async def _unknown(scope: Scope, receive: Receive, send: Send) -> None:
+async def _unknown(scope: Scope, _receive: Receive, send: Send) -> None:
     places = "/v2, /v2/health, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
     await send_reply(send, refused(Refusal(404, f"nothing is at {scope['path']}; there are {places}")))
 

@@ -25,14 +25,6 @@ CLIENT_GONE = 499  # as nginx counts them; no client sees it
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a request may take in all, and what a client is told that comes when the queue is full."""
-
-    request_timeout_s: float
-    retry_after_s: int
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
     """A response; `tokens` and `path` are for the metrics."""
 
@@ -47,14 +39,14 @@ class Infer:
     """The ASGI endpoint: one call a request, in the event loop's thread, without a task of its own."""
 
     def __init__(
-        self, *, arena: Arena, batcher: Batcher, links: Links, room: WaitingRoom, metrics: Metrics, limits: Limits
+        self, *, arena: Arena, batcher: Batcher, links: Links, room: WaitingRoom, metrics: Metrics, retry_after_s: int
     ) -> None:
         self._arena = arena
         self._batcher = batcher
         self._links = links
         self._room = room
         self._metrics = metrics
-        self._limits = limits
+        self._retry_after_s = retry_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.perf_counter()
@@ -75,10 +67,9 @@ class Infer:
             metrics.requests_in_flight -= 1
         path = reply.path if reply else "none"
         code = str(reply.status if reply else CLIENT_GONE)
-        metrics.request_duration.labels(layer_name, path, code).observe(time.perf_counter() - arrived)
+        tokens = reply.tokens if reply else 0
+        metrics.answered(layer_name, path, code, time.perf_counter() - arrived, tokens)
         if reply is not None:
-            if reply.status == 200:
-                metrics.request_tokens.labels(layer_name, path).inc(reply.tokens)
             await send_reply(send, reply)
 
     def layer(self, name: str) -> LayerInfo:
@@ -97,38 +88,37 @@ class Infer:
         return layers[base]
 
     async def _reply(self, layer: LayerInfo, scope: Scope, receive: Receive) -> Reply:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.request_timeout_s
         token_limit = self._token_limit(layer)
         body = Body(scope, receive, token_limit * protocol.row_bytes(layer))
-        waiter = Waiter(receive, deadline, loop.create_future())
+        waiter = self._room.enter(receive)
         request = None
         try:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    head, rest = await body.json()
-                    parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
-                    if parsed.tokens == 0:
-                        return self._answer(parsed, layer, b"", protocol.NOBODY)
-                    request = self._reserve(layer, parsed, waiter)
-                    await self._fill(request, parsed, body, rest)
-            except TimeoutError as error:
-                waited = self._limits.request_timeout_s
-                raise Refusal(408, f"the body was not complete after {waited:g} s") from error
-            self._batcher.enqueue(request, loop.time())
-            self._links.push()
+            head, rest = await body.json()
+            parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
+            if parsed.tokens == 0:
+                return self._answer(parsed, layer, b"", protocol.NOBODY)
+            request = self._reserve(layer, parsed, waiter)
+            await self._fill(request, parsed, body, rest)
+            self._batcher.enqueue(request, time.monotonic())
+            self._links.push_soon()
             outcome = await self._room.outcome(waiter)
             if outcome.answer.error:
                 raise Refusal(500, f"the worker could not run it: {outcome.answer.error}", path=outcome.answer.path)
             assert request.output_offset is not None, "answered without an output area"
             output = self._arena.area(request.output_offset, request.size_bytes)
             return self._answer(parsed, layer, output, _served(outcome, request))
+        except asyncio.CancelledError as error:
+            if not waiter.expired:
+                raise
+            waiter.task.uncancel()
+            raise Refusal(408, f"the body was not complete after {self._room.timeout_s:g} s") from error
         finally:
+            self._room.leave(waiter)
             if request is not None:
                 self._batcher.release(request)
                 if not self._batcher.idle:
                     # the memory may be what a request that goes again waits for
-                    self._links.push()
+                    self._links.push_soon()
 
     def _token_limit(self, layer: LayerInfo) -> int:
         """What fits a batch, the queue and, twice, the arena; a request beyond it could never be served."""
@@ -165,7 +155,7 @@ class Infer:
         return Reply(200, headers, body, served.path, parsed.tokens)
 
     def _unavailable(self, message: str) -> Refusal:
-        return Refusal(503, message, headers=((b"retry-after", b"%d" % self._limits.retry_after_s),))
+        return Refusal(503, message, headers=((b"retry-after", b"%d" % self._retry_after_s),))
 
 
 def _served(outcome: Outcome, request: Request) -> Served:

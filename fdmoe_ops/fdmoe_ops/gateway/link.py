@@ -50,6 +50,7 @@ class Links:
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
         self._dropped_answers = 0
+        self._push_planned = False
         self._log = structlog.get_logger("fdmoe.gateway")
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(control.fileno(), self._on_control)
@@ -64,8 +65,18 @@ class Links:
         """A worker is active and connected."""
         return self._batcher.active is not None
 
+    def push_soon(self) -> None:
+        """Push once all requests that came in this turn of the loop are queued: they go together.
+
+        A packet that wakes a sleeping worker costs more than a request's own work (measured: 70 us of 130).
+        """
+        if not self._push_planned:
+            self._push_planned = True
+            self._loop.call_soon(self.push)
+
     def push(self) -> None:
         """Send the next batch, if there is one and the worker is free for it."""
+        self._push_planned = False
         departure = self._batcher.next_batch()
         if departure is None:
             return
@@ -108,6 +119,8 @@ class Links:
     def _route(self, route: messages.Route) -> None:
         """Connect. The worker becomes active when it says what it serves."""
         key = Key(route.worker, route.generation)
+        if key in self._links:
+            return
         self._batcher.deactivate()
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
@@ -121,9 +134,6 @@ class Links:
             page.close()
             self._log.warning("no_worker", worker=key.worker, generation=key.generation, reason=str(error))
             return
-        old = self._links.get(key)
-        if old is not None:
-            self._lost(old, ChannelClosed("routed to anew"))
         link = self._links[key] = WorkerLink(key, channel, page)
         self._loop.add_reader(channel.fileno(), self._on_worker, link)
 

@@ -34,7 +34,19 @@ class Metrics:
         self.batch_tokens = Histogram(
             "fdmoe_batch_tokens", "Tokens of the batches sent to workers.", buckets=_TOKENS, registry=registry
         )
+        self._children: dict[tuple[str, str, str], tuple[Histogram, Counter]] = {}
         in_flight = Gauge("fdmoe_requests_in_flight", "Inference requests that have no answer yet.", registry=registry)
         in_flight.set_function(lambda: self.requests_in_flight)
         depth = Gauge("fdmoe_queue_depth", "Requests that wait for a place in a batch.", registry=registry)
         depth.set_function(queue_depth)
+
+    def answered(self, layer: str, path: str, code: str, seconds: float, tokens: int) -> None:
+        """One request has ended. The children are kept, because looking them up costs more than moving them."""
+        key = (layer, path, code)
+        children = self._children.get(key)
+        if children is None:
+            duration = self.request_duration.labels(layer, path, code)
+            children = self._children[key] = duration, self.request_tokens.labels(layer, path)
+        children[0].observe(seconds)
+        if tokens:
+            children[1].inc(tokens)

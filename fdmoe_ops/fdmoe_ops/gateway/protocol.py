@@ -12,6 +12,7 @@ JSON has no word for NaN and infinities: they come in binary only, and go out as
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ OUTPUT = "output"
 VERSION = "1"
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_ID_CHARACTERS = 256
+_ROWS = re.compile(rb"\s*\[\s*\[")
+_ABSENT = msgspec.Raw()
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -36,7 +39,7 @@ class _Input(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _ABSENT
 
 
 class _Output(msgspec.Struct):
@@ -133,12 +136,12 @@ def _input_data(tensor: _Input, layer: LayerInfo, size_bytes: int, following: in
         raise Refusal(400, f"{INPUT} is in shared memory; it must come as JSON data or as binary data")
     announced = tensor.parameters.get("binary_data_size")
     if announced is None:
-        if tensor.data is None:
+        if not tensor.data:
             raise Refusal(400, f"{INPUT} has neither data nor the parameter binary_data_size; one is needed")
         if following:
             raise Refusal(400, f"{following} bytes follow the JSON, but {INPUT} has no parameter binary_data_size")
         return _json_data(tensor.data, tensor.shape, layer)
-    if tensor.data is not None:
+    if tensor.data:
         raise Refusal(400, f"{INPUT} has both data and the parameter binary_data_size; one is allowed")
     if announced != size_bytes or isinstance(announced, bool):
         raise Refusal(
@@ -154,7 +157,7 @@ def _json_data(raw: msgspec.Raw, shape: list[int], layer: LayerInfo) -> bytes:
     """Flat, or a list of rows."""
     tokens, hidden = shape
     try:
-        if bytes(memoryview(raw)[1:64]).lstrip().startswith(b"["):
+        if _ROWS.match(memoryview(raw)):
             rows = _nested.decode(raw)
             if len(rows) != tokens or any(len(row) != hidden for row in rows):
                 found = f"{len(rows)} rows of {_range([len(row) for row in rows])} numbers"

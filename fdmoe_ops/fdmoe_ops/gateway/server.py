@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import uvicorn
 from fdmoe_ops.arena import Allocator, Arena
 from fdmoe_ops.gateway import app
 from fdmoe_ops.gateway.batcher import Batcher
-from fdmoe_ops.gateway.infer import Infer, Limits
+from fdmoe_ops.gateway.infer import Infer
 from fdmoe_ops.gateway.link import Links
 from fdmoe_ops.gateway.metrics import Metrics
 from fdmoe_ops.gateway.refusal import Refusal
@@ -64,7 +64,7 @@ class Gateway:
             links=self._links,
             room=self._room,
             metrics=self.metrics,
-            limits=Limits(plan.request_timeout_s, plan.retry_after_s),
+            retry_after_s=plan.retry_after_s,
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -75,6 +75,7 @@ class Gateway:
                 log_config=None,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_FINISH_S,
@@ -90,7 +91,8 @@ class Gateway:
         finally:
             self._links.close()
             # a request that was cut off may hold a view of the arena, which then goes with the process
-            await asyncio.sleep(0)
+            with contextlib.suppress(BufferError):
+                self.arena.close()
 
     def stop(self) -> None:
         """Take no more connections, finish what is in flight, and return from `serve`."""

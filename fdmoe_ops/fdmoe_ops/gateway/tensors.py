@@ -38,7 +38,9 @@ def from_numbers(values: Sequence[float], datatype: str) -> bytes:
 
 def to_numbers(raw: memoryview | bytes, datatype: str) -> list[float]:
     """The tensor's values, flat and exact."""
-    numbers: list[float] = np.frombuffer(raw, dtype=DTYPES[datatype]).astype(np.float64).tolist()
+    stored = np.frombuffer(raw, dtype=DTYPES[datatype])
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one, which is no news
+        numbers: list[float] = stored.astype(np.float64).tolist()
     return numbers
 
 

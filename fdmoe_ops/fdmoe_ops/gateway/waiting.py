@@ -1,4 +1,4 @@
-"""Those who wait for an outcome: how long they may, and whether they are still there."""
+"""Those who wait, for a body or for an outcome: how long they may, and whether they are still there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ _LOOK_EVERY_S = 0.05
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request's client. `deadline` is in the loop's time."""
+    """One request. `deadline` is in the loop's time; `reading` while its body is not complete."""
 
     receive: Receive
     deadline: float
+    task: asyncio.Task[None]
     future: asyncio.Future[Outcome]
+    reading: bool = True
+    expired: bool = False
     watcher: asyncio.Task[None] | None = field(default=None)
 
     def deliver(self, outcome: Outcome) -> None:
@@ -33,40 +36,54 @@ class Waiter:
 
 
 class WaitingRoom:
-    """One timer for all who wait, instead of a timer and a task for each."""
+    """One timer for all who wait: a timer and a task for each would cost more than the rest of a small request."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._waiters: dict[Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._closed: Refusal | None = None
+
+    def enter(self, receive: Receive) -> Waiter:
+        """A request has come, and this is its task: at the deadline, its reading is cancelled. Leave in the end."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None, "not in a task"
+        waiter = Waiter(receive, loop.time() + self.timeout_s, task, loop.create_future())
+        self._waiters[waiter] = None
+        if self._timer is None:
+            self._timer = loop.call_later(_LOOK_EVERY_S, self._look)
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        del self._waiters[waiter]
+        if waiter.watcher is not None:
+            waiter.watcher.cancel()
 
     async def outcome(self, waiter: Waiter) -> Outcome:
         """Raises ClientGone, or Refusal: 504 at the deadline, the room's own when it is closed."""
         if self._closed is not None:
             raise self._closed
-        self._waiters[waiter] = None
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
-        try:
-            return await waiter.future
-        finally:
-            del self._waiters[waiter]
-            if waiter.watcher is not None:
-                waiter.watcher.cancel()
+        waiter.reading = False
+        return await waiter.future
 
     def close(self, reason: Refusal) -> None:
-        """Whoever waits, now or later, gets this refusal."""
+        """Whoever waits for an outcome, now or later, gets this refusal."""
         self._closed = reason
         for waiter in self._waiters:
-            waiter.fail(reason)
+            if not waiter.reading:
+                waiter.fail(reason)
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for waiter in self._waiters:
-            if now >= waiter.deadline:
-                waiter.fail(Refusal(504, f"no worker answered within {self._timeout_s:g} s"))
+            if waiter.reading:
+                if now >= waiter.deadline and not waiter.expired:
+                    waiter.expired = True
+                    waiter.task.cancel()
+            elif now >= waiter.deadline:
+                waiter.fail(Refusal(504, f"no worker answered within {self.timeout_s:g} s"))
             elif waiter.watcher is None:
                 waiter.watcher = loop.create_task(_watch(waiter))
         self._timer = loop.call_later(_LOOK_EVERY_S, self._look) if self._waiters else None

@@ -1,0 +1,386 @@
+"""Queueing, fencing and replay as tables of histories: what is done, and what the batcher then says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdmoe_ops.arena import Allocator
+from fdmoe_ops.gateway.batcher import MAX_SEGMENTS, Batcher, Key, QueueFull, Request, State
+from fdmoe_watchdog.channel import MAX_PACKET_BYTES
+from fdmoe_watchdog.messages import Answer, Batch, Segment, encode
+
+AREA = 256  # what one token of these tests takes of the arena
+
+
+@dataclass
+class Desk:
+    """A batcher with named requests. Every step says what came of it, in words that tests compare."""
+
+    batcher: Batcher
+    requests: dict[str, Request] = field(default_factory=dict)
+    sent: dict[Key, Batch] = field(default_factory=dict)  # the last batch that went to each
+
+    def do(self, step: str) -> str:
+        verb, *words = step.split()
+        said: str = getattr(self, f"_{verb}")(*words)
+        return said
+
+    def _ask(self, name: str, layer: str, tokens: str, at: str) -> str:
+        request = self.batcher.reserve(layer, int(tokens), int(tokens) * AREA, lambda _: None)
+        self.batcher.enqueue(request, float(at))
+        self.requests[name] = request
+        return self._send()
+
+    def _active(self, worker: str, generation: str, max_batch_tokens: str = "8") -> str:
+        if not self.batcher.activate(Key(worker, int(generation)), int(max_batch_tokens)):
+            return "refused"
+        return self._send()
+
+    def _inactive(self) -> str:
+        self.batcher.deactivate()
+        return self._send()
+
+    def _answer(self, worker: str, generation: str, batch: str = "") -> str:
+        """Of the last batch that was sent there, unless it says which; then a free worker gets its next one."""
+        key = Key(worker, int(generation))
+        number = int(batch) if batch else self.sent[key].batch
+        requests = self.batcher.answered(key, Answer(key.generation, number, "fused", 1))
+        if requests is None:
+            return "dropped"
+        return f"answered {self._names(requests)}; {self._send()}"
+
+    def _fence(self, worker: str, generation: str) -> str:
+        return f"{self.batcher.fence(Key(worker, int(generation)))} again; {self._send()}"
+
+    def _gone(self, worker: str, generation: str) -> str:
+        self.batcher.gone(Key(worker, int(generation)))
+        return self._send()
+
+    def _release(self, name: str) -> str:
+        self.batcher.release(self.requests[name])
+        return self._send()
+
+    def _free(self) -> str:
+        return str(self.batcher.allocator.free_bytes // AREA)
+
+    def _waiting(self) -> str:
+        batcher = self.batcher
+        return f"{batcher.waiting_requests} requests, {batcher.waiting_tokens} tokens, depth {batcher.queue_depth}"
+
+    def _send(self) -> str:
+        departure = self.batcher.next_batch()
+        if departure is None:
+            return "nothing"
+        self.sent[departure.key] = departure.batch
+        offsets = [segment.input_offset for segment in departure.batch.segments]
+        requests = [
+            request for offset in offsets for request in self.requests.values() if request.input_offset == offset
+        ]
+        assert [segment.tokens for segment in departure.batch.segments] == [request.tokens for request in requests]
+        key = departure.key
+        again = f", {departure.replayed} again" if departure.replayed else ""
+        return f"{self._names(requests)} to {key.worker}{key.generation}{again}"
+
+    def _names(self, requests: object) -> str:
+        assert isinstance(requests, list | tuple)
+        return " ".join(name for request in requests for name, known in self.requests.items() if known is request)
+
+
+def desk(*, areas: int = 100, max_requests: int = 100, max_tokens: int = 100) -> Desk:
+    return Desk(Batcher(Allocator(areas * AREA), max_requests, max_tokens))
+
+
+HISTORIES: dict[str, list[tuple[str, str]]] = {
+    "without a worker requests wait; then they go in one batch": [
+        ("ask x m 1 0", "nothing"),
+        ("ask y m 2 1", "nothing"),
+        ("waiting", "2 requests, 3 tokens, depth 2"),
+        ("active a 1", "x y to a1"),
+        ("waiting", "0 requests, 0 tokens, depth 0"),
+        ("answer a 1", "answered x y; nothing"),
+    ],
+    "one batch at a time, and what waits meanwhile goes together": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("ask y m 2 1", "nothing"),
+        ("ask z m 3 2", "nothing"),
+        ("answer a 1", "answered x; y z to a1"),
+        ("answer a 1", "answered y z; nothing"),
+    ],
+    "the layer whose first request has waited longest goes first": [
+        ("ask x n 1 1", "nothing"),
+        ("ask y m 1 0", "nothing"),
+        ("ask z n 1 2", "nothing"),
+        ("active a 1", "y to a1"),
+        ("answer a 1", "answered y; x z to a1"),
+    ],
+    "a batch takes requests in order and stops at the first that does not fit": [
+        ("ask x m 5 0", "nothing"),
+        ("ask y m 4 1", "nothing"),
+        ("ask z m 1 2", "nothing"),
+        ("active a 1", "x to a1"),
+        ("answer a 1", "answered x; y z to a1"),
+    ],
+    "a fenced batch goes again, first, to the next worker, into new areas": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("ask y m 1 1", "nothing"),
+        ("ask z n 1 0.5", "nothing"),
+        ("fence a 1", "1 again; nothing"),
+        ("answer a 1", "dropped"),
+        ("active b 1", "x y to b1, 1 again"),
+        ("free", "93"),  # three inputs, three outputs, one in quarantine
+        ("answer a 1", "dropped"),
+        ("answer b 1", "answered x y; z to b1"),
+        ("gone a 1", "nothing"),
+        ("free", "94"),
+    ],
+    "two workers of one generation number are not mixed up": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("fence a 1", "1 again; nothing"),
+        ("active b 1", "x to b1, 1 again"),
+        ("answer a 1 2", "dropped"),
+        ("answer b 1 1", "dropped"),
+        ("answer b 1 2", "answered x; nothing"),
+    ],
+    "fenced twice, sent three times": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("fence a 1", "1 again; nothing"),
+        ("active b 1", "x to b1, 1 again"),
+        ("gone b 1", "nothing"),
+        ("active a 2", "x to a2, 1 again"),
+        ("answer b 1", "dropped"),
+        ("answer a 2", "answered x; nothing"),
+        ("release x", "nothing"),
+        ("free", "99"),
+        ("gone a 1", "nothing"),
+        ("free", "100"),
+    ],
+    "gone without a fence means both": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("gone a 1", "nothing"),
+        ("free", "99"),
+        ("answer a 1", "dropped"),
+        ("active b 1", "x to b1, 1 again"),
+    ],
+    "fencing the standby changes nothing": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("fence b 1", "0 again; nothing"),
+        ("gone b 1", "nothing"),
+        ("answer a 1", "answered x; nothing"),
+    ],
+    "a worker that was fenced before it was ready is never active": [
+        ("ask x m 1 0", "nothing"),
+        ("fence a 1", "0 again; nothing"),
+        ("active a 1", "refused"),
+        ("active a 2", "x to a2"),
+    ],
+    "routed away without a fence: the old one may still answer": [
+        ("active a 1", "nothing"),
+        ("ask x m 1 0", "x to a1"),
+        ("inactive", "nothing"),
+        ("ask y m 1 1", "nothing"),
+        ("active b 1", "y to b1"),
+        ("answer a 1", "answered x; nothing"),
+    ],
+    "a client that goes while its request waits frees all of it": [
+        ("ask x m 3 0", "nothing"),
+        ("ask y m 1 0", "nothing"),
+        ("free", "92"),
+        ("release x", "nothing"),
+        ("free", "98"),
+        ("waiting", "1 requests, 1 tokens, depth 1"),
+        ("active a 1", "y to a1"),
+    ],
+    "a client that goes while a worker has its request: freed when the batch is done": [
+        ("active a 1", "nothing"),
+        ("ask x m 3 0", "x to a1"),
+        ("release x", "nothing"),
+        ("free", "94"),
+        ("answer a 1", "answered ; nothing"),
+        ("free", "100"),
+    ],
+    "a client that went is not replayed, and its output waits for the end of the process": [
+        ("active a 1", "nothing"),
+        ("ask x m 3 0", "x to a1"),
+        ("release x", "nothing"),
+        ("fence a 1", "0 again; nothing"),
+        ("free", "97"),
+        ("gone a 1", "nothing"),
+        ("free", "100"),
+    ],
+    "where the arena has no second output area, a replay waits for the first to be free": [
+        ("active a 1", "nothing"),
+        ("ask x m 30 0", "x to a1"),
+        ("ask y n 15 1", "nothing"),
+        ("ask z n 4 2", "nothing"),
+        ("fence a 1", "1 again; nothing"),
+        ("free", "2"),
+        ("active b 1 64", "y z to b1"),
+        ("answer b 1", "answered y z; nothing"),
+        ("release y", "x to b1, 1 again"),
+    ],
+    "and no longer than until its process is gone": [
+        ("active a 1", "nothing"),
+        ("ask x m 40 0", "x to a1"),
+        ("fence a 1", "1 again; nothing"),
+        ("active b 1 64", "nothing"),
+        ("gone a 1", "x to b1, 1 again"),
+    ],
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+def test_history(history: list[tuple[str, str]]) -> None:
+    here = desk(areas=100)
+    for step, said in history:
+        assert (step, here.do(step)) == (step, said)
+
+
+def test_a_replay_has_other_output_areas_and_the_same_input() -> None:
+    here = desk()
+    here.do("active a 1")
+    here.do("ask x m 2 0")
+    here.do("fence a 1")
+    here.do("active b 1")
+    before, after = (here.sent[key].segments[0] for key in (Key("a", 1), Key("b", 1)))
+    assert before.input_offset == after.input_offset
+    assert abs(before.output_offset - after.output_offset) >= 2 * AREA
+    assert here.sent[Key("b", 1)].batch == here.sent[Key("a", 1)].batch + 1
+    assert here.requests["x"].replayed
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"max_requests": 2}, "2 requests wait; at most 2 may"),
+        ({"max_tokens": 9}, "6 tokens wait; with 4 more than 9 would"),
+        ({"areas": 19}, "1024 bytes are wanted; the largest free area of the arena has 768"),
+    ],
+)
+def test_a_full_queue_says_what_is_full(limits: dict[str, int], text: str) -> None:
+    here = desk(**limits)
+    for name in "xy":
+        here.do(f"ask {name} m 3 0")
+    free = here.batcher.allocator.free_bytes
+    with pytest.raises(QueueFull) as caught:
+        here.do("ask z m 4 0")
+    assert str(caught.value) == text
+    assert here.batcher.allocator.free_bytes == free
+    here.do("release x")
+    assert here.do("ask z m 4 0") == "nothing"
+
+
+def test_what_a_worker_has_does_not_count_as_waiting() -> None:
+    here = desk(max_requests=1)
+    here.do("active a 1")
+    assert here.do("ask x m 3 0") == "x to a1"
+    assert here.do("ask y m 3 0") == "nothing"
+    assert here.do("waiting") == "1 requests, 3 tokens, depth 1"
+
+
+def test_an_answer_of_another_generation_on_this_connection_is_dropped() -> None:
+    here = desk()
+    here.do("active a 2")
+    here.do("ask x m 1 0")
+    assert here.batcher.answered(Key("a", 2), Answer(1, 1, "fused", 1)) is None
+    assert here.do("answer a 2") == "answered x; nothing"
+
+
+def test_released_twice_is_a_mistake_of_ours() -> None:
+    here = desk()
+    here.do("ask x m 1 0")
+    here.do("release x")
+    with pytest.raises(AssertionError, match="released twice"):
+        here.do("release x")
+
+
+def test_the_largest_batch_fits_a_packet() -> None:
+    far = 1 << 40  # a terabyte: offsets of nine bytes
+    batch = Batch(1 << 32, 1 << 40, "x" * 1000, tuple(Segment(far, far, 1 << 17) for _ in range(MAX_SEGMENTS)))
+    assert len(encode(batch)) < MAX_PACKET_BYTES
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.sampled_from("mn"), st.integers(1, 6)),
+        st.tuples(st.sampled_from(["release", "answer"]), st.integers(0, 50)),
+        st.tuples(st.sampled_from(["fence", "gone", "late"]), st.integers(0, 9)),
+        st.tuples(st.just("route")),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_any_history_answers_once_shares_no_area_and_loses_none(history: list[tuple[object, ...]]) -> None:
+    allocator = Allocator(60 * AREA)
+    batcher = Batcher(allocator, 20, 60)
+    alive: list[Request] = []
+    answered: list[Request] = []
+    with_worker: dict[Key, Batch] = {}
+    keys: list[Key] = []
+    fenced: set[Key] = set()
+    writable: dict[Key, set[int]] = {}  # output areas that a process which is not gone may write to
+    for now, (verb, *arguments) in enumerate(history):
+        match verb, arguments:
+            case "ask", [str(layer), int(tokens)]:
+                try:
+                    request = batcher.reserve(layer, tokens, tokens * AREA, lambda _: None)
+                except QueueFull:
+                    continue
+                batcher.enqueue(request, float(now))
+                alive.append(request)
+            case "release", [int(index)] if alive:
+                batcher.release(alive.pop(index % len(alive)))
+            case "answer", [int(index)] if with_worker:
+                key = list(with_worker)[index % len(with_worker)]
+                requests = batcher.answered(key, Answer(key.generation, with_worker.pop(key).batch, "fused", 1))
+                assert (requests is None) == (key in fenced)
+                for request in requests or ():
+                    assert request in alive
+                    assert request not in answered
+                    answered.append(request)
+                if key not in fenced:
+                    writable[key].clear()
+            case (("fence" | "gone"), [int(index)]) if keys:
+                key = keys[index % len(keys)]
+                fenced.add(key)
+                if verb == "fence":
+                    batcher.fence(key)
+                else:
+                    keys.remove(key)
+                    batcher.gone(key)
+                    writable.pop(key)
+                    with_worker.pop(key, None)
+            case "route", []:
+                key = Key("a", now + 1)
+                keys.append(key)
+                writable[key] = set()
+                assert batcher.activate(key, 8)
+        departure = batcher.next_batch()
+        if departure is not None:
+            assert departure.key not in fenced
+            outputs = [segment.output_offset for segment in departure.batch.segments]
+            assert not set(outputs) & set().union(*writable.values())
+            with_worker[departure.key] = departure.batch
+            writable[departure.key].update(outputs)
+        held = [offset for request in alive for offset in (request.input_offset, request.output_offset)]
+        held = [offset for offset in held if offset is not None]
+        assert len(held) == len(set(held))
+        assert batcher.queue_depth == batcher.waiting_requests
+        assert batcher.queue_depth == sum(request.state is State.QUEUED for request in alive)
+    for request in alive:
+        batcher.release(request)
+    for key in keys:
+        batcher.gone(key)
+    assert allocator.free_bytes == allocator.size_bytes
+    assert (batcher.waiting_requests, batcher.waiting_tokens) == (0, 0)
