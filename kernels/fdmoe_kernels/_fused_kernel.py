@@ -22,8 +22,10 @@ Control words (int32, a 128-byte line each, zero between launches; the last CTA 
     DOWN_DONE   down tiles finished
     EXITS       CTAs that have left
     ABORT       1 once the host's abort word was seen
-    LAUNCH      launches finished (never reset)
     COUNTS      [E] entries per expert, then [row tiles] up tiles finished per row tile
+
+Totals (int64, never reset): work items finished of each phase, then launches finished. 32 bits would be used up by 30
+hours of 50 us launches.
 """
 
 import triton
@@ -35,9 +37,9 @@ ROUTE_DONE = tl.constexpr(32)
 DOWN_DONE = tl.constexpr(64)
 EXITS = tl.constexpr(96)
 ABORT = tl.constexpr(128)
-LAUNCH = tl.constexpr(160)
-NEVER = tl.constexpr(192)
-COUNTS = tl.constexpr(224)
+NEVER = tl.constexpr(160)
+COUNTS = tl.constexpr(192)
+LAUNCHES = tl.constexpr(4)
 
 CLOSED = tl.constexpr(1 << 30)
 LOWEST = tl.constexpr(-3.0e38)
@@ -253,7 +255,7 @@ def _leave(
     tl.store(control + DOWN_DONE, 0)
     tl.store(control + EXITS, 0)
     tl.store(control + ABORT, 0)
-    tl.store(control + LAUNCH, launch)
+    tl.store(totals + LAUNCHES, launch)
     words = tl.arange(0, 1024)
     for start in range(0, E + row_tiles_bound, 1024):
         tl.store(control + COUNTS + start + words, 0, mask=start + words < E + row_tiles_bound)
@@ -283,9 +285,9 @@ def moe_layer_kernel(
     PRECISION: tl.constexpr, POLL: tl.constexpr, BEATS: tl.constexpr, FAULT: tl.constexpr,
 ):  # fmt: skip
     """x, y [T, H]; router [E, H]; gate_up [E, 2I, H]; down [E, H, I]; lists [E, capacity] int32; weights [T, K] and
-    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [4] int64; page int64 words."""
+    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [5] int64; page int64 words."""
     zero = tl.program_id(0) * 0
-    launch = tl.load(control + LAUNCH) + 1
+    launch = tl.load(totals + LAUNCHES) + 1
     route_tiles = tl.cdiv(T, ROUTE_TOKENS)
     items = zero
     ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")

@@ -80,8 +80,14 @@ def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
     """The table's row for a batch of `tokens` tokens."""
     average = tokens * layer.routing.top_k / layer.experts
     row = next(tiles for bound, tiles in rows_for(family(), layer.dtype) if average <= bound)
-    element_bytes = layer.gate_up.element_size()
-    return fit(row, layer.hidden_size, layer.intermediate_size, element_bytes, shared_bytes_per_cta(layer.device))
+    return fit(
+        row,
+        hidden_size=layer.hidden_size,
+        intermediate_size=layer.intermediate_size,
+        experts=layer.experts,
+        element_bytes=layer.gate_up.element_size(),
+        shared_bytes=shared_bytes_per_cta(layer.device),
+    )
 
 
 def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
@@ -94,9 +100,11 @@ def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
     return sorted(counts)
 
 
-def fit(tiles: Tiles, hidden_size: int, intermediate_size: int, element_bytes: int, shared_bytes: int) -> Tiles:
+def fit(
+    tiles: Tiles, *, hidden_size: int, intermediate_size: int, experts: int, element_bytes: int, shared_bytes: int
+) -> Tiles:
     """No tile larger than the layer (powers of two, and 16 at least, which tl.dot asks for), and no more pipeline
-    stages than shared memory holds: each keeps one step's tiles of the wider GEMM."""
+    stages than shared memory holds: each keeps one step's tiles of the widest product, the router's included."""
     hidden, intermediate = (max(16, triton.next_power_of_2(n)) for n in (hidden_size, intermediate_size))
     fitted = replace(
         tiles,
@@ -107,7 +115,17 @@ def fit(tiles: Tiles, hidden_size: int, intermediate_size: int, element_bytes: i
         route_depth=min(tiles.route_depth, hidden),
         combine_columns=min(tiles.combine_columns, hidden),
     )
+    route_width = fitted.route_tokens + max(16, triton.next_power_of_2(experts))
+    # the router's tile gets as shallow as the pipeline of the others needs, and no shallower than tl.dot allows
+    depth = shared_bytes // (element_bytes * route_width * fitted.stages)
+    fitted = replace(fitted, route_depth=max(16, min(fitted.route_depth, _power_of_two_below(depth))))
     stage = element_bytes * max(
-        (fitted.rows + 2 * fitted.up_columns) * fitted.up_depth, (fitted.rows + fitted.down_columns) * fitted.down_depth
+        (fitted.rows + 2 * fitted.up_columns) * fitted.up_depth,
+        (fitted.rows + fitted.down_columns) * fitted.down_depth,
+        route_width * fitted.route_depth,
     )
     return replace(fitted, stages=max(1, min(tiles.stages, shared_bytes // stage)))
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << max(number.bit_length() - 1, 0)

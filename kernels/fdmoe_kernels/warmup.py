@@ -25,12 +25,14 @@ class ProofError(RuntimeError):
     """The fused path of this layer cannot be trusted on this device; the message says what was found."""
 
 
-def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float:
-    """||fused - baseline|| / ||baseline|| over the rows where the baseline is finite; 0 if there is none."""
+def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
+    """||fused - baseline|| / ||baseline|| over the rows where the baseline is finite; None if there is none, for then
+    nothing was compared."""
     rows = torch.isfinite(baseline).all(dim=1)
     left, right = fused[rows].float(), baseline[rows].float()
-    norm = right.norm()
-    return ((left - right).norm() / norm.clamp_min(torch.finfo(torch.float32).tiny)).item() if right.numel() else 0.0
+    if not right.numel():
+        return None
+    return float((left - right).norm() / right.norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
 def warm_up(layer: MoELayer, workspace: Workspace) -> float:
@@ -42,14 +44,16 @@ def warm_up(layer: MoELayer, workspace: Workspace) -> float:
     worst = 0.0
     for tokens in token_counts_of_all_rows(layer, workspace.max_tokens):
         x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
-        error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
-        if not error <= TOLERANCE[layer.dtype]:
-            raise ProofError(
-                f"the fused path differs from the baseline by {error:.2e} at {tokens} tokens; "
-                f"{TOLERANCE[layer.dtype]:.0e} is allowed for {layer.dtype}"
-            )
-        worst = max(worst, error)
+        worst = max(worst, _prove(x, layer, workspace))
     return worst
+
+
+def _prove(x: torch.Tensor, layer: MoELayer, workspace: Workspace) -> float:
+    error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
+    if error is None or not error <= TOLERANCE[layer.dtype]:
+        found = "the baseline's result is not finite" if error is None else f"the paths differ by {error:.2e}"
+        raise ProofError(f"{found} at {x.shape[0]} tokens; {TOLERANCE[layer.dtype]:.0e} is allowed for {layer.dtype}")
+    return error
 
 
 def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
@@ -71,9 +75,7 @@ def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
     page[kernel.PAGE_ABORT.value] = 0
     if found != launch << 8 | Exit.ABORTED:
         raise ProofError(f"launch {launch} was told to end and left exit word {found:#x}")
-    error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
-    if not error <= TOLERANCE[layer.dtype]:
-        raise ProofError(f"after an abort the fused path differs from the baseline by {error:.2e}")
+    _prove(x, layer, workspace)
 
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:

@@ -15,13 +15,16 @@ class Workspace:
     """Scratch memory for layers of one shape, on one stream: launches that share it must not overlap.
 
     `page` is a beat page as int64 words ([slots + 8, 8] flattened, on the layer's device or in pinned host memory);
-    without one, beats are compiled out and no host can end a launch. `launches` counts the launches made: the number
+    without one, beats are compiled out and no host can end a launch. `slots` is how many CTAs may have one, if not as
+    many as fit. `launches` counts the launches made: the number
     of the next one is `launches + 1`, in a captured CUDA graph too if its owner counts the replays here.
 
     Raises ValueError for a maximum of tokens below 1 and for a page too small to hold one slot.
     """
 
-    def __init__(self, layer: MoELayer, max_tokens: int, *, page: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, layer: MoELayer, max_tokens: int, *, page: torch.Tensor | None = None, slots: int | None = None
+    ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; at least 1 is needed")
         first_slot_word = beat_page.FIRST_SLOT * beat_page.LINE_WORDS
@@ -34,14 +37,17 @@ class Workspace:
         self.dtype, self.device = layer.dtype, layer.device
         self.max_tokens = max_tokens
         self.page = page
-        self.slots = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
+        room = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
+        self.slots = room if slots is None else slots
+        if not 0 <= self.slots <= room:
+            raise ValueError(f"slots is {slots}; the page has room for 1 to {room}")
         self.launches = 0
         experts, hidden, intermediate, top_k = self.shape
         entries = max_tokens * top_k
         device = layer.device
         words = kernel.COUNTS.value + experts + self.row_tiles_bound(max_tokens, _SMALLEST_ROW_TILE)
         self.control = torch.zeros(words, dtype=torch.int32, device=device)
-        self.totals = torch.zeros(4, dtype=torch.int64, device=device)
+        self.totals = torch.zeros(5, dtype=torch.int64, device=device)
         self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
         self.weights = torch.empty(entries, dtype=torch.float32, device=device)
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)

@@ -21,12 +21,13 @@ from fdmoe_kernels.tiles import Tiles, fit, rows_for
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # what one CTA may use of shared memory there
-SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 _POINTERS = {
     "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page": "*i64",
 }  # fmt: skip
@@ -107,7 +108,10 @@ def main(arguments: list[str]) -> None:
     names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
     for bound, tiles in rows_for(family, names[dtype]):
-        tiles = fit(tiles, hidden, intermediate, names[dtype].itemsize, SHARED_BYTES[target])
+        tiles = fit(
+            tiles, hidden_size=hidden, intermediate_size=intermediate, experts=experts,
+            element_bytes=names[dtype].itemsize, shared_bytes=SHARED_BYTES[target],
+        )  # fmt: skip
         result = build(target, dtype, tiles, hidden=hidden, intermediate=intermediate, experts=experts, top_k=top_k)
         print(json.dumps({"bound": bound, "rows": tiles.rows} | asdict(result) | {"assembly": ""}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import pytest
 
@@ -22,6 +23,11 @@ def page(**words: object) -> Snapshot:
     return dataclasses.replace(BLANK, **words)  # type: ignore[arg-type]
 
 
+def beat(launch: int, ticket: int) -> bytes:
+    """The slot of one CTA."""
+    return struct.pack("<8Q", launch, ticket, 2, 0, 0, 0, 0, 0)
+
+
 def follow(history: list[tuple[float, Snapshot]], stall_times: StallTimes | None = None) -> Tracker:
     tracker = Tracker(stall_times or StallTimes(SETTINGS), poll_interval_s=0.005)
     for now, snapshot in history:
@@ -31,7 +37,7 @@ def follow(history: list[tuple[float, Snapshot]], stall_times: StallTimes | None
 
 def test_silence_counts_from_the_last_beat_of_the_outstanding_launch() -> None:
     history = [(0.0, page())]
-    history += [(0.01 * turn, page(begun=1, slots=bytes([min(turn, 5)] * 64))) for turn in range(1, 11)]
+    history += [(0.01 * turn, page(begun=1, slots=beat(1, min(turn, 5)))) for turn in range(1, 11)]
     tracker = follow(history)
     assert tracker.quiet_s == pytest.approx(0.05)
     seen = tracker.seen(alive=True, ready=True, shadow=())
@@ -61,8 +67,8 @@ def test_warm_up_launches_have_no_stall_time() -> None:
 
 def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
     stall_times = StallTimes(SETTINGS)
-    busy = [(0.02 * turn, page(begun=1, slots=bytes([turn // 2] * 64))) for turn in range(6)]
-    follow([(-0.02, page()), *busy, (0.12, page(begun=1, ended=1))], stall_times)
+    busy = [(0.02 * turn, page(begun=1, slots=beat(1, turn // 2))) for turn in range(6)]
+    follow([(-0.02, page()), *busy, (0.12, page(begun=1, ended=1, exit=Exit.DONE))], stall_times)
     # the slots moved every 0.04 s
     assert stall_times.stall_after_s(0, 16) == pytest.approx(0.16)
     assert stall_times.stall_after_s(0, 9) == pytest.approx(0.16)
@@ -75,15 +81,36 @@ def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
 def test_an_aborted_launch_teaches_nothing() -> None:
     stall_times = StallTimes(SETTINGS)
     silent = [(0.02 * turn, page(begun=1)) for turn in range(10)]
-    follow([*silent, (0.2, page(begun=1, abort=1)), (0.22, page(begun=1, ended=1, abort=1))], stall_times)
+    told = (0.2, page(begun=1, abort=1))
+    follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.ABORTED))], stall_times)
     assert stall_times.worst_s == {}
+    # but one that ended well all the same was slow and not stuck
+    follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.DONE))], stall_times)
+    assert stall_times.worst_s == {(0, 16): pytest.approx(0.22)}
 
 
-def test_a_batch_that_nobody_touches_is_noticed_and_any_sign_of_work_ends_that() -> None:
-    waiting = [(0.02 * turn, page(submitted=4, answered=3)) for turn in range(6)]
+def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> None:
+    # the loop's beats go on: it lives, but it does not take the batch
+    waiting = [(0.02 * turn, page(submitted=4, answered=3, host_beats=turn)) for turn in range(6)]
     assert follow(waiting).untouched_s == pytest.approx(0.1)
-    assert follow([*waiting, (0.12, page(submitted=4, answered=3, host_beats=1))]).untouched_s == 0
+    assert follow([*waiting, (0.12, page(submitted=4, answered=3, baseline_begun=1))]).untouched_s == 0
     assert follow([*waiting, (0.12, page(submitted=4, answered=4))]).untouched_s == 0
+
+
+def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:
+    frozen = [(0.02 * turn, page(host_beats=7)) for turn in range(6)]
+    assert follow(frozen).untouched_s == pytest.approx(0.1)
+    assert follow([*frozen, (0.12, page(host_beats=8))]).untouched_s == 0
+
+
+def test_a_launch_that_the_device_has_not_shown_yet_has_the_launch_deadline() -> None:
+    def seen_after(beats_of_launch: int) -> float:
+        slots = beat(beats_of_launch, 1)
+        silent = [(0.02 * turn, page(begun=2, ended=1, slots=slots)) for turn in range(5)]
+        return follow(silent).seen(alive=True, ready=True, shadow=()).stall_after_s
+
+    assert seen_after(beats_of_launch=2) == 0.05
+    assert seen_after(beats_of_launch=1) == SETTINGS.launch_deadline_s == 1.0
 
 
 @pytest.mark.parametrize(("tokens", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (4096, 4096)])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import UTC, datetime
+from typing import Literal
 
 import structlog
 
+from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.status import Event
 
 _KEPT = 50
+Level = Literal["info", "warning", "error"]
 
 
 class EventLog:
@@ -18,11 +21,17 @@ class EventLog:
     def __init__(self) -> None:
         self._log = structlog.get_logger("fdmoe.watchdog")
         self._last: deque[Event] = deque(maxlen=_KEPT)
+        self.background = Background("watchdog-log")
 
     @property
     def last(self) -> tuple[Event, ...]:
         return tuple(self._last)
 
-    def add(self, event: str, **details: str | int | float) -> None:
+    def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
         self._last.append({"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
-        self._log.info(event, **details)
+        write = getattr(self._log, level)
+        self.background.submit(lambda: write(event, **details))
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Let what has been logged come out, unless nobody takes it."""
+        self.background.submit(lambda: None).wait(timeout_s)

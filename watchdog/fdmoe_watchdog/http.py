@@ -17,8 +17,24 @@ if TYPE_CHECKING:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, and no more of them than a few scrapers and people need: idle connections must not use
+    up the watchdog's file descriptors."""
+
     daemon_threads = True
     request_queue_size = 64
+    _room = threading.BoundedSemaphore(32)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
 
 class _Handler(WSGIRequestHandler):

@@ -81,7 +81,7 @@ class Metrics:
         for phase in PHASES:
             self.device_work_items.labels(phase)
         # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
-        for cause in ("stall", "frozen"):
+        for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
         for reason in ("stall", "frozen", "exit", "startup"):
             self.worker_restarts.labels(reason)

@@ -210,7 +210,8 @@ class Page:
             raise ValueError(f"slots is {slots}; a page has at least 1")
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, page_size_bytes(slots))
+            # the memory itself, not only the size: a tmpfs that is full says so here, and not by SIGBUS at a write
+            os.posix_fallocate(descriptor, 0, page_size_bytes(slots))
             mapped = mmap.mmap(descriptor, page_size_bytes(slots))
         finally:
             os.close(descriptor)

@@ -48,8 +48,14 @@ class Child:
         return self._process.returncode
 
     def signal(self, number: signal.Signals) -> None:
+        """To the process; SIGKILL also to whatever it has started, such as a compiler."""
+        if self._process.poll() is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+            if number is signal.SIGKILL:
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.send_signal(number)
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended by then."""
@@ -80,7 +86,12 @@ class WorkerProcess(Child):
         self.tracker = tracker
         self.ready: WorkerReady | None = None
         self.shadow: list[bool] = []
-        super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
+        try:
+            super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
+        except OSError:
+            self.page.close()
+            self.page.path.unlink()
+            raise
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

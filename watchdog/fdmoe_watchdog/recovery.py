@@ -28,12 +28,19 @@ class RecoveryClock:
         self._answered = 0
 
     def start(self, process: WorkerProcess, now: float) -> None:
-        """A stall was detected, and its worker is to answer after the abort."""
+        """A stall was detected, and its worker is to answer after the abort; a shadow run has been answered before."""
+        page = process.page.snapshot()
+        if page.submitted <= page.answered:
+            return
         self._detected_at, self._rung = now, "abort"
         self._wait_for(process)
 
-    def hand_over(self, now: float) -> None:
-        """The worker was fenced: whoever is routed to next is to answer."""
+    def hand_over(self, process: WorkerProcess, now: float) -> None:
+        """The worker was fenced: whoever is routed to next is to answer what it had, if it had anything."""
+        page = process.page.snapshot()
+        if page.submitted <= page.answered:
+            self._detected_at = None
+            return
         if self._detected_at is None:
             self._detected_at = now
         self._rung, self._worker = "replay", ""

@@ -6,7 +6,10 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from pathlib import Path
+
+_LOCK = "fdmoe.lock"
 
 
 class RunDirectoryError(RuntimeError):
@@ -23,11 +26,9 @@ class RunDirectory:
     def claim(self) -> None:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.path.stat()
-            if status.st_uid != os.getuid():
-                raise RunDirectoryError(f"{self.path} belongs to user {status.st_uid}; choose another run_dir")
+            self._check_ours()
             self.path.chmod(0o700)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirectoryError(
@@ -36,12 +37,25 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(f"{self.path}: {error.strerror}") from error
         for entry in self.path.iterdir():
-            if entry.name == "lock":
+            if entry.name == _LOCK:
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+    def _check_ours(self) -> None:
+        """What is in it will be removed: it must be empty, or have the lock of an earlier tree."""
+        status = self.path.lstat()
+        problem = None
+        if not stat.S_ISDIR(status.st_mode):
+            problem = "is no directory"
+        elif status.st_uid != os.getuid():
+            problem = f"belongs to user {status.st_uid}"
+        elif any(self.path.iterdir()) and not (self.path / _LOCK).is_file():
+            problem = "has files in it and is no run directory"
+        if problem:
+            raise RunDirectoryError(f"{self.path} {problem}; choose another run_dir")
 
     def reserve(self, name: str, size_bytes: int) -> Path:
         """A file of mode 0600 whose memory is there: a tmpfs that is too full says so now, not by SIGBUS later."""

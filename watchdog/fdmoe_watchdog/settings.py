@@ -33,6 +33,9 @@ class RecoverySettings(Group):
         ge=1,
         description="The stall time is the longest gap seen between beats times this, floor and ceiling kept.",
     )
+    launch_deadline_s: float = Field(
+        1.0, gt=0, description="How long a launch may take until the device shows its first beat."
+    )
     abort_deadline_s: float = Field(0.05, gt=0, description="Rung 1: how long an aborted kernel may take to end.")
     answer_deadline_s: float = Field(
         10.0,

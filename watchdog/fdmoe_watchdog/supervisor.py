@@ -7,16 +7,17 @@ every process is reaped by looking, and flight records are written before the fi
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import structlog
-
 from fdmoe_watchdog import flight, messages, policy
+from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.http import HttpServer
@@ -36,6 +37,7 @@ EXIT_OK = 0
 EXIT_RESTART_ME = 70  # the tree failed; another try on this node may work
 _STOP_GATEWAY_S = 10.0
 _STOP_WORKER_S = 3.0
+_SAVE_S = 0.05
 # one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _SLOTS = {"cpu": 16}
 _GPU_SLOTS = 768
@@ -46,7 +48,6 @@ class Supervisor:
 
     def __init__(self, plan: TreePlan) -> None:
         self.plan = plan
-        self._log = structlog.get_logger("fdmoe.watchdog")
         self._started = time.monotonic()
         self._turned_at = self._started
         self._events = EventLog()
@@ -61,6 +62,9 @@ class Supervisor:
         self._announced = False
         self._recovery = RecoveryClock()
         self._last_flight: Path | None = None
+        self._disk = Background("watchdog-disk")
+        self._flight_saved = threading.Event()
+        self._flight_saved.set()
         self._chaos_askers: list[Channel] = []
         self._exit: int | None = None
         self._view = self._look()
@@ -93,6 +97,7 @@ class Supervisor:
                 self._stop_children()
                 http.stop()
                 self._listener.close()
+                self._events.close()
         return self._exit
 
     @contextlib.contextmanager
@@ -100,7 +105,7 @@ class Supervisor:
         def stop(_number: int, _frame: object) -> None:
             self._exit = EXIT_OK
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
         try:
             yield
         finally:
@@ -135,14 +140,14 @@ class Supervisor:
 
     def _turn(self) -> None:
         interval = self.plan.watchdog.poll_interval_s
-        planned = time.monotonic() + interval
         for key, _ in self._selector.select(interval):
             if key.data is None:
                 self._accept()
             else:
                 self._receive(key.data)
         now = time.monotonic()
-        self.metrics.loop_lag.observe(max(0.0, now - planned))
+        # from turn to turn, so that the time for decisions, records and log lines counts
+        self.metrics.loop_lag.observe(max(0.0, now - self._turned_at - interval))
         self._turned_at = now
         self._tend_gateway(now)
         self._read_workers()
@@ -181,19 +186,31 @@ class Supervisor:
                 self._drop(gateway.channel)
             self._gateway = None
             self._gateway_url = ""
-            delay = policy.restart_delay_s(self._gateway_restarts, now, self.plan.recovery)
-            if delay is None:
-                self._give_up("the gateway ends again and again and the restart budget is gone")
-                return
-            self._gateway_restarts = (*self._gateway_restarts, now)
-            self._gateway_at = now + delay
+            self._retry_gateway(now)
         if self._gateway is None and now >= self._gateway_at:
-            self._gateway = Child(self.plan.gateway_command, self.plan.environment)
+            try:
+                self._gateway = Child(self.plan.gateway_command, self.plan.environment)
+            except OSError as error:
+                self._events.add("gateway_not_started", level="error", reason=str(error))
+                self._retry_gateway(now)
+
+    def _retry_gateway(self, now: float) -> None:
+        delay = policy.restart_delay_s(self._gateway_restarts, now, self.plan.recovery)
+        if delay is None:
+            self._give_up("the gateway ends again and again and the restart budget is gone")
+            return
+        self._gateway_restarts = (*self._gateway_restarts, now)
+        self._gateway_at = now + delay
 
     # ---- messages
 
     def _accept(self) -> None:
-        channel = self._listener.accept()
+        try:
+            channel = self._listener.accept()
+        except OSError as error:
+            # out of file descriptors: whoever knocked tries again
+            self._events.add("not_accepted", level="warning", reason=str(error))
+            return
         if channel is not None:
             self._selector.register(channel, selectors.EVENT_READ, channel)
 
@@ -204,7 +221,7 @@ class Supervisor:
                 self._handle(channel, message)
         except ChannelClosed as error:
             if channel.hello is None:
-                self._log.warning("refused_connection", reason=str(error))
+                self._events.add("refused_connection", level="warning", reason=str(error))
             self._drop(channel)
 
     def _drop(self, channel: Channel) -> None:
@@ -239,6 +256,8 @@ class Supervisor:
             case messages.WorkerFailed(reason=reason):
                 process = self._worker_of(channel)
                 self._events.add("worker_failed", worker=process.name, generation=process.generation, reason=reason)
+                # it is about to end by itself, and that may take longer than its requests can wait
+                process.signal(signal.SIGKILL)
             case messages.ShadowChecked():
                 self._shadow_checked(self._worker_of(channel), message)
             case messages.FaultArmed(ok=ok, reason=reason):
@@ -261,7 +280,8 @@ class Supervisor:
 
     def _shadow_checked(self, process: WorkerProcess, message: messages.ShadowChecked) -> None:
         process.shadow.append(message.ok)
-        self.metrics.shadow_error.observe(message.relative_error)
+        # a histogram's sum that has met a NaN stays one for ever
+        self.metrics.shadow_error.observe(message.relative_error if math.isfinite(message.relative_error) else math.inf)
         self.metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
         if not message.ok:
             self._events.add(
@@ -289,7 +309,9 @@ class Supervisor:
         try:
             child.channel.send(message)
         except ChannelClosed as error:
-            self._log.warning("message_lost", message=type(message).__name__, pid=child.pid, reason=str(error))
+            self._events.add(
+                "message_lost", level="warning", message=type(message).__name__, pid=child.pid, reason=str(error)
+            )  # fmt: skip
             self._drop(child.channel)
 
     # ---- the ladder's hands
@@ -313,21 +335,19 @@ class Supervisor:
                 self._tell(self._gateway, messages.Fence(name, generation))
                 if self._route is not None and (self._route.worker, self._route.generation) == (name, generation):
                     self._route = None
-                    self._recovery.hand_over(now)
-                if cause == "frozen":
+                    self._recovery.hand_over(self._processes[name], now)
+                if cause in ("frozen", "startup"):
                     self.metrics.stalls.labels(cause).inc()
                     self._record(self._processes[name], cause)
             case policy.Route(worker=name, generation=generation):
                 self._route_to(self._processes[name])
             case policy.Kill(worker=name, generation=generation):
+                # the record first; a disk that takes longer than this does not hold up the kill
+                self._flight_saved.wait(_SAVE_S)
                 self._events.add("kill", worker=name, generation=generation)
                 self._processes[name].signal(signal.SIGKILL)
             case policy.Gone(worker=name, generation=generation):
-                process = self._processes.pop(name)
-                if process.channel is not None:
-                    self._drop(process.channel)
-                self._events.add("worker_gone", worker=name, generation=generation, exit_code=process.exit_code or 0)
-                process.discard()
+                self._bury(name)
                 self._tell(self._gateway, messages.Gone(name, generation))
             case policy.SetPath(worker=name, path=path, previous=previous, reason=reason):
                 if path != previous:
@@ -336,14 +356,23 @@ class Supervisor:
                 if name:
                     self._tell(self._processes[name], messages.SetPath(path))
             case policy.BudgetGone(worker=name):
-                self._log.error("restart_budget_gone", worker=name)
-                self._events.add("restart_budget_gone", worker=name)
+                self._events.add("restart_budget_gone", level="error", worker=name)
             case policy.GiveUp(reason=reason):
                 self._give_up(reason)
 
     def _start(self, name: str, generation: int, reason: str) -> None:
+        if reason != "start":
+            self.metrics.worker_restarts.labels(reason).inc()
+        self._events.add("worker_start", worker=name, generation=generation, reason=reason)
+        try:
+            self._processes[name] = self._spawn(name, generation)
+        except OSError as error:
+            # no process, no memory, no file descriptor: to the policy a worker that ended at once
+            self._events.add("worker_not_started", level="error", worker=name, reason=str(error))
+
+    def _spawn(self, name: str, generation: int) -> WorkerProcess:
         plan = self.plan
-        self._processes[name] = WorkerProcess(
+        return WorkerProcess(
             name,
             generation,
             command=plan.worker_command,
@@ -352,9 +381,17 @@ class Supervisor:
             slots=_SLOTS.get(plan.device, _GPU_SLOTS),
             tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
         )
-        if reason != "start":
-            self.metrics.worker_restarts.labels(reason).inc()
-        self._events.add("worker_start", worker=name, generation=generation, reason=reason)
+
+    def _bury(self, name: str) -> None:
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
+        if process.channel is not None:
+            self._drop(process.channel)
+        self._events.add(
+            "worker_gone", worker=name, generation=process.generation, exit_code=process.exit_code or 0
+        )  # fmt: skip
+        process.discard()
 
     def _route_to(self, process: WorkerProcess) -> None:
         self._route = messages.Route(
@@ -368,7 +405,8 @@ class Supervisor:
     def _announce(self) -> None:
         if not self._announced and self._route is not None and self._gateway_url:
             self._announced = True
-            self.plan.announce(self._gateway_url, self._http_url)
+            gateway, watchdog = self._gateway_url, self._http_url
+            self._events.background.submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _record(self, process: WorkerProcess, cause: str) -> None:
         snapshot = process.tracker.last
@@ -386,15 +424,19 @@ class Supervisor:
             quiet_s=round(process.tracker.quiet_s, 4), begun_s_ago=float(str(document["begun_s_ago"])),
             verdict=str(document["verdict"]),
         )  # fmt: skip
+        self._flight_saved = self._disk.submit(lambda: self._save(document))
+
+    def _save(self, document: dict[str, object]) -> None:
+        """In the background: a full or hanging disk must not stop a recovery."""
         try:
             self._last_flight = flight.save(self.plan.flight_dir, document)
         except OSError as error:
-            # a full disk must not stop a recovery
-            self._log.error("flight_record_lost", directory=str(self.plan.flight_dir), reason=str(error))
+            self._events.add(
+                "flight_record_lost", level="error", directory=str(self.plan.flight_dir), reason=str(error)
+            )  # fmt: skip
 
     def _give_up(self, reason: str) -> None:
-        self._log.error("give_up", reason=reason)
-        self._events.add("give_up", reason=reason)
+        self._events.add("give_up", level="error", reason=reason)
         self._exit = EXIT_RESTART_ME
 
     def _look(self) -> TreeView:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fdmoe_watchdog.page import Snapshot, Stage
+from fdmoe_watchdog.page import LINE_WORDS, Exit, SlotWord, Snapshot, Stage
 from fdmoe_watchdog.policy import Seen
 from fdmoe_watchdog.settings import RecoverySettings
 
@@ -70,8 +70,9 @@ class Tracker:
             self.beat_at = now
         self._follow_launch(last, snapshot, elapsed)
         waiting = snapshot.submitted > snapshot.answered
-        moved = _host_words(snapshot) != _host_words(last)
-        self.untouched_s = 0.0 if moved or not waiting else self.untouched_s + elapsed
+        # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
+        words = _work_words if waiting else _life_words
+        self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
 
     def seen(self, *, alive: bool, ready: bool, shadow: tuple[bool, ...]) -> Seen:
         page = self._last
@@ -85,14 +86,22 @@ class Tracker:
             launch=page.begun if serving else 0,
             ended=page.ended,
             quiet_s=self.quiet_s,
-            stall_after_s=self._stall_times.stall_after_s(page.layer, page.tokens),
+            stall_after_s=self._stall_after_s(page),
             untouched_s=self.untouched_s,
             shadow=shadow,
         )
 
+    def _stall_after_s(self, page: Snapshot) -> float:
+        """The learned time once the device has shown a beat. Before that the host may not even have launched: a worker
+        that the scheduler holds back for a while is no stalled kernel."""
+        stall_after_s = self._stall_times.stall_after_s(page.layer, page.tokens)
+        if self.quiet_s >= stall_after_s and not _shows_launch(page):
+            return max(stall_after_s, self._stall_times.settings.launch_deadline_s)
+        return stall_after_s
+
     def _follow_launch(self, last: Snapshot, snapshot: Snapshot, elapsed: float) -> None:
         ended = snapshot.ended > last.ended
-        if ended and last.outstanding and last.stage is Stage.SERVING and snapshot.abort < snapshot.ended:
+        if ended and last.outstanding and last.stage is Stage.SERVING and snapshot.exit is Exit.DONE:
             self._stall_times.learn(last.layer, last.tokens, max(self._worst_gap_s, self.quiet_s + elapsed))
         serving = snapshot.outstanding and snapshot.stage is Stage.SERVING
         if ended or snapshot.begun != last.begun or not serving:
@@ -104,12 +113,21 @@ class Tracker:
             self.quiet_s += elapsed
 
 
-def _host_words(snapshot: Snapshot) -> tuple[int, ...]:
+def _work_words(snapshot: Snapshot) -> tuple[int, ...]:
     return (
-        snapshot.host_beats,
         snapshot.answered,
         snapshot.begun,
         snapshot.ended,
         snapshot.baseline_begun,
         snapshot.baseline_ended,
     )
+
+
+def _life_words(snapshot: Snapshot) -> tuple[int, ...]:
+    return (snapshot.host_beats, snapshot.submitted, *_work_words(snapshot))
+
+
+def _shows_launch(snapshot: Snapshot) -> bool:
+    """Whether any CTA has shown a beat of the outstanding launch."""
+    words = memoryview(snapshot.slots).cast("Q")
+    return snapshot.begun in words[SlotWord.LAUNCH :: LINE_WORDS].tolist()

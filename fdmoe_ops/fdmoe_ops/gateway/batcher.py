@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from fdmoe_ops.arena import Allocator, ArenaFull
 from fdmoe_watchdog.messages import Answer, Batch, Segment
@@ -39,9 +40,8 @@ class State(Enum):
     RELEASED = "released"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One process that was started as this worker."""
+class Key(NamedTuple):
+    """One process that was started as this worker. A tuple: it is hashed six times a request."""
 
     worker: str
     generation: int

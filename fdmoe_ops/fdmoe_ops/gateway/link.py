@@ -68,7 +68,7 @@ class Links:
     def push_soon(self) -> None:
         """Push once all requests that came in this turn of the loop are queued: they go together.
 
-        A packet that wakes a sleeping worker costs more than a request's own work (measured: 70 us of 130).
+        A packet that wakes a sleeping worker was measured at up to 70 us; a small request's own work is 45 us.
         """
         if not self._push_planned:
             self._push_planned = True

@@ -34,7 +34,7 @@ class Metrics:
         self.batch_tokens = Histogram(
             "fdmoe_batch_tokens", "Tokens of the batches sent to workers.", buckets=_TOKENS, registry=registry
         )
-        self._children: dict[tuple[str, str, str], tuple[Histogram, Counter]] = {}
+        self._children: dict[tuple[str, str, str], tuple[Histogram, Counter | None]] = {}
         in_flight = Gauge("fdmoe_requests_in_flight", "Inference requests that have no answer yet.", registry=registry)
         in_flight.set_function(lambda: self.requests_in_flight)
         depth = Gauge("fdmoe_queue_depth", "Requests that wait for a place in a batch.", registry=registry)
@@ -46,7 +46,9 @@ class Metrics:
         children = self._children.get(key)
         if children is None:
             duration = self.request_duration.labels(layer, path, code)
-            children = self._children[key] = duration, self.request_tokens.labels(layer, path)
+            # refusals have no tokens, and so no series
+            counter = self.request_tokens.labels(layer, path) if code == "200" else None
+            children = self._children[key] = duration, counter
         children[0].observe(seconds)
-        if tokens:
+        if children[1] is not None:
             children[1].inc(tokens)

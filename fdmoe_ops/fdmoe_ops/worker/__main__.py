@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -47,8 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
-        control.send(messages.WorkerFailed(f"{type(error).__name__}: {error}"[:1000]))
-        return EXIT_FAILED
+        with contextlib.suppress(ChannelClosed):
+            control.send(messages.WorkerFailed(f"{type(error).__name__}: {error}"[:1000]))
+        # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
     return 0
 
 

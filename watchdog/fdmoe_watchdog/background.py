@@ -1,0 +1,39 @@
+"""Work that must never hold up a decision: a daemon thread that does what it is given, in order.
+
+Standard error may be a pipe that nobody reads, and a disk may hang; the watchdog's loop goes on all the same.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+_WAITING = 1000
+
+
+class Background:
+    """Drops what does not fit its queue. What is given to it may raise OSError, which ends here, and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.Queue[tuple[Callable[[], object], threading.Event]] = queue.Queue(_WAITING)
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, work: Callable[[], object]) -> threading.Event:
+        """An event that is set once the work is done, failed, or was dropped."""
+        done = threading.Event()
+        try:
+            self._queue.put_nowait((work, done))
+        except queue.Full:
+            done.set()
+        return done
+
+    def _run(self) -> None:
+        while True:
+            work, done = self._queue.get()
+            try:
+                work()
+            except OSError:
+                pass  # the reader of the log is gone; the events are still kept for the status
+            finally:
+                done.set()
