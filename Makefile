@@ -40,7 +40,7 @@ test: $(READY) test-watchdog  ## all tests that need no GPU, and the watchdog's 
 	$(MODULE) pytest $(ARGS)
 
 test-gpu: $(READY)  ## the tests that need a CUDA GPU
-	$(MODULE) pytest -m gpu $(ARGS)
+	$(MODULE) pytest -m gpu tests/kernels tests/ops tests/tree $(ARGS)
 
 test-watchdog: $(WATCHDOG_VENV)/.ready
 	@if $(WATCHDOG_VENV)/bin/python -c 'import torch' 2>/dev/null; then \

@@ -7,7 +7,6 @@ The watchdog makes it, every process of the tree maps it, and the gateway alone 
 from __future__ import annotations
 
 import bisect
-import errno
 import mmap
 import os
 from pathlib import Path
@@ -31,24 +30,6 @@ class Arena:
         self.path = path
         self._mapped = mapped
         self.view = memoryview(mapped)
-
-    @classmethod
-    def create(cls, path: Path, size_bytes: int) -> Arena:
-        """Make the file (mode 0600) and reserve its memory, so that a tmpfs that is too full is an error here and no
-        SIGBUS later. Raises ArenaError, or FileExistsError."""
-        if size_bytes < ALIGNMENT_BYTES:
-            raise ArenaError(f"an arena of {size_bytes} bytes; at least {ALIGNMENT_BYTES} are needed")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-            return cls(path, mmap.mmap(descriptor, size_bytes))
-        except OSError as error:
-            path.unlink()
-            if error.errno not in (errno.ENOSPC, errno.EFBIG):
-                raise
-            raise ArenaError(f"{path}: no room for {size_bytes} bytes: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
 
     @classmethod
     def open(cls, path: Path) -> Arena:

@@ -199,6 +199,17 @@ def test_both_die_and_whoever_comes_back_serves() -> None:
     assert ladder.at(11.0, IDLE, ABSENT) == (SetPath("a", "baseline", "baseline", "route"), Route("a", 3))
 
 
+def test_a_worker_without_a_proven_fused_path_serves_on_the_baseline_for_good() -> None:
+    unproven = Seen(alive=True, ready=True, fused=False)
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT)
+    assert ladder.at(1, unproven, LOADING) == (SetPath("a", "baseline", "fused", "unproven"), Route("a", 1))
+    assert ladder.at(1000, unproven, IDLE) == ()
+    # the other one can, and may when it is its turn
+    actions = ladder.at(1001, ABSENT, IDLE)
+    assert actions[-2:] == (Route("b", 1), SetPath("b", "shadow", "baseline", "cooled_down"))
+
+
 def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
     ladder = Ladder().serving()
     assert ladder.at(2.0, Seen(alive=True, ready=True, untouched_s=4.9), IDLE) == ()

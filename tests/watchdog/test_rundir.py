@@ -15,7 +15,9 @@ def test_it_is_private_locked_and_removed(tmp_path: Path) -> None:
     first = RunDirectory(path)
     first.claim()
     assert path.stat().st_mode & 0o777 == 0o700
-    assert first.reserve("arena", 5000).stat().st_size == 5000
+    arena = first.reserve("arena", 5000).stat()
+    assert (arena.st_size, arena.st_mode & 0o777) == (5000, 0o600)
+    assert arena.st_blocks * 512 >= 5000, "the memory is there, not only the name"
     with pytest.raises(RunDirectoryError, match="is in use by another tree"):
         RunDirectory(path).claim()
     assert (path / "arena").exists()
@@ -49,3 +51,11 @@ def test_other_peoples_directories_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match=problem):
             RunDirectory(path).claim()
     assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_more_than_the_file_system_has_is_an_error_at_once(in_memory: Path) -> None:
+    run_dir = RunDirectory(in_memory / "run")
+    run_dir.claim()
+    with pytest.raises(RunDirectoryError, match=f"no room for {1 << 60} bytes on this tmpfs"):
+        run_dir.reserve("arena", 1 << 60)
+    run_dir.release()

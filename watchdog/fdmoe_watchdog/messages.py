@@ -50,11 +50,13 @@ class LayerInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WorkerReady(Message, frozen=True):
-    """Warm, and listening on its data socket. Sent to the watchdog, and to the gateway when it connects."""
+    """Warm, and listening on its data socket. Sent to the watchdog, and to the gateway when it connects. `fused` is
+    False where the fused path could not be proven: such a worker serves on the baseline alone."""
 
     generation: int
     layers: tuple[LayerInfo, ...]
     max_batch_tokens: int
+    fused: bool = True
 
 
 class WorkerFailed(Message, frozen=True):
@@ -129,6 +131,14 @@ class Listening(Message, frozen=True):
     port: int
 
 
+class LinkLost(Message, frozen=True):
+    """The connection to this generation broke, and it has been fenced: it is of no use any more, alive or not."""
+
+    worker: str
+    generation: int
+    reason: str
+
+
 # ---- gateway -> worker
 
 
@@ -196,6 +206,7 @@ AnyMessage = (
     | Fence
     | Gone
     | Listening
+    | LinkLost
     | Batch
     | Answer
     | StatusRequest

@@ -18,6 +18,7 @@ PATHS: tuple[str, ...] = get_args(Path)
 SWITCHES = (
     *((path, "baseline", reason) for path in ("fused", "shadow") for reason in ("stall", "frozen", "exit", "budget")),
     ("shadow", "baseline", "mismatch"),
+    ("fused", "baseline", "unproven"),
     ("baseline", "shadow", "cooled_down"),
     ("shadow", "fused", "proven"),
 )

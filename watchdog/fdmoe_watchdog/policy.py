@@ -22,6 +22,8 @@ from enum import Enum
 from fdmoe_watchdog.messages import Path
 from fdmoe_watchdog.settings import RecoverySettings
 
+FIRST_START = "start"
+
 
 class Life(Enum):
     ABSENT = "absent"
@@ -42,6 +44,7 @@ class Seen:
     stall_after_s the stall time that was learned for its layer and size
     untouched_s   how long batches have waited in the worker without any sign of work
     shadow        results of comparisons since the last observation
+    fused         its fused path was proven at warm-up; without that it serves on the baseline alone
     """
 
     alive: bool
@@ -52,6 +55,7 @@ class Seen:
     stall_after_s: float = math.inf
     untouched_s: float = 0.0
     shadow: tuple[bool, ...] = ()
+    fused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Worker:
     since: float = 0.0
     until: float = 0.0
     launch: int = 0
-    reason: str = "start"
+    reason: str = FIRST_START
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +190,12 @@ def restart_delay_s(restarts: tuple[float, ...], now: float, settings: RecoveryS
 
 def decide(state: State, observation: Observation, settings: RecoverySettings) -> tuple[State, tuple[Action, ...]]:
     """One turn of the ladder. The order of the actions is the order in which they must be done."""
-    turn = _Turn(state, observation.now, settings)
+    turn = _Turn(state, observation.now, observation.workers, settings)
     for name, seen in observation.workers.items():
         turn.look_at(name, seen)
     turn.choose_active()
-    active = turn.state.active
-    if active is not None:
-        turn.choose_path(active, observation.workers[active].shadow)
+    if turn.state.active is not None:
+        turn.choose_path(turn.state.active)
     turn.give_up_if_nobody_is_left()
     return turn.state, tuple(turn.actions)
 
@@ -203,6 +206,7 @@ class _Turn:
 
     state: State
     now: float
+    seen: Mapping[str, Seen]
     settings: RecoverySettings
     actions: list[Action] = field(default_factory=list)
 
@@ -210,6 +214,8 @@ class _Turn:
         worker = self.state.workers[name]
         match worker.life:
             case Life.BACKOFF if self.now >= worker.until:
+                if worker.reason != FIRST_START:
+                    self.state = replace(self.state, restarts=(*self._recent_restarts(), self.now))
                 self._become(name, Life.STARTING, generation=worker.generation + 1)
                 self.actions.append(Start(name, worker.generation + 1, worker.reason))
             case Life.STARTING | Life.READY | Life.ABORTING if not seen.alive:
@@ -247,11 +253,15 @@ class _Turn:
             return
         name = ready[0]
         self.state = replace(self.state, active=name)
-        self.actions.append(SetPath(name, self.state.path, self.state.path, "route"))
+        if self.state.path != "baseline" and not self.seen[name].fused:
+            self._set_path(name, "baseline", "unproven")
+        else:
+            self.actions.append(SetPath(name, self.state.path, self.state.path, "route"))
         self.actions.append(Route(name, self.state.workers[name].generation))
 
-    def choose_path(self, active: str, shadow: tuple[bool, ...]) -> None:
-        state = self.state
+    def choose_path(self, active: str) -> None:
+        state, seen = self.state, self.seen[active]
+        shadow = seen.shadow
         if state.path == "shadow" and not all(shadow):
             self._fall_back(active, "mismatch")
         elif state.path == "shadow":
@@ -259,7 +269,12 @@ class _Turn:
             if self.state.clean >= self.settings.shadow_checks:
                 self.state = replace(self.state, fused_since=self.now)
                 self._set_path(active, "fused", "proven")
-        elif state.path == "baseline" and self.now >= state.retry_at and state.workers[active].life is Life.READY:
+        elif (
+            state.path == "baseline"
+            and seen.fused
+            and self.now >= state.retry_at
+            and state.workers[active].life is Life.READY
+        ):
             self.state = replace(state, clean=0)
             self._set_path(active, "shadow", "cooled_down")
 
@@ -284,7 +299,12 @@ class _Turn:
 
     def _bury(self, name: str, reason: str) -> None:
         self.actions.append(Gone(name, self.state.workers[name].generation))
-        delay = restart_delay_s(self.state.restarts, self.now, self.settings)
+        # who waits for its restart counts as restarted: it will be
+        pending = sum(
+            worker.life is Life.BACKOFF and worker.reason != FIRST_START for worker in self.state.workers.values()
+        )
+        restarts = (*self.state.restarts, *[self.now] * pending)
+        delay = restart_delay_s(restarts, self.now, self.settings)
         if delay is None:
             self._become(name, Life.ABSENT, reason=reason)
             self.state = replace(self.state, retry_at=math.inf)
@@ -293,9 +313,10 @@ class _Turn:
                 # without a standby a fused launch that no abort ends would take the service down
                 self._set_path(self.state.active, "baseline", "budget")
             return
-        recent = tuple(at for at in self.state.restarts if at > self.now - self.settings.restart_period_s)
-        self.state = replace(self.state, restarts=(*recent, self.now))
         self._become(name, Life.BACKOFF, until=self.now + delay, reason=reason)
+
+    def _recent_restarts(self) -> tuple[float, ...]:
+        return tuple(at for at in self.state.restarts if at > self.now - self.settings.restart_period_s)
 
     def _fall_back(self, active: str | None, reason: str) -> None:
         """To the baseline, for a pause that doubles if the fused path had come back only lately."""

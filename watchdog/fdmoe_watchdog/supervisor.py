@@ -59,6 +59,7 @@ class Supervisor:
         self._gateway_restarts: tuple[float, ...] = ()
         self._gateway_at = self._started
         self._route: messages.Route | None = None
+        self._route_due = True
         self._announced = False
         self._recovery = RecoveryClock()
         self._last_flight: Path | None = None
@@ -158,7 +159,10 @@ class Supervisor:
                 seen[name] = policy.Seen(alive=False)
                 continue
             shadow, process.shadow = tuple(process.shadow), []
-            seen[name] = process.tracker.seen(alive=process.alive, ready=process.ready is not None, shadow=shadow)
+            ready = process.ready
+            seen[name] = process.tracker.seen(
+                alive=process.alive, ready=ready is not None, shadow=shadow, fused=ready is not None and ready.fused
+            )
         if recovered := self._recovery.look(self._processes, now):
             self.metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
             self._events.add(
@@ -167,6 +171,7 @@ class Supervisor:
         self._state, actions = policy.decide(self._state, policy.Observation(now, seen), self.plan.recovery)
         for action in actions:
             self._act(action, now)
+        self._greet_gateway()
         self._view = self._look()
 
     def _read_workers(self) -> None:
@@ -202,6 +207,14 @@ class Supervisor:
         self._gateway_restarts = (*self._gateway_restarts, now)
         self._gateway_at = now + delay
 
+    def _greet_gateway(self) -> None:
+        """A new gateway hands out the arena anew and knows of no fenced worker that may still write to it: it gets its
+        first route when there is none."""
+        dying = any(worker.life is policy.Life.DYING for worker in self._state.workers.values())
+        if self._route_due and self._route is not None and not dying:
+            self._route_due = False
+            self._tell(self._gateway, self._route)
+
     # ---- messages
 
     def _accept(self) -> None:
@@ -236,8 +249,7 @@ class Supervisor:
         match message:
             case messages.Hello(role="gateway") if self._gateway is not None:
                 self._gateway.channel = channel
-                if self._route is not None:
-                    channel.send(self._route)
+                self._route_due = True
             case messages.Hello(role="worker", name=name, generation=generation):
                 process = self._processes.get(name)
                 if process is None or process.generation != generation:
@@ -249,10 +261,15 @@ class Supervisor:
                 self._gateway_url = f"http://{host}:{port}"
                 self._events.add("gateway_listening", url=self._gateway_url)
                 self._announce()
+            case messages.LinkLost():
+                self._link_lost(message)
             case messages.WorkerReady():
                 process = self._worker_of(channel)
                 process.ready = message
-                self._events.add("worker_ready", worker=process.name, generation=process.generation)
+                self._events.add(
+                    "worker_ready", level="info" if message.fused else "error", worker=process.name,
+                    generation=process.generation, fused=message.fused,
+                )  # fmt: skip
             case messages.WorkerFailed(reason=reason):
                 process = self._worker_of(channel)
                 self._events.add("worker_failed", worker=process.name, generation=process.generation, reason=reason)
@@ -277,6 +294,13 @@ class Supervisor:
             if process.channel is channel:
                 return process
         raise ChannelClosed("a worker's message from somebody who is no worker")
+
+    def _link_lost(self, message: messages.LinkLost) -> None:
+        """The gateway hears no more of a worker, which mostly has ended. One that lives must make way for the next."""
+        process = self._processes.get(message.worker)
+        if process is not None and process.generation == message.generation and process.alive:
+            self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
+            process.signal(signal.SIGKILL)
 
     def _shadow_checked(self, process: WorkerProcess, message: messages.ShadowChecked) -> None:
         process.shadow.append(message.ok)
@@ -361,7 +385,7 @@ class Supervisor:
                 self._give_up(reason)
 
     def _start(self, name: str, generation: int, reason: str) -> None:
-        if reason != "start":
+        if reason != policy.FIRST_START:
             self.metrics.worker_restarts.labels(reason).inc()
         self._events.add("worker_start", worker=name, generation=generation, reason=reason)
         try:
@@ -399,7 +423,8 @@ class Supervisor:
         )  # fmt: skip
         self._recovery.routed(process)
         self._events.add("route", worker=process.name, generation=process.generation)
-        self._tell(self._gateway, self._route)
+        if not self._route_due:
+            self._tell(self._gateway, self._route)
         self._announce()
 
     def _announce(self) -> None:

@@ -74,10 +74,10 @@ class Tracker:
         words = _work_words if waiting else _life_words
         self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
 
-    def seen(self, *, alive: bool, ready: bool, shadow: tuple[bool, ...]) -> Seen:
+    def seen(self, *, alive: bool, ready: bool, shadow: tuple[bool, ...], fused: bool = True) -> Seen:
         page = self._last
         if page is None:
-            return Seen(alive=alive, ready=ready, shadow=shadow)
+            return Seen(alive=alive, ready=ready, shadow=shadow, fused=fused)
         # a launch of the warm-up compiles: it has the start-up deadline, not the stall time
         serving = page.outstanding and page.stage is Stage.SERVING
         return Seen(
@@ -89,6 +89,7 @@ class Tracker:
             stall_after_s=self._stall_after_s(page),
             untouched_s=self.untouched_s,
             shadow=shadow,
+            fused=fused,
         )
 
     def _stall_after_s(self, page: Snapshot) -> float:

@@ -13,7 +13,7 @@ from fdmoe_ops.cli.config import show
 from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
 from fdmoe_ops.cli.serve import serve
 from fdmoe_ops.cli.status import status
-from fdmoe_ops.cli.version import version
+from fdmoe_ops.version import version
 
 app = typer.Typer(
     name="fdmoe",

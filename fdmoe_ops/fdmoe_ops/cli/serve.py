@@ -14,9 +14,9 @@ from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
-from fdmoe_ops.cli.version import version
 from fdmoe_ops.devices import find_device
 from fdmoe_ops.settings import Settings, SettingsError
+from fdmoe_ops.version import version
 from fdmoe_watchdog.plan import TreePlan
 
 # in use, not of this machine, a privileged port

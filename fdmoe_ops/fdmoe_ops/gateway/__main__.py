@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
+import resource
 import signal
 import socket
 import sys
@@ -16,6 +16,7 @@ import uvloop
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.gateway.server import Gateway, GatewayPlan, bind
+from fdmoe_ops.version import version
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.child import die_with_parent
 
@@ -24,6 +25,9 @@ EXIT_FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
+    # a connection is a file descriptor, and the usual soft limit of 1024 is from another time
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.gateway", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     settings = tree.read(parser.parse_args(arguments).settings)
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         max_queue_requests=gateway.max_queue_requests,
         request_timeout_s=gateway.request_timeout_s,
         retry_after_s=gateway.retry_after_s,
-        version=_version(),
+        version=version(),
     )
     try:
         listening = bind(gateway.host, gateway.port)
@@ -60,13 +64,6 @@ async def _serve(plan: GatewayPlan, listening: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     await gateway.serve(listening)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fdmoe-ops")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
 
 
 if __name__ == "__main__":

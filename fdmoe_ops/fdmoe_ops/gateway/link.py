@@ -6,6 +6,7 @@ All in the event loop's thread; nothing here blocks, and nothing is decided here
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.messages import LayerInfo
 from fdmoe_watchdog.page import Line, Page, PageError
+
+_RETRY_S = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +52,7 @@ class Links:
         self._control = control
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
+        self._wanted: messages.Route | None = None
         self._dropped_answers = 0
         self._push_planned = False
         self._log = structlog.get_logger("fdmoe.gateway")
@@ -103,6 +107,7 @@ class Links:
                 case messages.Route():
                     self._route(message)
                 case messages.Fence(worker=worker, generation=generation):
+                    self._unwant(Key(worker, generation))
                     again = self._batcher.fence(Key(worker, generation))
                     self._log.info("fenced", worker=worker, generation=generation, requests_again=again)
                 case messages.Gone(worker=worker, generation=generation):
@@ -122,27 +127,42 @@ class Links:
         if key in self._links:
             return
         self._batcher.deactivate()
+        self._wanted = route
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
             page = Page.open(Path(route.page))
         except (OSError, PageError) as error:
-            self._log.warning("no_page", worker=key.worker, generation=key.generation, reason=str(error))
+            self._route_later(route, error)
             return
         try:
             channel = Channel.connect(Path(route.socket), hello)
         except OSError as error:
             page.close()
-            self._log.warning("no_worker", worker=key.worker, generation=key.generation, reason=str(error))
+            self._route_later(route, error)
             return
         link = self._links[key] = WorkerLink(key, channel, page)
         self._loop.add_reader(channel.fileno(), self._on_worker, link)
 
+    def _route_later(self, route: messages.Route, error: Exception) -> None:
+        """Out of file descriptors, perhaps: as long as no other route comes, this one is tried again."""
+        self._log.warning("no_route_yet", worker=route.worker, generation=route.generation, reason=str(error))
+        self._loop.call_later(_RETRY_S, self._route_again, route)
+
+    def _route_again(self, route: messages.Route) -> None:
+        if self._wanted is route:
+            self._route(route)
+
     def _gone(self, key: Key) -> None:
+        self._unwant(key)
         link = self._links.get(key)
         if link is not None:
             self._close(link)
         self._batcher.gone(key)
         self.push()
+
+    def _unwant(self, key: Key) -> None:
+        if self._wanted is not None and Key(self._wanted.worker, self._wanted.generation) == key:
+            self._wanted = None
 
     # ---- a worker
 
@@ -188,8 +208,10 @@ class Links:
             self.push()
 
     def _lost(self, link: WorkerLink, error: ChannelClosed) -> None:
-        """Its batch waits for the next route: whether the worker is to be replaced, the watchdog decides."""
+        """Its batch waits for the next route. The watchdog is told, for a worker may live whose connection does not."""
         self._close(link)
+        with contextlib.suppress(ChannelClosed):
+            self._control.send(messages.LinkLost(link.key.worker, link.key.generation, str(error)))
         again = self._batcher.fence(link.key)
         self._log.warning(
             "worker_left", worker=link.key.worker, generation=link.key.generation, reason=str(error),

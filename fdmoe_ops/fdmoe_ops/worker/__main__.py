@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
@@ -19,6 +19,9 @@ from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.child import die_with_parent
 from fdmoe_watchdog.page import Host, Identity, Line, Page, Stage
+
+if TYPE_CHECKING:
+    from fdmoe_ops.worker.engine import Engine
 
 EXIT_FAILED = 1
 _DTYPES: dict[str, Literal["FP32", "BF16", "FP16"]] = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
@@ -85,11 +88,10 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
         programs=settings.worker.programs,
     )
     with torch.inference_mode():
-        difference = engine.warm_up(faults=settings.chaos)
+        fused = _prove(engine, faults=settings.chaos)
         # the garbage collector's pauses would be the device's: what is here now stays
         gc.collect()
         gc.freeze()
-        structlog.get_logger("fdmoe.worker").info("warm", layers=len(layers), difference=difference)
         listener = Listener(socket_path)
         page.write(Line.HOST, Host.STAGE, Stage.SERVING)
         datatype = _DTYPES[settings.model.dtype]
@@ -97,8 +99,23 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
             messages.LayerInfo(name, layer.hidden_size, datatype, layer.experts, layer.routing.top_k)
             for name, layer in layers.items()
         )
-        ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens)
+        ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens, fused)
         Loop(engine, page, control, listener, ready).run()
+
+
+def _prove(engine: Engine, *, faults: bool) -> bool:
+    """Warm up; whether the fused path can be trusted here. Without it a worker is still a good baseline."""
+    from triton.errors import TritonError
+
+    from fdmoe_kernels import ProofError
+
+    log = structlog.get_logger("fdmoe.worker")
+    try:
+        log.info("warm", layers=len(engine.layers), difference=engine.warm_up(faults=faults))
+    except (ProofError, TritonError) as error:
+        log.error("fused_path_unproven", reason=f"{type(error).__name__}: {error}")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
+from fdmoe_kernels.tiles import token_counts_of_all_rows
 from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, load_faults, warm_up
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.messages import Segment
@@ -70,7 +71,13 @@ class Engine:
         self._baseline_y = torch.zeros_like(self._x)
 
     def warm_up(self, *, faults: bool) -> float:
-        """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths."""
+        """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths.
+
+        Raises ProofError or TritonError where the fused path is not to be had here; the baseline is warm all the same.
+        """
+        for layer in self.layers.values():
+            for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):
+                baseline_moe(self._x[:tokens], layer)
         worst = max(warm_up(layer, self._workspace) for layer in self.layers.values())
         layer = next(iter(self.layers.values()))
         abort_drill(layer, self._workspace)

@@ -143,7 +143,8 @@ class Tree:
 
     def prepare(self) -> None:
         """What the watchdog makes before it starts a gateway."""
-        self.worker_arena = Arena.create(self.run_dir / "arena", ARENA_BYTES)
+        (self.run_dir / "arena").write_bytes(bytes(ARENA_BYTES))
+        self.worker_arena = Arena.open(self.run_dir / "arena")
         self._listener = Listener(self.run_dir / "watchdog.sock")
         self._stop = threading.Event()
 
