@@ -41,7 +41,7 @@ def test_an_old_python_is_refused(tmp_path: Path) -> None:
     ("arguments", "command"),
     [
         (("serve", "ARGS=--enable-chaos"), "python3 -P -m fdmoe_ops.cli serve --enable-chaos"),
-        (("test-gpu",), "python3 -P -m pytest -m gpu "),
+        (("test-gpu",), "python3 -P -m pytest -m gpu tests/kernels tests/ops tests/tree "),
     ],
 )
 def test_without_a_virtual_environment_the_given_python_is_used(arguments: tuple[str, ...], command: str) -> None:
