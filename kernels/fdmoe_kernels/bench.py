@@ -53,6 +53,7 @@ class Row:
     device: str
     versions: str
     commit: str
+    command: str
 
 
 def random_layer(model: str, dtype: torch.dtype) -> MoELayer:
@@ -80,7 +81,9 @@ def floor_us(layer: MoELayer, x: torch.Tensor) -> float:
     return float(max(flop / _FLOPS, touched / _BYTES_PER_S) * 1e6)
 
 
-def measure(model: str, tokens: int, dtype: str, layer: MoELayer, commit: str, repetitions: int) -> list[Row]:
+def measure(
+    model: str, tokens: int, dtype: str, layer: MoELayer, *, commit: str, command: str, repetitions: int
+) -> list[Row]:
     """Eager and captured rows of one cell."""
     # tokens that point into different directions per row spread over all experts, as trained routers do
     x = torch.randn(tokens, layer.hidden_size, device="cuda", dtype=DTYPES[dtype])
@@ -128,6 +131,7 @@ def measure(model: str, tokens: int, dtype: str, layer: MoELayer, commit: str, r
                 device=torch.cuda.get_device_name(),
                 versions=f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}",
                 commit=commit,
+                command=command,
             )
         )
     return rows
@@ -148,12 +152,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
+    command = (
+        f"python -m fdmoe_kernels.bench --models {' '.join(options.models)} "
+        f"--tokens {' '.join(map(str, options.tokens))} --dtypes {' '.join(options.dtypes)}"
+    )
     rows: list[Row] = []
     for model in options.models:
         for dtype in options.dtypes:
             layer = random_layer(model, DTYPES[dtype])
             for tokens in options.tokens:
-                rows += measure(model, tokens, dtype, layer, options.commit, options.repetitions)
+                rows += measure(
+                    model, tokens, dtype, layer, commit=options.commit, command=command, repetitions=options.repetitions
+                )
                 for row in rows[-2:]:
                     print(
                         f"{model:14} {row.tokens:6} {dtype} {row.mode:5} fused {row.latency_us:8.1f} us, without beats "
