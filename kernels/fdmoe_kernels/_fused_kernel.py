@@ -272,9 +272,9 @@ def _leave(
         tl.store(page + PAGE_EXIT + word, value)
 
 
-@triton.jit(do_not_specialize=["page_address", "T", "capacity", "row_tiles_bound"])
+@triton.jit(do_not_specialize=["T", "capacity", "row_tiles_bound"])
 def moe_layer_kernel(
-    x, router, gate_up, down, y, lists, weights, norms, act, part, control, totals, page_address,
+    x, router, gate_up, down, y, lists, weights, norms, act, part, control, totals, page,
     T, capacity, row_tiles_bound,
     H: tl.constexpr, I: tl.constexpr, E: tl.constexpr, K: tl.constexpr, RENORMALIZE: tl.constexpr,
     ROUTE_TOKENS: tl.constexpr, ROUTE_EXPERTS: tl.constexpr, ROUTE_DEPTH: tl.constexpr,
@@ -284,11 +284,7 @@ def moe_layer_kernel(
     PRECISION: tl.constexpr, POLL: tl.constexpr, BEATS: tl.constexpr, FAULT: tl.constexpr,
 ):  # fmt: skip
     """x, y [T, H]; router [E, H]; gate_up [E, 2I, H]; down [E, H, I]; lists [E, capacity] int32; weights [T, K] and
-    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [5] int64; page_address: of the page.
-
-    The page comes as a number: for a pointer Triton asks the driver whose it is at each launch, which takes 60 us when
-    it is pinned host memory, as long as the whole layer at one token."""
-    page = page_address.to(tl.pointer_type(tl.int64))
+    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [5] int64; page int64 words."""
     zero = tl.program_id(0) * 0
     launch = tl.load(totals + LAUNCHES) + 1
     route_tiles = tl.cdiv(T, ROUTE_TOKENS)

@@ -70,7 +70,7 @@ def fused_moe(
         workspace.part,
         workspace.control,
         workspace.totals,
-        (workspace.totals if workspace.page is None else workspace.page).data_ptr(),
+        workspace.totals if workspace.page is None else workspace.page,
         tokens,
         workspace.max_tokens,
         workspace.row_tiles_bound(tokens, tiles.rows),

@@ -11,15 +11,20 @@ _FLUSH_BYTES = 256 * 1024 * 1024  # several times the 60 MB of L2
 
 
 def median_latency_us(variants: Mapping[str, Callable[[], object]], *, repetitions: int) -> dict[str, float]:
-    """Median device time of each variant in microseconds: `repetitions` rounds, each variant once a round."""
+    """Median device time of each variant in microseconds: `repetitions` rounds, each variant once a round.
+
+    The order turns by one from round to round: what ran before leaves the host's caches and the queue as it likes.
+    """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in variants}
     for run in variants.values():
         run()
         run()
     torch.cuda.synchronize()
+    order = list(variants.items())
     for _ in range(repetitions):
-        for name, run in variants.items():
+        order = order[1:] + order[:1]
+        for name, run in order:
             flush.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()

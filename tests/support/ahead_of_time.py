@@ -29,9 +29,9 @@ TARGETS = {
 # what one CTA may use of shared memory there
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 _POINTERS = {
-    "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page_address": "i64",
+    "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page": "*i64",
 }  # fmt: skip
-_RUN_TIME = ("page_address", "T", "capacity", "row_tiles_bound")
+_RUN_TIME = ("T", "capacity", "row_tiles_bound")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def build(target: str, dtype: str, tiles: Tiles, *, hidden: int, intermediate: i
         if name in constants:
             signature[name] = "constexpr"
         elif name in _RUN_TIME:
-            signature[name] = _POINTERS.get(name, "i32")
+            signature[name] = "i32"
         else:
             signature[name] = _POINTERS.get(name, f"*{dtype}")
             attributes[(index,)] = [["tt.divisibility", 16]]
