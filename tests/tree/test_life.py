@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def test_health_of_both_servers(tree: Tree) -> None:
 def test_a_second_tree_in_the_same_run_directory_is_refused(tree: Tree, demo: Path, tmp_path: Path) -> None:
     second = Tree(tmp_path, f"--model-path={demo}", *QUICK, run_dir=tree.run_dir)
     assert second.process.wait(60) == 2
-    assert f"{tree.run_dir} is in use by another tree" in second.log_tail()
+    assert (
+        f"{tree.run_dir} is in use by another tree; stop it, or give this one its own run_dir and ports"
+        in second.log_tail()
+    )
     assert tree.get("/readyz")[0] == 200
 
 
@@ -85,6 +89,43 @@ def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: P
     again.wait_until_ready()
     assert again.stop() == 0
     assert not tree.run_dir.exists()
+
+
+def test_a_frozen_gateway_is_replaced(demo: Path, tmp_path: Path) -> None:
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--recovery-answer-deadline-s=3")
+    tree.wait_until_ready()
+    frozen = tree.status()["gateway"]["pid"]
+    os.kill(frozen, signal.SIGSTOP)
+    tree.wait_until("another gateway", lambda: tree.status()["gateway"]["pid"] not in (0, frozen))
+    tree.wait_until_ready()
+    x = np.ones((1, 64), np.float32)
+    tensor = triton_http.InferInput("hidden_states", [1, 64], "FP32")
+    tensor.set_data_from_numpy(x)
+    result = triton_http.InferenceServerClient(tree.gateway_address).infer("demo/layers.1", [tensor])
+    assert np.isfinite(result.as_numpy("output")).all()
+    events = [event["event"] for event in tree.status()["events"]]
+    assert events.count("gateway_frozen") == 1
+    assert not is_running(frozen)
+    assert tree.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model-layers=0,99", "there is no layer 99"),
+        ("--gateway-port={port}", "the gateway cannot listen on 127.0.0.1:{port}"),
+    ],
+)
+def test_what_cannot_be_served_ends_the_tree_with_a_reason(demo: Path, tmp_path: Path, flag: str, message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        tree = Tree(tmp_path, f"--model-path={demo}", flag.format(port=port))
+        assert tree.process.wait(60) == 2
+        log = tree.log_tail()
+        assert message.format(port=port) in log
+        assert "Traceback" not in log
+        if tree.run_dir.exists():
+            tree.run_dir.rmdir()
 
 
 def _wait_for_end(processes: list[int], timeout_s: float = 10.0) -> None:

@@ -95,6 +95,8 @@ def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> No
     assert follow(waiting).untouched_s == pytest.approx(0.1)
     assert follow([*waiting, (0.12, page(submitted=4, answered=3, baseline_begun=1))]).untouched_s == 0
     assert follow([*waiting, (0.12, page(submitted=4, answered=4))]).untouched_s == 0
+    beating = [(0.02 * turn, page(submitted=4, answered=3, begun=1, slots=beat(1, turn))) for turn in range(6)]
+    assert follow(beating).untouched_s == 0
 
 
 def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:

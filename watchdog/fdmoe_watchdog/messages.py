@@ -60,9 +60,11 @@ class WorkerReady(Message, frozen=True):
 
 
 class WorkerFailed(Message, frozen=True):
-    """The worker cannot serve and is about to exit: `reason` is for people."""
+    """The worker cannot serve and is about to exit: `reason` is for people. `permanent`: the checkpoint or the settings
+    are at fault, and another try would end the same way."""
 
     reason: str
+    permanent: bool
 
 
 class ShadowChecked(Message, frozen=True):
@@ -129,6 +131,10 @@ class Listening(Message, frozen=True):
 
     host: str
     port: int
+
+
+class GatewayBeat(Message, frozen=True):
+    """The gateway's loop turns. Sent every half second; a gateway that stops sending it is replaced."""
 
 
 class LinkLost(Message, frozen=True):
@@ -206,6 +212,7 @@ AnyMessage = (
     | Fence
     | Gone
     | Listening
+    | GatewayBeat
     | LinkLost
     | Batch
     | Answer

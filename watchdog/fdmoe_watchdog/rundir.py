@@ -32,7 +32,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunDirectoryError(
-                f"{self.path} is in use by another tree; stop it or choose another run_dir"
+                f"{self.path} is in use by another tree; stop it, or give this one its own run_dir and ports"
             ) from error
         except OSError as error:
             raise RunDirectoryError(f"{self.path}: {error.strerror}") from error

@@ -14,9 +14,7 @@ class Group(BaseModel):
 class WatchdogSettings(Group):
     host: str = Field("127.0.0.1", description="Address of the watchdog's HTTP server.")
     port: int = Field(9400, ge=0, le=65535, description="Port of the watchdog's HTTP server; 0 takes a free one.")
-    poll_interval_s: float = Field(
-        0.005, gt=0, le=1, description="How often the beat pages are read while work is outstanding."
-    )
+    poll_interval_s: float = Field(0.005, gt=0, le=1, description="How often the beat pages are read, in seconds.")
 
 
 class RecoverySettings(Group):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import selectors
 import signal
 import threading
 import time
@@ -18,8 +17,10 @@ from pathlib import Path
 
 from fdmoe_watchdog import flight, messages, policy
 from fdmoe_watchdog.background import Background
-from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
-from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.channel import Channel, ChannelClosed
+from fdmoe_watchdog.connections import Connections
+from fdmoe_watchdog.events import EventLog, Level
+from fdmoe_watchdog.gateway import GatewayKeeper
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.messages import AnyMessage
 from fdmoe_watchdog.metrics import PHASES, Metrics
@@ -28,16 +29,18 @@ from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import Child, WorkerProcess
 from fdmoe_watchdog.recovery import RecoveryClock
 from fdmoe_watchdog.rundir import RunDirectory
-from fdmoe_watchdog.status import GatewayView, TreeView
+from fdmoe_watchdog.status import TreeView
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 from fdmoe_watchdog.view import look
 
 WORKERS = ("a", "b")
 EXIT_OK = 0
+EXIT_SETTINGS = 2  # nothing here can serve these settings or this checkpoint
 EXIT_RESTART_ME = 70  # the tree failed; another try on this node may work
 _STOP_GATEWAY_S = 10.0
 _STOP_WORKER_S = 3.0
 _SAVE_S = 0.05
+_VIEW_S = 0.05
 # one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _SLOTS = {"cpu": 16}
 _GPU_SLOTS = 768
@@ -54,12 +57,8 @@ class Supervisor:
         self._state = policy.initial(WORKERS, self._started)
         self._processes: dict[str, WorkerProcess] = {}
         self._stall_times = StallTimes(plan.recovery)
-        self._gateway: Child | None = None
-        self._gateway_url = ""
-        self._gateway_restarts: tuple[float, ...] = ()
-        self._gateway_at = self._started
+        self._gateway = GatewayKeeper(plan, self._events, self._started)
         self._route: messages.Route | None = None
-        self._route_due = True
         self._announced = False
         self._recovery = RecoveryClock()
         self._last_flight: Path | None = None
@@ -68,7 +67,7 @@ class Supervisor:
         self._flight_saved.set()
         self._chaos_askers: list[Channel] = []
         self._exit: int | None = None
-        self._view = self._look()
+        self._view, self._viewed_at = self._look(), self._started
         self.metrics = Metrics(lambda: self._view, plan.version)
 
     # ---- life of the tree
@@ -87,9 +86,8 @@ class Supervisor:
         settings = self.plan.watchdog
         http = HttpServer(settings.host, settings.port, self.metrics.registry, lambda: self._view, self._turns)
         self._http_url = http.url
-        with self._stop_signals(), selectors.DefaultSelector() as self._selector:
-            self._listener = Listener(self.plan.run_dir / "watchdog.sock")
-            self._selector.register(self._listener, selectors.EVENT_READ, None)
+        with self._stop_signals():
+            self._connections = Connections(self.plan.run_dir / "watchdog.sock", self._events)
             http.start()
             try:
                 while self._exit is None:
@@ -97,7 +95,7 @@ class Supervisor:
             finally:
                 self._stop_children()
                 http.stop()
-                self._listener.close()
+                self._connections.close()
                 self._events.close()
         return self._exit
 
@@ -117,21 +115,17 @@ class Supervisor:
         return time.monotonic() - self._turned_at < 5.0
 
     def _children(self) -> list[Child]:
-        return [*([self._gateway] if self._gateway else []), *self._processes.values()]
+        gateway = self._gateway.child
+        return [*([gateway] if gateway else []), *self._processes.values()]
 
     def _stop_children(self) -> None:
         """The gateway first, so that it can finish what is in flight; then the workers; then whoever is left."""
-        if self._gateway is not None:
-            self._gateway.signal(signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_GATEWAY_S
-            while self._gateway.alive and time.monotonic() < deadline:
-                self._selector.select(0.01)
-                self._read_workers()
+        if self._gateway.child is not None:
+            self._gateway.child.signal(signal.SIGTERM)
+            self._gateway.child.wait(_STOP_GATEWAY_S)
         for number, patience_s in ((signal.SIGTERM, _STOP_WORKER_S), (signal.SIGKILL, _STOP_GATEWAY_S)):
             deadline = time.monotonic() + patience_s
-            children = [
-                child for child in (self._gateway, *self._processes.values()) if child is not None and child.alive
-            ]
+            children = [child for child in self._children() if child.alive]
             for child in children:
                 child.signal(number)
             for child in children:
@@ -141,16 +135,15 @@ class Supervisor:
 
     def _turn(self) -> None:
         interval = self.plan.watchdog.poll_interval_s
-        for key, _ in self._selector.select(interval):
-            if key.data is None:
-                self._accept()
-            else:
-                self._receive(key.data)
+        for channel, message in self._connections.wait(interval):
+            self._receive(channel, message)
         now = time.monotonic()
         # from turn to turn, so that the time for decisions, records and log lines counts
         self.metrics.loop_lag.observe(max(0.0, now - self._turned_at - interval))
         self._turned_at = now
-        self._tend_gateway(now)
+        self._gateway.tend(now)
+        if self._gateway.spent:
+            self._give_up("the gateway ends again and again and the restart budget is gone")
         self._read_workers()
         seen = {}
         for name in WORKERS:
@@ -171,8 +164,10 @@ class Supervisor:
         self._state, actions = policy.decide(self._state, policy.Observation(now, seen), self.plan.recovery)
         for action in actions:
             self._act(action, now)
-        self._greet_gateway()
-        self._view = self._look()
+        self._tell_route(new=False)
+        # a view takes as long as the rest of a turn, and nobody reads it 200 times a second
+        if actions or now - self._viewed_at >= _VIEW_S:
+            self._view, self._viewed_at = self._look(), now
 
     def _read_workers(self) -> None:
         now = time.monotonic()
@@ -183,73 +178,32 @@ class Supervisor:
                 if items:
                     self.metrics.device_work_items.labels(phase).inc(items)
 
-    def _tend_gateway(self, now: float) -> None:
-        gateway = self._gateway
-        if gateway is not None and not gateway.alive:
-            self._events.add("gateway_exit", exit_code=gateway.exit_code or 0)
-            if gateway.channel is not None:
-                self._drop(gateway.channel)
-            self._gateway = None
-            self._gateway_url = ""
-            self._retry_gateway(now)
-        if self._gateway is None and now >= self._gateway_at:
-            try:
-                self._gateway = Child(self.plan.gateway_command, self.plan.environment)
-            except OSError as error:
-                self._events.add("gateway_not_started", level="error", reason=str(error))
-                self._retry_gateway(now)
-
-    def _retry_gateway(self, now: float) -> None:
-        delay = policy.restart_delay_s(self._gateway_restarts, now, self.plan.recovery)
-        if delay is None:
-            self._give_up("the gateway ends again and again and the restart budget is gone")
-            return
-        self._gateway_restarts = (*self._gateway_restarts, now)
-        self._gateway_at = now + delay
-
-    def _greet_gateway(self) -> None:
-        """A new gateway hands out the arena anew and knows of no fenced worker that may still write to it: it gets its
-        first route when there is none."""
-        dying = any(worker.life is policy.Life.DYING for worker in self._state.workers.values())
-        if self._route_due and self._route is not None and not dying:
-            self._route_due = False
-            self._tell(self._gateway, self._route)
-
     # ---- messages
 
-    def _accept(self) -> None:
-        try:
-            channel = self._listener.accept()
-        except OSError as error:
-            # out of file descriptors: whoever knocked tries again
-            self._events.add("not_accepted", level="warning", reason=str(error))
+    def _receive(self, channel: Channel, message: AnyMessage | ChannelClosed) -> None:
+        if isinstance(message, ChannelClosed):
+            self._forget(channel)
             return
-        if channel is not None:
-            self._selector.register(channel, selectors.EVENT_READ, channel)
-
-    def _receive(self, channel: Channel) -> None:
         try:
-            message = channel.receive()
-            if message is not None:
-                self._handle(channel, message)
+            self._handle(channel, message)
         except ChannelClosed as error:
-            if channel.hello is None:
-                self._events.add("refused_connection", level="warning", reason=str(error))
+            self._events.add("refused_message", level="warning", reason=str(error))
             self._drop(channel)
 
     def _drop(self, channel: Channel) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(channel)
+        self._connections.drop(channel)
+        self._forget(channel)
+
+    def _forget(self, channel: Channel) -> None:
         for child in self._children():
             if child.channel is channel:
                 child.channel = None
-        channel.close()
 
     def _handle(self, channel: Channel, message: AnyMessage) -> None:
         match message:
-            case messages.Hello(role="gateway") if self._gateway is not None:
-                self._gateway.channel = channel
-                self._route_due = True
+            case messages.Hello(role="gateway") if self._gateway.child is not None:
+                self._gateway.child.channel = channel
+                self._gateway.connected(time.monotonic())
             case messages.Hello(role="worker", name=name, generation=generation):
                 process = self._processes.get(name)
                 if process is None or process.generation != generation:
@@ -258,9 +212,10 @@ class Supervisor:
             case messages.Hello():
                 pass
             case messages.Listening(host=host, port=port):
-                self._gateway_url = f"http://{host}:{port}"
-                self._events.add("gateway_listening", url=self._gateway_url)
+                self._gateway.listening(host, port)
                 self._announce()
+            case messages.GatewayBeat():
+                self._gateway.beat(time.monotonic())
             case messages.LinkLost():
                 self._link_lost(message)
             case messages.WorkerReady():
@@ -270,11 +225,15 @@ class Supervisor:
                     "worker_ready", level="info" if message.fused else "error", worker=process.name,
                     generation=process.generation, fused=message.fused,
                 )  # fmt: skip
-            case messages.WorkerFailed(reason=reason):
+            case messages.WorkerFailed(reason=reason, permanent=permanent):
                 process = self._worker_of(channel)
-                self._events.add("worker_failed", worker=process.name, generation=process.generation, reason=reason)
+                self._events.add(
+                    "worker_failed", level="error", worker=process.name, generation=process.generation, reason=reason
+                )  # fmt: skip
                 # it is about to end by itself, and that may take longer than its requests can wait
                 process.signal(signal.SIGKILL)
+                if permanent and self._state.active is None:
+                    self._give_up(reason, EXIT_SETTINGS)
             case messages.ShadowChecked():
                 self._shadow_checked(self._worker_of(channel), message)
             case messages.FaultArmed(ok=ok, reason=reason):
@@ -283,7 +242,7 @@ class Supervisor:
                         asker.send(messages.ChaosReply(ok, reason))
                 self._chaos_askers.clear()
             case messages.StatusRequest():
-                channel.send(messages.StatusReply(self._view.to_json()))
+                channel.send(messages.StatusReply(self._look().to_json()))
             case messages.ChaosRequest(fault=fault):
                 self._ask_for_fault(channel, fault)
             case _:
@@ -309,7 +268,7 @@ class Supervisor:
         self.metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
         if not message.ok:
             self._events.add(
-                "shadow_mismatch", worker=process.name, layer=message.layer, tokens=message.tokens,
+                "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
                 relative_error=message.relative_error,
             )  # fmt: skip
 
@@ -353,10 +312,10 @@ class Supervisor:
                 self._record(process, cause)
             case policy.AbortEnded(worker=name, in_time=in_time):
                 self.metrics.aborts.labels("ended" if in_time else "timed_out").inc()
-                self._events.add("abort_ended" if in_time else "abort_timed_out", worker=name)
+                self._events.add("abort_ended" if in_time else "abort_timed_out", level="warning", worker=name)
             case policy.Fence(worker=name, generation=generation, cause=cause):
-                self._events.add("fence", worker=name, generation=generation, cause=cause)
-                self._tell(self._gateway, messages.Fence(name, generation))
+                self._events.add("fence", level="warning", worker=name, generation=generation, cause=cause)
+                self._tell(self._gateway.child, messages.Fence(name, generation))
                 if self._route is not None and (self._route.worker, self._route.generation) == (name, generation):
                     self._route = None
                     self._recovery.hand_over(self._processes[name], now)
@@ -368,15 +327,16 @@ class Supervisor:
             case policy.Kill(worker=name, generation=generation):
                 # the record first; a disk that takes longer than this does not hold up the kill
                 self._flight_saved.wait(_SAVE_S)
-                self._events.add("kill", worker=name, generation=generation)
+                self._events.add("kill", level="warning", worker=name, generation=generation)
                 self._processes[name].signal(signal.SIGKILL)
             case policy.Gone(worker=name, generation=generation):
                 self._bury(name)
-                self._tell(self._gateway, messages.Gone(name, generation))
+                self._tell(self._gateway.child, messages.Gone(name, generation))
             case policy.SetPath(worker=name, path=path, previous=previous, reason=reason):
                 if path != previous:
                     self.metrics.path_switches.labels(previous, path, reason).inc()
-                    self._events.add("path", worker=name, previous=previous, path=path, reason=reason)
+                    level: Level = "warning" if path == "baseline" else "info"
+                    self._events.add("path", level=level, worker=name, previous=previous, path=path, reason=reason)
                 if name:
                     self._tell(self._processes[name], messages.SetPath(path))
             case policy.BudgetGone(worker=name):
@@ -413,7 +373,7 @@ class Supervisor:
         if process.channel is not None:
             self._drop(process.channel)
         self._events.add(
-            "worker_gone", worker=name, generation=process.generation, exit_code=process.exit_code or 0
+            "worker_gone", level="warning", worker=name, generation=process.generation, exit_code=process.exit_code or 0
         )  # fmt: skip
         process.discard()
 
@@ -423,14 +383,18 @@ class Supervisor:
         )  # fmt: skip
         self._recovery.routed(process)
         self._events.add("route", worker=process.name, generation=process.generation)
-        if not self._route_due:
-            self._tell(self._gateway, self._route)
+        self._tell_route(new=True)
         self._announce()
 
+    def _tell_route(self, *, new: bool) -> None:
+        dying = any(worker.life is policy.Life.DYING for worker in self._state.workers.values())
+        if self._route is not None and self._gateway.wants_route(new=new, dying=dying):
+            self._tell(self._gateway.child, self._route)
+
     def _announce(self) -> None:
-        if not self._announced and self._route is not None and self._gateway_url:
+        gateway, watchdog = self._gateway.view.url, self._http_url
+        if not self._announced and self._route is not None and gateway:
             self._announced = True
-            gateway, watchdog = self._gateway_url, self._http_url
             self._events.background.submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _record(self, process: WorkerProcess, cause: str) -> None:
@@ -445,10 +409,16 @@ class Supervisor:
             at=datetime.now(UTC),
         )
         self._events.add(
-            "stall", worker=process.name, generation=process.generation, cause=cause, launch=snapshot.begun,
-            quiet_s=round(process.tracker.quiet_s, 4), begun_s_ago=float(str(document["begun_s_ago"])),
+            "stall",
+            level="warning",
+            worker=process.name,
+            generation=process.generation,
+            cause=cause,
+            launch=snapshot.begun,
+            quiet_s=round(process.tracker.quiet_s, 4),
+            begun_s_ago=float(str(document["begun_s_ago"])),
             verdict=str(document["verdict"]),
-        )  # fmt: skip
+        )
         self._flight_saved = self._disk.submit(lambda: self._save(document))
 
     def _save(self, document: dict[str, object]) -> None:
@@ -460,9 +430,9 @@ class Supervisor:
                 "flight_record_lost", level="error", directory=str(self.plan.flight_dir), reason=str(error)
             )  # fmt: skip
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, code: int = EXIT_RESTART_ME) -> None:
         self._events.add("give_up", level="error", reason=reason)
-        self._exit = EXIT_RESTART_ME
+        self._exit = code
 
     def _look(self) -> TreeView:
         return look(
@@ -471,7 +441,7 @@ class Supervisor:
             self._processes,
             uptime_s=time.monotonic() - self._started,
             now=time.monotonic(),
-            gateway=GatewayView(self._gateway_url, self._gateway.pid if self._gateway else 0),
+            gateway=self._gateway.view,
             events=self._events.last,
             last_flight=self._last_flight,
         )

@@ -114,8 +114,10 @@ class Tracker:
             self.quiet_s += elapsed
 
 
-def _work_words(snapshot: Snapshot) -> tuple[int, ...]:
+def _work_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
     return (
+        # a launch that beats is at work, however long it takes
+        snapshot.slots,
         snapshot.answered,
         snapshot.begun,
         snapshot.ended,
@@ -124,7 +126,7 @@ def _work_words(snapshot: Snapshot) -> tuple[int, ...]:
     )
 
 
-def _life_words(snapshot: Snapshot) -> tuple[int, ...]:
+def _life_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
     return (snapshot.host_beats, snapshot.submitted, *_work_words(snapshot))
 
 

@@ -68,7 +68,10 @@ def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait
             return ""
     if has_left:
         return f"the path is not fused again after {wait_s:g} s"
-    return f"the path stayed fused for {wait_s:g} s; the fault strikes at the next fused launch: are there requests?"
+    return (
+        f"the path stayed fused for {wait_s:g} s; the fault strikes at the next fused launch, and stays armed until "
+        "then: are there requests?"
+    )
 
 
 def new_events(seen: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,7 +41,10 @@ class WatchdogClient:
         try:
             self._channel = Channel.connect(self._socket, hello)
         except OSError as error:
-            raise WatchdogUnreachable(f"no watchdog listens on {self._socket}: {error.strerror or error}") from error
+            raise WatchdogUnreachable(
+                f"no watchdog listens on {self._socket} ({error.strerror or error}): is `fdmoe serve` running there? "
+                "--run-dir or --gateway-port name another tree"
+            ) from error
 
     def status(self) -> dict[str, Any]:
         """The document that fdmoe_watchdog.status describes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ def serve(loaded: Loaded) -> None:
     settings = tree.resolve(loaded.settings, find_device(loaded.settings.device))
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
     plan = tree_plan(settings, os.environ)
+    _check_address(settings.gateway.host, settings.gateway.port)
     log.configure(settings.log)
     raise typer.Exit(_run(plan))
 
@@ -47,6 +49,17 @@ def _run(plan: TreePlan) -> int:
             raise
         address = f"{plan.watchdog.host}:{plan.watchdog.port}"
         raise SettingsError(f"the watchdog cannot listen on {address} (watchdog.host, .port): {error}") from error
+
+
+def _check_address(host: str, port: int) -> None:
+    """The gateway is a child that would be started again and again; here a taken port is one clear line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise SettingsError(
+            f"the gateway cannot listen on {host}:{port} (gateway.host, gateway.port): {error.strerror or error}"
+        ) from error
 
 
 def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:

@@ -34,6 +34,8 @@ def status(
         typer.echo(json.dumps(document, indent=2))
     else:
         Console(highlight=False).print(render(document))
+        # on a line of its own, which no table folds: it is there to be copied
+        typer.echo(f"last flight: {document['last_flight'] or 'none'}")
 
 
 def render(document: dict[str, Any]) -> RenderableType:
@@ -62,7 +64,6 @@ def _summary(document: dict[str, Any]) -> Table:
         ("gateway", f"{gateway['url'] or 'not listening'} (pid {gateway['pid'] or 'none'})"),
         ("up for", _duration(document["uptime_s"])),
         ("restarts left", str(document["restarts_left"])),
-        ("last flight", document["last_flight"] or "none"),
         ("version", document["version"]),
     ]
     if document["chaos"]:

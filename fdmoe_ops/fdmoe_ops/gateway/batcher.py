@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from fdmoe_ops.arena import Allocator, ArenaFull
+from fdmoe_ops.arena import Allocator, ArenaFull, round_up
 from fdmoe_watchdog.messages import Answer, Batch, Segment
 
 # a batch travels in one packet of at most 128 KiB; a segment takes at most 24 bytes of it
 MAX_SEGMENTS = 4096
+# a request that workers end with, one after another, is more likely their end's cause than its victim
+MAX_REPLAYS = 2
 
 
 class QueueFull(RuntimeError):
@@ -67,8 +69,13 @@ class Request:
     deliver: Callable[[Outcome], None]
     state: State = State.READING
     queued_at: float = 0.0
-    replayed: bool = False
+    fences: int = 0
     abandoned: bool = False
+
+    @property
+    def replayed(self) -> bool:
+        """It was with a worker that was fenced."""
+        return self.fences > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,9 @@ class Batcher:
             raise QueueFull(f"{self.waiting_requests} requests wait; at most {self.max_requests} may")
         if self.waiting_tokens + tokens > self.max_tokens:
             raise QueueFull(f"{self.waiting_tokens} tokens wait; with {tokens} more than {self.max_tokens} would")
+        spoken_for = sum(map(_needed_bytes, self._queues.values()))
+        if spoken_for and self.allocator.free_bytes < spoken_for + 2 * round_up(size_bytes):
+            raise QueueFull("the arena's last room is for requests that are to be sent again")
         try:
             input_offset = self.allocator.allocate(size_bytes)
             try:
@@ -208,14 +218,18 @@ class Batcher:
             assert request.output_offset is not None, "sent without an output area"
             quarantine.append(request.output_offset)
             request.output_offset = None
+            request.fences += 1
             if request.abandoned:
                 self._free(request)
+            elif request.fences > MAX_REPLAYS:
+                request.state = State.DONE
+                reason = f"{request.fences} workers ended or stalled while they had it"
+                request.deliver(Outcome(key, Answer(key.generation, 0, "baseline", 0, reason)))
             else:
                 again.append(request)
         for request in reversed(again):
             self._wait(request.tokens)
             request.state = State.QUEUED
-            request.replayed = True
             queue = self._queues.setdefault(request.layer, OrderedDict())
             queue[request] = None
             queue.move_to_end(request, last=False)
@@ -269,3 +283,9 @@ class Batcher:
         self.allocator.release(request.input_offset)
         if request.output_offset is not None:
             self.allocator.release(request.output_offset)
+
+
+def _needed_bytes(queue: OrderedDict[Request, None]) -> int:
+    """For the output areas of those that are to be sent again; they stand before all others."""
+    again = itertools.takewhile(lambda request: request.output_offset is None, queue)
+    return sum(round_up(request.size_bytes) for request in again)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from fdmoe_ops.arena import ALIGNMENT_BYTES, Arena
@@ -47,6 +49,7 @@ class Infer:
         self._room = room
         self._metrics = metrics
         self._retry_after_s = retry_after_s
+        self._log = structlog.get_logger("fdmoe.gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived = time.perf_counter()
@@ -63,6 +66,10 @@ class Infer:
             reply = refused(refusal)
         except ClientGone:
             pass
+        except Exception as error:  # noqa: BLE001
+            # the outermost of a request: it is counted and answered like any other
+            self._log.error("request_failed", layer=layer_name, error=traceback.format_exc())
+            reply = refused(Refusal(500, f"the gateway failed: {type(error).__name__}"))
         finally:
             metrics.requests_in_flight -= 1
         path = reply.path if reply else "none"

@@ -22,6 +22,7 @@ from fdmoe_watchdog.messages import LayerInfo
 from fdmoe_watchdog.page import Line, Page, PageError
 
 _RETRY_S = 0.05
+_BEAT_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +59,7 @@ class Links:
         self._log = structlog.get_logger("fdmoe.gateway")
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(control.fileno(), self._on_control)
+        self._beat()
 
     @property
     def started(self) -> bool:
@@ -93,12 +95,19 @@ class Links:
             self._lost(link, error)
 
     def close(self) -> None:
+        self._next_beat.cancel()
         for link in list(self._links.values()):
             self._close(link)
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
 
     # ---- the watchdog
+
+    def _beat(self) -> None:
+        # a watchdog that is held up itself does not read; it needs no old beats when it goes on
+        with contextlib.suppress(ChannelClosed):
+            self._control.send(messages.GatewayBeat())
+        self._next_beat = self._loop.call_later(_BEAT_S, self._beat)
 
     def _on_control(self) -> None:
         try:

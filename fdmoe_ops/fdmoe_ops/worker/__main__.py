@@ -9,12 +9,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
+from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.child import die_with_parent
@@ -48,15 +49,21 @@ def main(arguments: list[str] | None = None) -> int:
         # the watchdog is gone or wants nothing more of this process
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
+    except CheckpointError as error:
+        return _fail(control, str(error), permanent=True)
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
-        with contextlib.suppress(ChannelClosed):
-            control.send(messages.WorkerFailed(f"{type(error).__name__}: {error}"[:1000]))
-        # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
-        sys.stderr.flush()
-        os._exit(EXIT_FAILED)
+        return _fail(control, f"{type(error).__name__}: {error}", permanent=False)
     return 0
+
+
+def _fail(control: Channel, reason: str, *, permanent: bool) -> NoReturn:
+    with contextlib.suppress(ChannelClosed):
+        control.send(messages.WorkerFailed(reason[:1000], permanent))
+    # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: Path, generation: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import time
 
@@ -126,7 +127,10 @@ class Loop:
             return
         error = comparison.relative_error
         if error is not None:
-            self._control.send(messages.ShadowChecked(batch.layer, comparison.tokens, error, comparison.ok))
+            # a watchdog that is held up does not read: a lost comparison only delays the way back. One that is gone is
+            # seen where its messages are received.
+            with contextlib.suppress(ChannelClosed):
+                self._control.send(messages.ShadowChecked(batch.layer, comparison.tokens, error, comparison.ok))
 
     def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
         assert self._gateway is not None

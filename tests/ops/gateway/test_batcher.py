@@ -384,3 +384,33 @@ def test_any_history_answers_once_shares_no_area_and_loses_none(history: list[tu
         batcher.gone(key)
     assert allocator.free_bytes == allocator.size_bytes
     assert (batcher.waiting_requests, batcher.waiting_tokens) == (0, 0)
+
+
+def test_a_request_that_three_workers_end_with_is_answered_and_not_sent_again() -> None:
+    batcher = Batcher(Allocator(64 * AREA), 8, 8)
+    told: list[str] = []
+    request = batcher.reserve("l", 1, AREA, lambda outcome: told.append(outcome.answer.error))
+    batcher.enqueue(request, 0.0)
+    for generation in (1, 2, 3):
+        key = Key("a", generation)
+        assert batcher.activate(key, 8)
+        assert batcher.next_batch() is not None
+        assert batcher.fence(key) == (1 if generation < 3 else 0)
+    assert told == ["3 workers ended or stalled while they had it"]
+    batcher.release(request)
+    for generation in (1, 2, 3):
+        batcher.gone(Key("a", generation))
+    assert batcher.allocator.free_bytes == 64 * AREA
+
+
+def test_new_requests_leave_the_arena_to_those_that_go_again() -> None:
+    batcher = Batcher(Allocator(3 * AREA), 8, 8)
+    first = batcher.reserve("l", 1, AREA, lambda _: None)
+    batcher.enqueue(first, 0.0)
+    batcher.activate(Key("a", 1), 8)
+    assert batcher.next_batch() is not None
+    batcher.fence(Key("a", 1))
+    with pytest.raises(QueueFull, match="the arena's last room is for requests that are to be sent again"):
+        batcher.reserve("other", 1, AREA, lambda _: None)
+    batcher.activate(Key("b", 1), 8)
+    assert batcher.next_batch() is not None, "the third area was kept for it"

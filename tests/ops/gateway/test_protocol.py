@@ -257,3 +257,20 @@ def test_the_answer_in_binary_has_the_bytes_behind_the_json() -> None:
 @pytest.mark.parametrize(("text", "sent"), [("a b-7", b"a b-7"), ("a\r\nb: c", b"a%0D%0Ab%3A%20c"), ("ä", b"%C3%A4")])
 def test_an_id_cannot_break_out_of_its_header(text: str, sent: bytes) -> None:
     assert protocol.header_text(text) == sent
+
+
+def test_a_large_answer_must_be_asked_for_in_binary() -> None:
+    layer = LayerInfo("demo/layers.0", 4096, "FP32", 8, 2)
+
+    def ask(tokens: int, *, binary: bool) -> Parsed:
+        following = tokens * 4096 * 4
+        rows = tensor(shape=[tokens, 4096], data=None, parameters={"binary_data_size": following})
+        document = {"inputs": [rows], "outputs": [{"name": "output", "parameters": {"binary_data": binary}}]}
+        return protocol.parse(json.dumps(document).encode(), layer, 1000, following)
+
+    assert ask(64, binary=False).tokens == 64
+    assert ask(65, binary=True).tokens == 65
+    with pytest.raises(
+        Refusal, match="output has 266240 numbers; at most 262144 are sent as JSON: ask for binary_data"
+    ):
+        ask(65, binary=False)

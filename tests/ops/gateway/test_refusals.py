@@ -122,7 +122,7 @@ def test_a_chunked_body_that_ends_inside_its_header(serving) -> None:
 @pytest.mark.parametrize(
     ("headers", "limit", "why"),
     [
-        ({}, 8 << 20, "as JSON; larger tensors go as binary data"),
+        ({}, 1 << 20, "as JSON; larger tensors go as binary data"),
         (
             {HEADER_LENGTH: "10"},
             (64 << 10) + 64 * 32,
@@ -144,7 +144,7 @@ def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(serving) -> None:
     pieces = (b" " * 65536 for _ in range(130))
     status, text = refused(serving, INFER, pieces)
     assert status == 413
-    assert text.endswith("bytes or more; at most 8388608 are taken as JSON; larger tensors go as binary data")
+    assert text.endswith("bytes or more; at most 1048576 are taken as JSON; larger tensors go as binary data")
 
 
 def test_a_chunked_tensor_that_never_ends_is_refused(serving) -> None:

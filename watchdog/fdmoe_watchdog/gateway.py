@@ -1,0 +1,85 @@
+"""The gateway's process: started, started again when it ends, and told where batches go."""
+
+from __future__ import annotations
+
+import signal
+
+from fdmoe_watchdog import policy
+from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.process import Child
+from fdmoe_watchdog.status import GatewayView
+
+
+class GatewayKeeper:
+    """`tend` is called every turn. `spent` says that the restart budget is gone."""
+
+    def __init__(self, plan: TreePlan, events: EventLog, now: float) -> None:
+        self.child: Child | None = None
+        self.spent = False
+        self._plan = plan
+        self._events = events
+        self._url = ""
+        self._restarts: tuple[float, ...] = ()
+        self._start_at = now
+        self._knows_a_route = False
+        self._beat_at = now
+
+    @property
+    def view(self) -> GatewayView:
+        return GatewayView(self._url, self.child.pid if self.child else 0)
+
+    def tend(self, now: float) -> None:
+        """Start it if it is time to, and end it if it says nothing any more."""
+        silent_s = now - self._beat_at
+        if (
+            self.child is not None
+            and self.child.channel is not None
+            and silent_s > self._plan.recovery.answer_deadline_s
+        ):
+            self._events.add("gateway_frozen", level="error", pid=self.child.pid, silent_s=round(silent_s, 3))
+            self._beat_at = now
+            self.child.signal(signal.SIGKILL)
+        if self.child is not None and not self.child.alive:
+            self._events.add("gateway_exit", level="warning", exit_code=self.child.exit_code or 0)
+            self.child = None
+            self._url = ""
+            self._retry(now)
+        if self.child is None and not self.spent and now >= self._start_at:
+            try:
+                self.child = Child(self._plan.gateway_command, self._plan.environment)
+            except OSError as error:
+                self._events.add("gateway_not_started", level="error", reason=str(error))
+                self._retry(now)
+
+    def connected(self, now: float) -> None:
+        """A gateway process has said hello: it knows nothing yet."""
+        self._knows_a_route = False
+        self._beat_at = now
+
+    def beat(self, now: float) -> None:
+        self._beat_at = now
+
+    def listening(self, host: str, port: int) -> None:
+        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._events.add("gateway_listening", url=self._url)
+
+    def wants_route(self, *, new: bool, dying: bool) -> bool:
+        """Whether it is to be told the route now. A new gateway hands out the arena anew and knows of no fenced worker
+        that may still write to it: it gets its first route when no worker is dying."""
+        if self.child is None or self.child.channel is None:
+            return False
+        if self._knows_a_route:
+            return new
+        if dying:
+            return False
+        self._knows_a_route = True
+        return True
+
+    def _retry(self, now: float) -> None:
+        delay = policy.restart_delay_s(self._restarts, now, self._plan.recovery)
+        if delay is None:
+            self.spent = True
+            return
+        self._restarts = (*self._restarts, now)
+        self._start_at = now + delay
