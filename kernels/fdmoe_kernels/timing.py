@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping
 
@@ -13,7 +14,7 @@ _FLUSH_BYTES = 256 * 1024 * 1024  # several times the 60 MB of L2
 def median_latency_us(variants: Mapping[str, Callable[[], object]], *, repetitions: int) -> dict[str, float]:
     """Median device time of each variant in microseconds: `repetitions` rounds, each variant once a round.
 
-    The order turns by one from round to round: what ran before leaves the host's caches and the queue as it likes.
+    Each round has its own order: what ran before leaves the host's caches and the device's queue as it likes.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in variants}
@@ -22,8 +23,9 @@ def median_latency_us(variants: Mapping[str, Callable[[], object]], *, repetitio
         run()
     torch.cuda.synchronize()
     order = list(variants.items())
+    shuffle = random.Random(0).shuffle
     for _ in range(repetitions):
-        order = order[1:] + order[:1]
+        shuffle(order)
         for name, run in order:
             flush.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
