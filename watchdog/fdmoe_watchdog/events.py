@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from datetime import UTC, datetime
 from typing import Literal
@@ -29,8 +30,12 @@ class EventLog:
 
     def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
         self._last.append({"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
-        write = getattr(self._log, level)
-        self.background.submit(lambda: write(event, **details))
+        self.background.submit(lambda: self._write(event, level, details))
+
+    def _write(self, event: str, level: Level, details: dict[str, str | int | float]) -> None:
+        # ValueError: the stream has been closed, and nobody reads the log any more
+        with contextlib.suppress(ValueError):
+            getattr(self._log, level)(event, **details)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Let what has been logged come out, unless nobody takes it."""
