@@ -9,7 +9,6 @@ when the answer is there, and asks both servers in turn, round by round; medians
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import selectors
 import socket
@@ -23,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
-from tree import describe_machine, free_port, reproduce
+from tree import describe_machine, free_port, reproduce, write_rows
 
 from fdmoe_ops import settings as settings_tree
 from fdmoe_ops.arena import Arena
@@ -280,10 +279,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as directory:
         results = measure(options, Path(directory))
-    with options.csv.open("w", newline="") if options.csv else sys.stdout as file:
-        writer = csv.DictWriter(file, list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
+    write_rows(results, options.csv)
     return 0
 
 

@@ -11,7 +11,6 @@ float32 reference. Two times are reported for each fault:
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
@@ -29,7 +28,7 @@ import numpy as np
 import torch
 import tritonclient.http as triton_http
 from safetensors.torch import save_file
-from tree import Tree, describe_machine, read_events, reproduce, running_tree
+from tree import Tree, describe_machine, read_events, reproduce, running_tree, write_rows
 
 from fdmoe_kernels import reference_moe
 from fdmoe_kernels.layer import MoELayer
@@ -253,10 +252,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fdmoe-stalls-") as directory:
         results = list(rows(options, Path(directory)))
-    with options.csv.open("w", newline="") if options.csv else sys.stdout as file:
-        writer = csv.DictWriter(file, list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
+    write_rows(results, options.csv)
     return 0
 
 

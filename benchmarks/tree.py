@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import http.client
 import os
 import signal
@@ -156,6 +157,14 @@ def reproduce() -> str:
             continue
         kept.append(word)
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+
+
+def write_rows(rows: list[dict[str, object]], path: Path | None) -> None:
+    """A result as CSV, to standard output without a path."""
+    with path.open("w", newline="") if path else sys.stdout as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_events(tree: Tree) -> list[dict[str, Any]]:
