@@ -6,7 +6,7 @@ import pytest
 import torch
 from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relative_error, transformers_block
 
-from fdmoe_kernels import MoELayer, RoutingRule, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
+from fdmoe_kernels import Fault, MoELayer, RoutingRule, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
 from fdmoe_watchdog import page as beat_page
 
 
@@ -175,6 +175,25 @@ def test_a_captured_graph_gives_the_same_bits() -> None:
         out.fill_(float("nan"))
         graph.replay()
         assert torch.equal(out, expected)
+
+
+def test_the_kernels_constants_are_those_of_the_page_and_of_the_faults() -> None:
+    from fdmoe_kernels import _fused_kernel as kernel
+
+    words = {"PAGE_ABORT": beat_page.Line.ABORT, "PAGE_EXIT": beat_page.Line.EXIT, "PAGE_SLOTS": beat_page.FIRST_SLOT}
+    for name, line in words.items():
+        assert getattr(kernel, name).value == line * beat_page.LINE_WORDS, name
+    phases = {f"PHASE_{phase.name}": phase for phase in beat_page.Phase if phase is not beat_page.Phase.NONE}
+    waits = {
+        "WAIT_NONE": beat_page.Wait.NONE,
+        "WAIT_ROUTE": beat_page.Wait.ROUTE_TILES,
+        "WAIT_UP": beat_page.Wait.UP_TILES,
+        "WAIT_DOWN": beat_page.Wait.DOWN_TILES,
+    }
+    exits = {f"EXIT_{code.name}": code for code in beat_page.Exit if code is not beat_page.Exit.NONE}
+    faults = {f"FAULT_{fault.name}": fault for fault in Fault}
+    for name, number in {**phases, **waits, **exits, **faults}.items():
+        assert getattr(kernel, name).value == number, name
 
 
 LAYER = random_layer(4, 32, 16, 2)

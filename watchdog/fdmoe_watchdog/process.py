@@ -95,9 +95,6 @@ class WorkerProcess(Child):
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
         self.page.close()
         for path in (self.page.path, self.socket_path):
             path.unlink(missing_ok=True)

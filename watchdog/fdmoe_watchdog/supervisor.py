@@ -1,7 +1,8 @@
 """The watchdog: parent of the tree, reader of the pages, hand of the policy. One loop, in the main thread.
 
 Rung by rung it carries out what policy.decide says. It never waits for a child: every message is sent without blocking,
-every process is reaped by looking, and flight records are written before the first rung is tried.
+and every process is reaped by looking. A flight record is taken at the detection and written by a thread; only a kill
+waits for it, and not for long.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from fdmoe_ops import settings as tree
 from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.devices import find_device
+from fdmoe_ops.gateway.address import bind
 from fdmoe_ops.settings import Settings, SettingsError
 from fdmoe_ops.version import version
 from fdmoe_watchdog.plan import TreePlan
@@ -53,9 +53,8 @@ def _run(plan: TreePlan) -> int:
 
 def _check_address(host: str, port: int) -> None:
     """The gateway is a child that would be started again and again; here a taken port is one clear line."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
+        bind(host, port).close()
     except OSError as error:
         raise SettingsError(
             f"the gateway cannot listen on {host}:{port} (gateway.host, gateway.port): {error.strerror or error}"

@@ -15,7 +15,8 @@ import uvloop
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
-from fdmoe_ops.gateway.server import Gateway, GatewayPlan, bind
+from fdmoe_ops.gateway.address import bind
+from fdmoe_ops.gateway.server import Gateway, GatewayPlan
 from fdmoe_ops.version import version
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.child import die_with_parent

@@ -21,7 +21,6 @@ from fdmoe_ops.gateway.waiting import WaitingRoom
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel
 
-BACKLOG = 2048
 # longer than load balancers and clients keep an idle connection, so that they are the ones to close it
 _KEEP_ALIVE_S = 75
 # the watchdog waits 10 s for the gateway to end
@@ -38,12 +37,6 @@ class GatewayPlan:
     request_timeout_s: float
     retry_after_s: int
     version: str
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket: from here on clients are queued, not refused. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 class Gateway:

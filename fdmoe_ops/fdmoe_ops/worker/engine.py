@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,11 +151,6 @@ class Engine:
             return None
         error = difference(fused, baseline)
         return Comparison(x.shape[0], error, error is None or error <= TOLERANCE[x.dtype])
-
-    def close(self) -> None:
-        """Forget the page's words, so that it can be unmapped."""
-        with contextlib.suppress(AttributeError):
-            del self._workspace
 
     def _rows(self, segment: Segment, offset: int) -> torch.Tensor:
         size = segment.tokens * self._x.shape[1] * self._x.element_size()

@@ -28,7 +28,8 @@ import tritonclient.http as triton
 import uvloop
 
 from fdmoe_ops.arena import Arena
-from fdmoe_ops.gateway.server import Gateway, GatewayPlan, bind
+from fdmoe_ops.gateway.address import bind
+from fdmoe_ops.gateway.server import Gateway, GatewayPlan
 from fdmoe_ops.gateway.tensors import DTYPES
 from fdmoe_ops.settings import GatewaySettings, LogFormat, LogSettings, Settings, write
 from fdmoe_watchdog import messages

@@ -1,0 +1,13 @@
+"""The gateway's address. Apart from the server, so that the command line can try it without what a server needs."""
+
+from __future__ import annotations
+
+import socket
+
+BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket: from here on clients are queued, not refused. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
