@@ -112,3 +112,25 @@ class Routing:
                 raise ValueError(f"routing.{name} is on {tensor.device}; the layer is on {device}")
             if not tensor.is_contiguous():
                 raise ValueError(f"routing.{name} has strides {tensor.stride()}; a contiguous tensor is needed")
+
+
+def choose(logits: torch.Tensor, rule: RoutingRule, correction_bias: torch.Tensor | None = None) -> Routing:
+    """The rule as torch operations: logits [T, E] float32 to a Routing (int64). Runs without a synchronisation."""
+    logits = torch.nan_to_num(logits, nan=LOWEST).clamp(LOWEST, -LOWEST)
+    scores = torch.sigmoid(logits) if rule.scores is Scores.SIGMOID else torch.softmax(logits, dim=-1)
+    if correction_bias is not None:
+        choice = torch.nan_to_num(scores + correction_bias, nan=LOWEST).clamp(LOWEST, -LOWEST)
+    else:
+        choice = logits if rule.by_logits else scores
+    if rule.groups > 1:
+        size = logits.shape[-1] // rule.groups
+        best = choice.view(-1, rule.groups, size).topk(rule.group_scores, dim=-1).values.sum(dim=-1)
+        rank = best.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        eligible = (rank < rule.top_groups).repeat_interleave(size, dim=-1)
+        choice = choice.masked_fill(~eligible, float("-inf"))
+    # a stable sort and not topk: topk promises nothing about ties
+    experts = choice.sort(dim=-1, descending=True, stable=True).indices[:, : rule.top_k].contiguous()
+    weights = scores.gather(-1, experts)
+    if rule.renormalize:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return Routing(experts, weights * rule.scaling)
