@@ -221,7 +221,7 @@ def test_other_arguments_that_do_not_fit_are_named() -> None:
         fused_moe(x, LAYER, WORKSPACE, programs=-1)
     with pytest.raises(ValueError, match=r"out is torch.float32 \(3, 32\) on cpu; like x"):
         fused_moe(x, LAYER, WORKSPACE, out=torch.zeros(3, 32))
-    with pytest.raises(ValueError, match=r"the workspace is for \(E, H, I, K\) = \(4, 32, 16, 2\)"):
+    with pytest.raises(ValueError, match=r"the workspace is for \(E, S, H, I, K\) = \(4, 0, 32, 16, 2\)"):
         fused_moe(torch.zeros(2, 48), random_layer(4, 48, 16, 2), WORKSPACE)
     with pytest.raises(ValueError, match="max_tokens is 0"):
         Workspace(LAYER, 0)
