@@ -57,9 +57,10 @@ _CUDA_SINGLE: tuple[Row, ...] = (
 )
 # as for 16-bit elements, at half the depth: as many bytes a step. Compiled ahead of time, not measured
 _CUDA_TF32: tuple[Row, ...] = (
-    (6.0, Tiles(rows=16, up_columns=32, up_depth=64, down_columns=64, down_depth=64, warps=4, stages=4, programs=2)),
-    (24.0, Tiles(rows=32, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=4, stages=4, programs=2)),
-    (48.0, Tiles(rows=64, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=4, stages=3, programs=2)),
+    (6.0, replace(_CUDA_HALF[0][1], up_depth=64, down_depth=64, route_depth=64)),
+    (24.0, replace(_CUDA_HALF[1][1], up_depth=32, down_depth=32, route_depth=64)),
+    (48.0, replace(_CUDA_HALF[2][1], up_depth=32, down_depth=32, route_depth=64)),
+    # at the half's width it spills
     (_ALL, Tiles(rows=128, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=8, stages=4)),
 )
 # 64 KB of shared memory a CTA: compiled ahead of time only, never measured
