@@ -7,6 +7,7 @@ of the kernel: a layer compiles as many variants as its device has rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 import triton
@@ -34,6 +35,10 @@ class Tiles:
     combine_columns: int = 1024
 
 
+# of the products in a float32 layer
+Precision = Literal["ieee", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
 # average tokens per expert, up to and including -> tiles
 Row = tuple[float, Tiles]
 _ALL = float("inf")
@@ -50,6 +55,13 @@ _CUDA_SINGLE: tuple[Row, ...] = (
     (12.0, Tiles(rows=16, up_columns=32, up_depth=32, down_columns=32, down_depth=32, warps=4, stages=3)),
     (_ALL, Tiles(rows=32, up_columns=32, up_depth=32, down_columns=64, down_depth=32, warps=4, stages=2)),
 )
+# as for 16-bit elements, at half the depth: as many bytes a step. Compiled ahead of time, not measured
+_CUDA_TF32: tuple[Row, ...] = (
+    (6.0, Tiles(rows=16, up_columns=32, up_depth=64, down_columns=64, down_depth=64, warps=4, stages=4, programs=2)),
+    (24.0, Tiles(rows=32, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=4, stages=4, programs=2)),
+    (48.0, Tiles(rows=64, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=4, stages=3, programs=2)),
+    (_ALL, Tiles(rows=128, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=8, stages=4)),
+)
 # 64 KB of shared memory a CTA: compiled ahead of time only, never measured
 _HIP: tuple[Row, ...] = (
     (12.0, Tiles(rows=16, up_columns=32, up_depth=64, down_columns=64, down_depth=64, warps=4, stages=2)),
@@ -64,8 +76,8 @@ _INTERPRETER: tuple[Row, ...] = (
 )
 
 
-def rows_for(family: Family, dtype: torch.dtype) -> tuple[Row, ...]:
-    """All rows for one family of devices and one dtype, by rising bound."""
+def rows_for(family: Family, dtype: torch.dtype, precision: Precision = "ieee") -> tuple[Row, ...]:
+    """All rows for one family of devices, one dtype and one precision of float32, by rising bound."""
     single = dtype == torch.float32
     match family:
         case "interpreter":
@@ -73,13 +85,15 @@ def rows_for(family: Family, dtype: torch.dtype) -> tuple[Row, ...]:
         case "hip":
             return _HIP_SINGLE if single else _HIP
         case "cuda":
-            return _CUDA_SINGLE if single else _CUDA_HALF
+            if not single:
+                return _CUDA_HALF
+            return _CUDA_TF32 if precision == "tf32" else _CUDA_SINGLE
 
 
-def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
+def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Tiles:
     """The table's row for a batch of `tokens` tokens."""
     average = tokens * layer.routing.top_k / layer.experts
-    row = next(tiles for bound, tiles in rows_for(family(), layer.dtype) if average <= bound)
+    row = next(tiles for bound, tiles in rows_for(family(), layer.dtype, precision) if average <= bound)
     return fit(
         row,
         hidden_size=layer.hidden_size,
@@ -90,9 +104,9 @@ def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
     )
 
 
-def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
+def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precision = "ieee") -> list[int]:
     """A token count for every row that batches of 1 to `max_tokens` tokens can reach: what a warm-up has to run."""
-    bounds = [bound for bound, _ in rows_for(family(), layer.dtype)]
+    bounds = [bound for bound, _ in rows_for(family(), layer.dtype, precision)]
     counts = {1, max_tokens}
     for bound in bounds[:-1]:
         last = int(bound * layer.experts / layer.routing.top_k)
