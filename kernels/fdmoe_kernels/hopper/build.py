@@ -97,8 +97,8 @@ def compile_layer(dtype: torch.dtype, fault: Fault = Fault.NONE) -> bytes:
 
 
 @functools.cache
-def load_layer(device: torch.device, dtype: torch.dtype, fault: Fault) -> int:
-    """The loaded kernel's handle on `device`, whose context must be current. Raises BuildError."""
+def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
+    """The loaded kernel's handle on the current device, `device_index`. Raises BuildError."""
     from cuda.bindings import driver
 
     library = _checked(driver.cuModuleLoadData(compile_layer(dtype, fault)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,18 +17,19 @@ from fdmoe_kernels.hopper.tiles import HopperTiles, default_tiles
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing, Scores
 
+if TYPE_CHECKING:
+    from fdmoe_kernels.hopper.scratch import HopperScratch
+    from fdmoe_kernels.workspace import Workspace
+
 _THREADS = 384
 _LINE = 32  # int32 words of a 128-byte line
-_COUNTERS = 160 + 8 * _LINE  # control words before the counts (params.cuh)
-MAX_EXPERTS = 576
-MAX_TOP_K = 16
-MAX_ROUTE_SPLITS = 16
-SMALLEST_TOKEN_TILE = 8
+_COUNTERS = 192 + 8 * _LINE  # control words before the counts (params.cuh)
+_SMALLEST_TOKEN_TILE = 8
 
 
 def control_words(layer: MoELayer, max_tokens: int) -> int:
     """int32 words of counters for a layer and any token count up to `max_tokens`."""
-    return _COUNTERS + layer.experts + max_tokens + 2 * _row_tiles(layer, max_tokens, SMALLEST_TOKEN_TILE)
+    return _COUNTERS + layer.experts + max_tokens + 2 * _row_tiles(layer, max_tokens, _SMALLEST_TOKEN_TILE)
 
 
 def _row_tiles(layer: MoELayer, tokens: int, token_tile: int) -> int:
@@ -45,7 +46,7 @@ def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
 class Plan:
     """`launch` runs the layer over the buffers of `workspace`, on the current stream."""
 
-    def __init__(self, layer: MoELayer, workspace: Any) -> None:
+    def __init__(self, layer: MoELayer, workspace: Workspace, scratch: HopperScratch) -> None:
         self.layer = layer
         self._workspace = workspace
         params = self._params = Params()
@@ -62,12 +63,13 @@ class Plan:
         rows = sorted_rows(layer, workspace.max_tokens)
         for count in (8, 16, 32):
             for name, size in (("sorted", hidden), ("act", intermediate)):
-                buffer = _tensor_map(getattr(workspace, name), (size, rows), (size * 2,), (64, count))
+                buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count))
                 setattr(params, f"{name}_{count}", buffer)
         for name in ("router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate"):
             setattr(params, name, _address(getattr(layer, name)))
-        for name in ("lists", "weights", "logits", "act", "part", "control", "totals", "page"):
+        for name in ("lists", "weights", "part", "control", "totals", "page"):
             setattr(params, name, _address(getattr(workspace, name)))
+        params.logits, params.act = scratch.logits.data_ptr(), scratch.act.data_ptr()
         rule, activation = layer.routing, layer.activation
         params.hidden, params.intermediate = hidden, intermediate
         params.experts, params.shared_experts, params.top_k = layer.experts, layer.shared_experts, rule.top_k
@@ -80,7 +82,7 @@ class Plan:
         params.limit = float("inf") if activation.limit is None else activation.limit
         self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         self._address = ctypes.addressof(self._arguments)
-        self._device = layer.device
+        self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
         self._steps = math.ceil(hidden / 64)
         self._fill = multiprocessors(layer.device)
 
@@ -95,10 +97,19 @@ class Plan:
         return _tiles(tokens, layer.experts, layer.routing.top_k, layer.hidden_size, self._fill)
 
     def launch(
-        self, x: torch.Tensor, out: torch.Tensor, *, programs: int, fault: Fault, given: Routing | None = None,
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        routing: Routing | None = None,
+        programs: int = 0,
+        fault: Fault = Fault.NONE,
         tiles: HopperTiles | None = None,
-    ) -> None:  # fmt: skip
-        """x and out [T, H], T at least 1; programs: CTAs, 0 for one per multiprocessor."""
+    ) -> None:
+        """x and out [T, H], T at least 1; programs: CTAs, 0 for one per multiprocessor; tiles: other than the usual.
+
+        Raises BuildError where the kernel cannot be compiled or loaded.
+        """
         params, tokens = self._params, x.shape[0]
         tiles = tiles or self.tiles(tokens)
         params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
@@ -114,14 +125,21 @@ class Plan:
         params.sorted_at = params.up_at + row_tiles
         params.control_words = params.sorted_at + row_tiles
         params.given_experts = params.given_weights = 0
-        if given is not None:
-            params.given_experts, params.given_weights = given.experts.data_ptr(), given.weights.data_ptr()
-            params.given_is_64_bit = given.experts.dtype == torch.int64
+        if routing is not None:
+            params.given_experts, params.given_weights = routing.experts.data_ptr(), routing.weights.data_ptr()
+            params.given_is_64_bit = routing.experts.dtype == torch.int64
         grid = programs or self._fill
         if self._workspace.page is not None:
             grid = min(grid, self._workspace.slots)
-        function = load_layer(self._device, self.layer.dtype, fault)
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        if torch.cuda.current_device() == self._device_index:
+            self._launch(grid, fault)
+        else:
+            with torch.cuda.device(self._device_index):
+                self._launch(grid, fault)
+
+    def _launch(self, grid: int, fault: Fault) -> None:
+        function = load_layer(self._device_index, self.layer.dtype, fault)
+        stream = torch.cuda.current_stream(self._device_index).cuda_stream
         (error,) = self._driver.cuLaunchKernel(
             function, grid, 1, 1, _THREADS, 1, 1, SHARED_BYTES, stream, self._address, 0
         )

@@ -50,10 +50,10 @@ struct Params {
 // control words, a 128-byte line each
 constexpr int TICKET = 0;
 constexpr int ROUTE_DONE = 32;
-constexpr int EXITS = 64;
-constexpr int ABORT = 96;
-constexpr int NEVER = 128;
-constexpr int DOWN_DONE = 160;  // a line for each of MAX_BLOCKS column blocks
+constexpr int EXITS = 96;
+constexpr int ABORT = 128;
+constexpr int NEVER = 160;
+constexpr int DOWN_DONE = 192;  // a line for each of MAX_BLOCKS column blocks
 constexpr int MAX_BLOCKS = 8;
 constexpr int CLOSED = 1 << 30;
 

@@ -165,28 +165,31 @@ struct Scheduler {
         __syncwarp();
     }
 
-    // Add what this launch does to the totals; an aborted launch takes it back.
-    DEVICE void count(int sign) const {
+    // Add what this launch does to the totals (Workspace.bytes_moved defines the bytes), when its last products are done:
+    // nothing can be aborted any more.
+    DEVICE void count() const {
         const Params& p = c.p;
-        int lane = threadIdx.x % 32, touched = 0, entries = 0;
+        int lane = threadIdx.x % 32;
+        i64 touched = 0, entries = 0;
         for (int expert = lane; expert < c.all_experts(); expert += 32) {
             touched += c.s.counts[expert] > 0;
             entries += c.s.counts[expert];
-            p.totals[TOTAL_EXPERT_TOKENS + expert] += sign * c.s.counts[expert];
+            p.totals[TOTAL_EXPERT_TOKENS + expert] += c.s.counts[expert];
         }
         for (int step = 16; step > 0; step /= 2) {
             touched += __shfl_xor_sync(~0u, touched, step);
             entries += __shfl_xor_sync(~0u, entries, step);
         }
         i64 hidden = p.hidden, intermediate = p.intermediate;
+        i64 router = p.given_experts ? 0 : p.experts * hidden;
+        i64 expert = 3 * hidden * intermediate + (p.gate_up_bias ? 2 * intermediate : 0) + (p.down_bias ? hidden : 0);
         i64 more = lane == 0   ? route_items
                    : lane == 1 ? row_tiles * up_tiles
                    : lane == 2 ? row_tiles * down_tiles
                    : lane == 3 ? p.column_blocks * combine_items()
-                   : lane == TOTAL_BYTES
-                       ? 2 * (touched * 3 * hidden * intermediate + entries * (3 * hidden + 2 * intermediate) + p.tokens * hidden)
-                       : 0;
-        if (lane < TOTAL_EXPERT_TOKENS && lane != TOTAL_LAUNCHES) p.totals[lane] += sign * more;
+                   : lane == TOTAL_BYTES ? 2 * (router + touched * expert + entries * (3 * hidden + 2 * intermediate) + p.tokens * hidden)
+                                         : 0;
+        if (lane < TOTAL_EXPERT_TOKENS && lane != TOTAL_LAUNCHES) p.totals[lane] += more;
     }
 
     // item `index` of a matrix product over all row tiles, each in `columns` column tiles from `first_column` on:
@@ -322,13 +325,13 @@ struct Scheduler {
                 c.s.items[slot] = item;
                 barrier_arrive(shared_address(&c.s.known[slot]));
             }
-            if (!aborted && ticket == route_items) count(1);
             if (target > 0 && wait(item, phase, counter, target, phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP)) {
                 aborted = true;
                 if (threadIdx.x == 0) c.s.items[slot].discard = 1;
             }
             __syncwarp();
             if (threadIdx.x == 0) barrier_arrive(shared_address(&c.s.ready[slot]));
+            if (phase == PHASE_COMBINE && item.row_tile == 0 && item.column_tile == p.column_blocks - 1 && !aborted) count();
             if (phase == PHASE_LEFT) break;
             ++items;
             if (++slot == p.slots) {

@@ -1,0 +1,65 @@
+"""Which layers the Hopper form takes, and the memory it needs besides what both forms share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fdmoe_kernels.hardware import hopper_kernels_supported
+from fdmoe_kernels.hopper.plan import Plan, sorted_rows
+from fdmoe_kernels.layer import MoELayer
+
+if TYPE_CHECKING:
+    from fdmoe_kernels.workspace import Workspace
+
+MAX_EXPERTS = 576
+MAX_TOP_K = 16
+MAX_GROUPS = 32
+MAX_GROUPED_EXPERTS = 304
+MAX_ROUTE_SPLITS = 16
+
+
+def takes(layer: MoELayer) -> bool:
+    """Whether the Hopper form computes this layer; the limits are those of device/params.cuh and device/route.cuh."""
+    rule = layer.routing
+    return (
+        hopper_kernels_supported(layer.device)
+        and layer.dtype in (torch.bfloat16, torch.float16)
+        # the copy engine's strides are multiples of 16 bytes, and gate and up rows take turns of eight
+        and layer.hidden_size % 8 == 0
+        and layer.intermediate_size % 8 == 0
+        and layer.all_experts <= MAX_EXPERTS
+        and rule.top_k <= MAX_TOP_K
+        and (rule.groups == 1 or (rule.groups <= MAX_GROUPS and layer.experts <= MAX_GROUPED_EXPERTS))
+        and rule.group_scores <= 2
+        and all(tensor.data_ptr() % 16 == 0 for tensor in (layer.router, layer.gate_up, layer.down))
+    )
+
+
+class HopperScratch:
+    """logits  [splits, T, E] float32, the router's partial sums
+    act     [rows, I] and sorted [rows, H], both in the order of the experts, each tile with its padded width
+    """
+
+    def __init__(self, layer: MoELayer, workspace: Workspace) -> None:
+        tokens, rows = workspace.max_tokens, sorted_rows(layer, workspace.max_tokens)
+        to = {"dtype": layer.dtype, "device": layer.device}
+        self.logits = torch.empty(
+            MAX_ROUTE_SPLITS * tokens * layer.experts, dtype=torch.float32, device=layer.device
+        )
+        self.act = torch.empty(rows, layer.intermediate_size, **to)
+        self.sorted = torch.empty(rows, layer.hidden_size, **to)
+        self._workspace = workspace
+        self._plans: dict[int, Plan] = {}
+
+    def plan(self, layer: MoELayer) -> Plan:
+        """The layer's plan, made at its first launch; it keeps the layer, so that its id stays its own."""
+        plan = self._plans.get(id(layer))
+        if plan is None:
+            plan = self._plans[id(layer)] = Plan(layer, self._workspace, self)
+        return plan
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.logits, self.act, self.sorted))
