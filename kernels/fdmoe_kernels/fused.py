@@ -61,11 +61,10 @@ def fused_moe(
             raise ValueError(f"{name} is at address {tensor.data_ptr():#x}; 16-byte alignment is needed")
     if tokens == 0:
         return out
-    if workspace.hopper is not None and precision == "ieee":
-        workspace.hopper.plan(layer).launch(x, out, routing=routing, programs=programs, fault=fault)
+    hopper = workspace.hopper
+    if hopper is not None and hopper.serves(tokens):
+        hopper.plan(layer).launch(x, out, routing=routing, programs=programs, fault=fault)
     else:
-        portable.launch(
-            x, out, layer, workspace, routing=routing, precision=precision, programs=programs, fault=fault
-        )
+        portable.launch(x, out, layer, workspace, routing=routing, precision=precision, programs=programs, fault=fault)
     workspace.launches += 1
     return out

@@ -31,7 +31,7 @@ class BuildError(RuntimeError):
 def products() -> str:
     """mma.cuh: one wgmma instruction per width, a register for each of its accumulators.
 
-    PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate": m64nNk16, both operands K-major in shared memory.
+    PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate": m64nNk16, operands K-major in shared memory.
     """
     lines = ["#pragma once", '#include "ptx.cuh"', "template <int N>"]
     lines.append("DEVICE void product(float (&sums)[N / 2], u64 weights, u64 rows);")
@@ -76,12 +76,8 @@ def compile_layer(dtype: torch.dtype, fault: Fault = Fault.NONE) -> bytes:
     except OSError:
         pass
     headers = {name: text for name, text in files.items() if name != "layer.cu"}
-    program = _checked(
-        nvrtc.nvrtcCreateProgram(
-            files["layer.cu"].encode(), b"layer.cu", len(headers),
-            [text.encode() for text in headers.values()], [name.encode() for name in headers],
-        )
-    )  # fmt: skip
+    texts, names = [text.encode() for text in headers.values()], [name.encode() for name in headers]
+    program = _checked(nvrtc.nvrtcCreateProgram(files["layer.cu"].encode(), b"layer.cu", len(headers), texts, names))
     try:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -93,16 +89,17 @@ def compile_layer(dtype: torch.dtype, fault: Fault = Fault.NONE) -> bytes:
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     _keep(path, cubin)
-    return cubin
+    return bytes(cubin)
 
 
 @functools.cache
 def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
-    """The loaded kernel's handle on the current device, `device_index`. Raises BuildError."""
+    """The loaded kernel's handle on the CUDA device of that index. Raises BuildError."""
     from cuda.bindings import driver
 
-    library = _checked(driver.cuModuleLoadData(compile_layer(dtype, fault)))
-    function = _checked(driver.cuModuleGetFunction(library, b"moe_layer"))
+    cubin = compile_layer(dtype, fault)
+    with torch.cuda.device(device_index):
+        function = _checked(driver.cuModuleGetFunction(_checked(driver.cuModuleLoadData(cubin)), b"moe_layer"))
     shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _checked(driver.cuFuncSetAttribute(function, shared, SHARED_BYTES))
     return int(function)

@@ -57,9 +57,7 @@ class Plan:
             layer.gate_up,
             (hidden, 8, 2, intermediate // 8, experts), (row, half, 8 * row, 2 * half), (64, 8, 2, 8, 1),
         )  # fmt: skip
-        params.down = _tensor_map(
-            layer.down, (intermediate, hidden, experts), (intermediate * 2, half), (64, 128, 1)
-        )
+        params.down = _tensor_map(layer.down, (intermediate, hidden, experts), (intermediate * 2, half), (64, 128, 1))
         rows = sorted_rows(layer, workspace.max_tokens)
         for count in (8, 16, 32):
             for name, size in (("sorted", hidden), ("act", intermediate)):
@@ -83,6 +81,7 @@ class Plan:
         self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         self._address = ctypes.addressof(self._arguments)
         self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
+        self._logit_rows = scratch.logit_rows
         self._steps = math.ceil(hidden / 64)
         self._fill = multiprocessors(layer.device)
 
@@ -115,7 +114,8 @@ class Plan:
         params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
         params.token_tile, params.slots = tiles.token_tile, tiles.slots
         params.route_tokens = min(tiles.route_tokens, tiles.token_tile)  # they share the ring's rows
-        share = math.ceil(self._steps / tiles.route_splits)  # no part without a step
+        splits = min(tiles.route_splits, self._logit_rows // tokens)
+        share = math.ceil(self._steps / splits)  # no part without a step
         params.route_splits = math.ceil(self._steps / share)
         params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
         params.combine_tokens = tiles.combine_tokens

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fdmoe_kernels.hardware import hopper_kernels_supported
+from fdmoe_kernels.hardware import hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.plan import Plan, sorted_rows
+from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, ROUTE_TOKENS
 from fdmoe_kernels.layer import MoELayer
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ MAX_EXPERTS = 576
 MAX_TOP_K = 16
 MAX_GROUPS = 32
 MAX_GROUPED_EXPERTS = 304
-MAX_ROUTE_SPLITS = 16
 
 
 def takes(layer: MoELayer) -> bool:
@@ -38,20 +38,25 @@ def takes(layer: MoELayer) -> bool:
 
 
 class HopperScratch:
-    """logits  [splits, T, E] float32, the router's partial sums
-    act     [rows, I] and sorted [rows, H], both in the order of the experts, each tile with its padded width
+    """logits  [parts, T, E] float32, the router's partial sums: room for `logit_rows` rows of E
+    act     [rows, I], and sorted [rows, H], both in the order of the experts, each tile with its padded width
     """
 
     def __init__(self, layer: MoELayer, workspace: Workspace) -> None:
         tokens, rows = workspace.max_tokens, sorted_rows(layer, workspace.max_tokens)
-        to = {"dtype": layer.dtype, "device": layer.device}
-        self.logits = torch.empty(
-            MAX_ROUTE_SPLITS * tokens * layer.experts, dtype=torch.float32, device=layer.device
-        )
-        self.act = torch.empty(rows, layer.intermediate_size, **to)
-        self.sorted = torch.empty(rows, layer.hidden_size, **to)
+        dtype, device = layer.dtype, layer.device
+        # the router's parts are for small batches: the fewer tokens, the more parts
+        self.logit_rows = max(tokens, ROUTE_TOKENS * multiprocessors(device))
+        self.logits = torch.empty(self.logit_rows * layer.experts, dtype=torch.float32, device=device)
+        self.act = torch.empty(rows, layer.intermediate_size, dtype=dtype, device=device)
+        self.sorted = torch.empty(rows, layer.hidden_size, dtype=dtype, device=device)
         self._workspace = workspace
         self._plans: dict[int, Plan] = {}
+        self._fewest_tokens = FEWEST_TOKENS_PER_EXPERT * layer.experts / layer.routing.top_k
+
+    def serves(self, tokens: int) -> bool:
+        """Whether this form is the faster one for a batch of `tokens` tokens."""
+        return tokens > self._fewest_tokens
 
     def plan(self, layer: MoELayer) -> Plan:
         """The layer's plan, made at its first launch; it keeps the layer, so that its id stays its own."""

@@ -72,7 +72,7 @@ struct Scheduler {
         bool shown = false;
         for (u32 spins = 1; seen < target; ++spins) {
             if (spins % 16 == 0 && load_relaxed(p.control + ABORT)) return true;
-            if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1)) {
+            if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
                 int aborted = 0;
                 if (threadIdx.x == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
                     if (atomicExch(p.control + ABORT, 1) == 0) atomicAdd(p.control + TICKET, CLOSED);
