@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from typing import Literal
 
 import torch
@@ -22,6 +23,14 @@ def family() -> Family:
     if interpreted():
         return "interpreter"
     return "hip" if torch.version.hip else "cuda"
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """What the maker calls a device; tuning tables are chosen by it, and results name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores"
 
 
 @functools.cache
