@@ -85,6 +85,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
         u32 group_key = 0;
         if (lane < p.groups) {
             float best = -INFINITE, second = -INFINITE;
+#pragma unroll 1
             for (int i = 0; i < size; ++i) {
                 float value = values[lane * size + i];
                 second = fmaxf(second, fminf(best, value));
@@ -93,6 +94,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
             group_key = sortable(p.group_scores == 2 ? best + second : best);
         }
         u32 kept = 0;
+#pragma unroll 1
         for (int i = 0; i < p.top_groups; ++i) {
             u32 top = __reduce_max_sync(~0u, group_key);
             int winner = __ffs(__ballot_sync(~0u, group_key == top)) - 1;
@@ -106,6 +108,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
         }
     }
     float weight = 0, total = 0;
+#pragma unroll 1
     for (int k = 0; k < p.top_k; ++k) {
         u32 best = 0;
 #pragma unroll
@@ -167,6 +170,7 @@ DEVICE void take_given(const Context& c, i64 token, u16* chosen) {
     bool valid = expert >= 0 && expert < p.experts;
     float sum = 0;
     bool first = true;
+#pragma unroll 1
     for (int k = 0; k < p.top_k; ++k) {
         i64 other = __shfl_sync(~0u, expert, k);
         float its_weight = __shfl_sync(~0u, weight, k);
@@ -188,6 +192,7 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
     constexpr int WARPS = CONSUMER_THREADS / 32;
     float logits[J], next[J];
     if (warp < item.rows) load_logits<J>(c, next, item.first + warp);
+#pragma unroll 1
     for (int token = warp; token < item.rows; token += WARPS) {
 #pragma unroll
         for (int j = 0; j < J; ++j) logits[j] = next[j];
@@ -202,6 +207,8 @@ DEVICE void enter(const Context& c, const Item& item) {
     const Params& p = c.p;
     RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);
     int thread = threadIdx.x - CONSUMER_FIRST, warp = thread / 32;
+    // loops that run once or a few times stay rolled up: unrolled they were more instructions to fetch, and slower
+#pragma unroll 1
     for (int expert = thread; expert < p.experts; expert += CONSUMER_THREADS) scratch.counts[expert] = 0;
     if (p.given_experts != nullptr)
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32)
@@ -218,16 +225,19 @@ DEVICE void enter(const Context& c, const Item& item) {
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32) weigh_shared(c, item.first + token);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
     // places are counted in shared memory first: one atomic a tile and expert, not one a token and expert
+#pragma unroll 1
     for (int i = thread; i < item.rows * p.top_k; i += CONSUMER_THREADS) {
         int at = i / p.top_k * MAX_TOP_K + i % p.top_k, expert = scratch.chosen[at];
         if (expert < MAX_EXPERTS) scratch.places[at] = static_cast<u16>(atomicAdd(&scratch.counts[expert], 1));
     }
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+#pragma unroll 1
     for (int expert = thread; expert < p.experts; expert += CONSUMER_THREADS) {
         int count = scratch.counts[expert];
         if (count > 0) scratch.counts[expert] = atomicAdd(p.control + p.counts_at + expert, count);
     }
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+#pragma unroll 1
     for (int i = thread; i < item.rows * p.top_k; i += CONSUMER_THREADS) {
         int token = i / p.top_k, k = i % p.top_k, at = token * MAX_TOP_K + k, expert = scratch.chosen[at];
         if (expert < MAX_EXPERTS)

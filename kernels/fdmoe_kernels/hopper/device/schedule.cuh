@@ -197,6 +197,7 @@ struct Scheduler {
     DEVICE void locate(Item& item, int index, int columns, int first_column) const {
         const Params& p = c.p;
         int expert = 0;
+#pragma unroll 1
         for (int start = 0; start < c.all_experts(); start += 32) {
             int e = start + threadIdx.x;
             expert += __popc(__ballot_sync(~0u, e < c.all_experts() && c.s.ends[e] * columns <= index));
@@ -250,6 +251,7 @@ struct Scheduler {
         }
         index -= row_tiles * up_tiles;
         int combines = combine_items();
+#pragma unroll 1
         for (int block = 0; block <= p.column_blocks; ++block) {
             int columns = min(block_tiles, down_tiles - block * block_tiles);
             if (block < p.column_blocks && index < row_tiles * columns) {
