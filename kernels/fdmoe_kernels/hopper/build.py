@@ -69,7 +69,8 @@ def compile_layer(dtype: torch.dtype, fault: Fault = Fault.NONE) -> bytes:
     files, flags = sources(), options(dtype, fault)
     version = _checked(nvrtc.nvrtcVersion())
     digest = hashlib.sha256(repr((files, flags, version)).encode()).hexdigest()[:32]
-    directory = Path(os.environ.get("FDMOE_CACHE_DIR") or Path.home() / ".cache" / "fdmoe")
+    # without a home (a container's user may have none) the variable of that name is all there is
+    directory = Path(os.environ.get("FDMOE_CACHE_DIR") or os.path.expanduser("~/.cache/fdmoe"))
     path = directory / f"layer-{digest}.cubin"
     try:
         return path.read_bytes()
