@@ -63,6 +63,7 @@ class Build:
     registers: int
     shared_bytes: int
     polls_by_load: int
+    tf32_products: int
     assembly: str
 
 
@@ -110,8 +111,9 @@ def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precis
         polls = len(
             re.findall(r"ld\.(?:acquire|relaxed)\.(?:sys|gpu)\.global|ld\.global\.(?:gpu|sys)\.acquire", assembly)
         )
+    tf32 = len(re.findall(r"mma\S*tf32|v_mfma\S*_xf32", assembly))
     return Build(
-        target, assembly.count("wgmma.mma_async"), spills, registers, compiled.metadata.shared, polls, assembly
+        target, assembly.count("wgmma.mma_async"), spills, registers, compiled.metadata.shared, polls, tf32, assembly
     )  # fmt: skip
 
 
