@@ -111,7 +111,10 @@ _LAST = {"tokens_per_expert": None} | asdict(SMALL)
             "t.json, triton half, row 2: tokens_per_expert is 6; a number above 6 is needed",
         ),
         (_table(3), "t.json, triton half, row 1 is 3; an object with tokens_per_expert is needed"),
-        ({"forms": {"triton": {"quarter": []}}}, "t.json, triton: 'quarter' is unknown; half, single are allowed"),
+        (
+            {"forms": {"triton": {"quarter": []}}},
+            "t.json, triton: 'quarter' is unknown; half, single, tf32 are allowed",
+        ),
         ({"forms": {"cutlass": {}}}, "t.json, forms: 'cutlass' is unknown; triton"),
         ({"rows": []}, "t.json: 'rows' is unknown; description, forms are allowed"),
         ({}, "t.json: forms is None; an object of objects is needed"),
