@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-import triton
 
-from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels import portable
 from fdmoe_kernels.faults import Fault
-from fdmoe_kernels.hardware import interpreted, multiprocessors
 from fdmoe_kernels.layer import MoELayer
-from fdmoe_kernels.routing import Routing, Scores
-from fdmoe_kernels.tiles import PRECISIONS, Precision, tiles_for
+from fdmoe_kernels.routing import Routing
+from fdmoe_kernels.tiles import PRECISIONS, Precision
 from fdmoe_kernels.workspace import Workspace
 
 
@@ -63,70 +61,10 @@ def fused_moe(
             raise ValueError(f"{name} is at address {tensor.data_ptr():#x}; 16-byte alignment is needed")
     if tokens == 0:
         return out
-    # a faulty build is made once, for the smallest row of the table, which serves any token count
-    tiles = tiles_for(layer, tokens if fault is Fault.NONE else 1, precision)
-    rule = layer.routing
-    fill = multiprocessors(layer.device) * tiles.programs
-    grid = programs or fill
-    if workspace.page is not None:
-        grid = min(grid, workspace.slots)
-    kernel.moe_layer_kernel[(grid,)](
-        x,
-        layer.router,
-        layer.router_bias,
-        layer.correction_bias,
-        layer.gate_up,
-        layer.gate_up_bias,
-        layer.down,
-        layer.down_bias,
-        layer.shared_gate,
-        experts,
-        weights,
-        out,
-        workspace.lists,
-        workspace.weights,
-        workspace.norms,
-        workspace.act,
-        workspace.part,
-        workspace.control,
-        workspace.totals,
-        workspace.totals if workspace.page is None else workspace.page,
-        tokens,
-        workspace.max_tokens,
-        workspace.row_tiles_bound(tokens, tiles.rows),
-        H=layer.hidden_size,
-        I=layer.intermediate_size,
-        E=layer.experts,
-        K=rule.top_k,
-        S=layer.shared_experts,
-        SIGMOID=rule.scores is Scores.SIGMOID,
-        RENORMALIZE=rule.renormalize,
-        SCALING=rule.scaling,
-        GROUPS=rule.groups,
-        TOP_GROUPS=rule.top_groups,
-        GROUP_SCORES=rule.group_scores,
-        ALPHA=layer.activation.alpha,
-        LIMIT=layer.activation.limit,
-        UP_OFFSET=layer.activation.up_offset,
-        EXPERT_LANES=triton.next_power_of_2(layer.all_experts),
-        GROUP_LANES=triton.next_power_of_2(rule.groups),
-        K_LANES=triton.next_power_of_2(rule.top_k),
-        ROUTE_TOKENS=tiles.route_tokens,
-        ROUTE_EXPERTS=max(16, triton.next_power_of_2(layer.experts)),
-        ROUTE_DEPTH=tiles.route_depth,
-        ROWS=tiles.rows,
-        UP_COLUMNS=tiles.up_columns,
-        UP_DEPTH=tiles.up_depth,
-        DOWN_COLUMNS=tiles.down_columns,
-        DOWN_DEPTH=tiles.down_depth,
-        COMBINE_TOKENS=tiles.combine_tokens,
-        COMBINE_COLUMNS=tiles.combine_columns,
-        PRECISION=precision,
-        POLL=1 if interpreted() else 64,
-        BEATS=workspace.page is not None,
-        FAULT=int(fault),
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )
+    hopper = workspace.hopper
+    if hopper is not None and hopper.serves(tokens):
+        hopper.plan(layer).launch(x, out, routing=routing, programs=programs, fault=fault)
+    else:
+        portable.launch(x, out, layer, workspace, routing=routing, precision=precision, programs=programs, fault=fault)
     workspace.launches += 1
     return out

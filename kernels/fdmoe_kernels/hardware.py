@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from typing import Literal
 
 import torch
@@ -24,12 +26,32 @@ def family() -> Family:
 
 
 @functools.cache
+def device_name(device: torch.device) -> str:
+    """What the maker calls a device; tuning tables are chosen by it, and results name it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {os.cpu_count()} cores"
+
+
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a CUDA device (one CTA each fills it); 2 for the interpreter: enough to have two
     programs share a launch, and each costs a few milliseconds there."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 2
+
+
+@functools.cache
+def hopper_kernels_supported(device: torch.device) -> bool:
+    """The Hopper form of the kernel runs here: compute capability 9.0, and cuda.bindings, which torch's CUDA build
+    brings, to compile and launch it."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) == (9, 0)
+        and importlib.util.find_spec("cuda.bindings") is not None
+    )
 
 
 @functools.cache

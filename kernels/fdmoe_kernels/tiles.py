@@ -1,19 +1,22 @@
-"""The tuning table: tile sizes of the one-launch kernel, by device and by how many tokens an expert gets on average.
+"""Tile sizes of the one-launch kernel, by device and by how many tokens an expert gets on average.
 
-A row serves all token counts up to its bound, so the token count itself never makes a new compile. Rows are constants
-of the kernel: a layer compiles as many variants as its device has rows.
+The numbers are in tuning/*.json. A row serves all token counts up to its bound, so the token count itself never makes a
+new compile. Rows are constants of the kernel: a layer compiles as many variants as its device's table has rows.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 import triton
 
-from fdmoe_kernels.hardware import Family, family, shared_bytes_per_cta
+from fdmoe_kernels.hardware import Family, device_name, family, shared_bytes_per_cta
 from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.tuning.form import Form
+from fdmoe_kernels.tuning.tables import Kind, pinned_row, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,62 +44,52 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # average tokens per expert, up to and including -> tiles
 Row = tuple[float, Tiles]
-_ALL = float("inf")
 
-# Measured on one H200; elsewhere the pipeline is cut to the shared memory there is.
-_CUDA_HALF: tuple[Row, ...] = (
-    (6.0, Tiles(rows=16, up_columns=32, up_depth=128, down_columns=64, down_depth=128, warps=4, stages=4, programs=2)),
-    (24.0, Tiles(rows=32, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=4, programs=2)),
-    (48.0, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=3, programs=2)),
-    (_ALL, Tiles(rows=128, up_columns=128, up_depth=64, down_columns=256, down_depth=64, warps=8, stages=4)),
-)
-# float32 with IEEE arithmetic has no tensor core: small tiles that fit the registers
-_CUDA_SINGLE: tuple[Row, ...] = (
-    (12.0, Tiles(rows=16, up_columns=32, up_depth=32, down_columns=32, down_depth=32, warps=4, stages=3)),
-    (_ALL, Tiles(rows=32, up_columns=32, up_depth=32, down_columns=64, down_depth=32, warps=4, stages=2)),
-)
-# as for 16-bit elements, at half the depth: as many bytes a step. Compiled ahead of time, not measured
-_CUDA_TF32: tuple[Row, ...] = (
-    (6.0, replace(_CUDA_HALF[0][1], up_depth=64, down_depth=64, route_depth=64)),
-    (24.0, replace(_CUDA_HALF[1][1], up_depth=32, down_depth=32, route_depth=64)),
-    (48.0, replace(_CUDA_HALF[2][1], up_depth=32, down_depth=32, route_depth=64)),
-    # at the half's width it spills
-    (_ALL, Tiles(rows=128, up_columns=64, up_depth=32, down_columns=128, down_depth=32, warps=8, stages=4)),
-)
-# 64 KB of shared memory a CTA: compiled ahead of time only, never measured
-_HIP: tuple[Row, ...] = (
-    (12.0, Tiles(rows=16, up_columns=32, up_depth=64, down_columns=64, down_depth=64, warps=4, stages=2)),
-    (_ALL, Tiles(rows=64, up_columns=64, up_depth=64, down_columns=128, down_depth=64, warps=4, stages=2)),
-)
-_HIP_SINGLE: tuple[Row, ...] = (
-    (_ALL, Tiles(rows=16, up_columns=32, up_depth=32, down_columns=32, down_depth=32, warps=4, stages=2)),
-)
-# the interpreter pays by the operation, not by the element: few, large tiles
-_INTERPRETER: tuple[Row, ...] = (
-    (_ALL, Tiles(rows=32, up_columns=64, up_depth=128, down_columns=128, down_depth=128, warps=1, stages=1)),
-)
+_POWERS = (16, 32, 64, 128, 256)
+# tl.dot takes 16 at least, and powers of two
+ALLOWED = {
+    "rows": _POWERS,
+    "up_columns": _POWERS,
+    "up_depth": _POWERS,
+    "down_columns": _POWERS,
+    "down_depth": _POWERS,
+    "warps": (1, 2, 4, 8, 16),
+    "stages": tuple(range(1, 9)),
+    "programs": tuple(range(1, 9)),
+    "route_tokens": _POWERS,
+    "route_depth": _POWERS,
+    "combine_tokens": (1, 2, 4, 8, 16, 32),
+    "combine_columns": (*_POWERS, 512, 1024, 2048, 4096),
+}
 
 
-def rows_for(family: Family, dtype: torch.dtype, precision: Precision = "ieee") -> tuple[Row, ...]:
-    """All rows for one family of devices, one dtype and one precision of float32, by rising bound."""
-    single = dtype == torch.float32
-    match family:
-        case "interpreter":
-            return _INTERPRETER
-        case "hip":
-            return _HIP_SINGLE if single else _HIP
-        case "cuda":
-            if not single:
-                return _CUDA_HALF
-            return _CUDA_TF32 if precision == "tf32" else _CUDA_SINGLE
+def rows_for(
+    family: Family, dtype: torch.dtype, precision: Precision = "ieee", *, device: str | None = None
+) -> tuple[Row, ...]:
+    """All rows for one family of devices, one dtype and one precision of float32, by rising bound; those of `device`'s
+    own table if its name has one, the family's default else."""
+    kinds: tuple[Kind, ...] = ("half",)
+    if dtype == torch.float32:
+        kinds = ("tf32", "single") if precision == "tf32" else ("single",)
+    rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
+    assert rows, f"no table has rows for {family}, {dtype}"
+    return rows
 
 
 def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Tiles:
     """The table's row for a batch of `tokens` tokens."""
-    average = tokens * layer.routing.top_k / layer.experts
-    row = next(tiles for bound, tiles in rows_for(family(), layer.dtype, precision) if average <= bound)
+    row = pinned_row(TRITON)
+    if row is None:
+        average = tokens * layer.routing.top_k / layer.experts
+        rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device))
+        row = next(tiles for bound, tiles in rows if average <= bound)
+    return fit_layer(row, layer)
+
+
+def fit_layer(tiles: Tiles, layer: MoELayer) -> Tiles:
+    """`fit` for a layer on its device."""
     return fit(
-        row,
+        tiles,
         hidden_size=layer.hidden_size,
         intermediate_size=layer.intermediate_size,
         experts=layer.experts,
@@ -107,7 +100,8 @@ def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Ti
 
 def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precision = "ieee") -> list[int]:
     """A token count for every row that batches of 1 to `max_tokens` tokens can reach: what a warm-up has to run."""
-    bounds = [bound for bound, _ in rows_for(family(), layer.dtype, precision)]
+    rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device))
+    bounds = [bound for bound, _ in rows]
     counts = {1, max_tokens}
     for bound in bounds[:-1]:
         last = int(bound * layer.experts / layer.routing.top_k)
@@ -115,6 +109,7 @@ def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precis
     return sorted(counts)
 
 
+@functools.cache
 def fit(
     tiles: Tiles, *, hidden_size: int, intermediate_size: int, experts: int, element_bytes: int, shared_bytes: int
 ) -> Tiles:
@@ -144,3 +139,6 @@ def fit(
 
 def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
+
+
+TRITON = Form("triton", Tiles, ALLOWED, fitted=fit_layer)

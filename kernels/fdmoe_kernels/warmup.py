@@ -81,8 +81,14 @@ def _prove(
     return error
 
 
+def _token_count_of_each_form(workspace: Workspace) -> list[int]:
+    """The smallest batch and the largest: between them, every form of the kernel that the workspace uses."""
+    return sorted({1, workspace.max_tokens})
+
+
 def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
-    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right.
+    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right; the
+    same for every form of the kernel that may serve.
 
     Raises ProofError if it does not end as aborted, and ValueError without a page. A launch that does not end at all
     is the start-up deadline's to find.
@@ -90,7 +96,11 @@ def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
     page = workspace.page
     if page is None:
         raise ValueError("the workspace has no page; an abort word is needed")
-    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+    for tokens in _token_count_of_each_form(workspace):
+        _drill(torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device), layer, workspace, page)
+
+
+def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.Tensor) -> None:
     launch = workspace.launches + 1
     page[kernel.PAGE_ABORT.value] = launch
     fused_moe(x, layer, workspace, fault=Fault.STALL)
@@ -105,7 +115,8 @@ def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:
     """Compile and load the builds that chaos may ask for. ENDLESS ends here, for its tile finds NEVER already set."""
-    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
     workspace.control[kernel.NEVER.value] = 1
-    fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
+    for tokens in _token_count_of_each_form(workspace):
+        x = torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+        fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
     workspace.control[kernel.NEVER.value] = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.hopper.plan import control_words
+from fdmoe_kernels.hopper.scratch import HopperScratch, takes
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_watchdog import page as beat_page
 
@@ -52,6 +54,7 @@ class Workspace:
         entries = max_tokens * layer.entries_per_token
         device = layer.device
         words = kernel.COUNTS.value + experts + self.row_tiles_bound(max_tokens, _SMALLEST_ROW_TILE)
+        words = max(words, control_words(layer, max_tokens))
         self.control = torch.zeros(words, dtype=torch.int32, device=device)
         self.totals = torch.zeros(kernel.ENTERED.value + experts, dtype=torch.int64, device=device)
         self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
@@ -59,6 +62,7 @@ class Workspace:
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
         self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
         self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
+        self.hopper = HopperScratch(layer, self) if takes(layer) else None
 
     def row_tiles_bound(self, tokens: int, rows: int) -> int:
         """The most row tiles that `tokens` tokens can make, however they are routed."""
@@ -87,7 +91,8 @@ class Workspace:
     @property
     def size_bytes(self) -> int:
         tensors = (self.control, self.totals, self.lists, self.weights, self.norms, self.act, self.part)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        more = 0 if self.hopper is None else self.hopper.size_bytes
+        return more + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _shape(layer: MoELayer) -> tuple[int, int, int, int, int]:

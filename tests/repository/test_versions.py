@@ -27,7 +27,9 @@ def _requirements(file: str) -> list[Requirement]:
 
 
 def _dependencies() -> list[Requirement]:
-    return [Requirement(text) for project in PROJECTS.values() for text in project["dependencies"]]
+    lists = [project["dependencies"] for project in PROJECTS.values()]
+    lists += [texts for project in PROJECTS.values() for texts in project.get("optional-dependencies", {}).values()]
+    return [Requirement(text) for texts in lists for text in texts]
 
 
 def test_one_version() -> None:

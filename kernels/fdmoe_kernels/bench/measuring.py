@@ -1,0 +1,172 @@
+"""Measuring a model's cells: weights, scratch memory, compiled code and batches are made once and serve all of them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from fdmoe_kernels.baseline import baseline_moe
+from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
+from fdmoe_kernels.bench.peers import Mode, best_peer
+from fdmoe_kernels.bench.rows import Key, Row
+from fdmoe_kernels.bench.work import Work, work_of
+from fdmoe_kernels.fused import fused_moe
+from fdmoe_kernels.hardware import device_name, grouped_mm_supported
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.reference import reference_moe
+from fdmoe_kernels.timing import Run, Timer
+from fdmoe_kernels.warmup import warm_up
+from fdmoe_kernels.workspace import Workspace
+from fdmoe_watchdog import page as beat_page
+
+MODES: tuple[Mode, ...] = ("eager", "graph")
+# the float32 reference of more rows takes seconds and gigabytes; these are drawn at random from the batch
+COMPARED_TOKENS = 512
+_SLOTS = 528
+# the beats cost less than the noise of a few runs
+_PAIR_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a cell is measured: at most `runs` recorded runs of a variant, about `budget_s` seconds of them a cell."""
+
+    timer: Timer
+    device: torch.device
+    runs: int
+    budget_s: float
+    commit: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Variants:
+    """The calls of one batch, and where each writes its result; operations are GPU operations of one call."""
+
+    fused: Run
+    no_beats: Run
+    baseline: Run
+    y: torch.Tensor
+    y_no_beats: torch.Tensor
+    y_baseline: torch.Tensor
+
+
+def measure_model(
+    name: str, dtype: str, token_counts: list[int], modes: tuple[Mode, ...], plan: Plan, *, done: set[Key]
+) -> Iterator[Row]:
+    """The rows of one model and dtype that `done` does not have, as they are measured."""
+    missing = [tokens for tokens in token_counts if any((name, tokens, dtype, mode) not in done for mode in modes)]
+    if not missing:
+        return
+    layer = MODELS[name].random_layer(DTYPES[dtype], plan.device)
+    with_beats = Workspace(layer, max(missing), page=_page(plan.device))
+    without = Workspace(layer, max(missing))
+    for workspace in (with_beats, without):
+        warm_up(layer, workspace)
+    for tokens in missing:
+        x = random_tokens(layer, tokens)
+        wanted = tuple(mode for mode in modes if (name, tokens, dtype, mode) not in done)
+        yield from _measure_batch(name, dtype, x, layer, _variants(x, layer, with_beats, without), wanted, plan)
+
+
+def _page(device: torch.device) -> torch.Tensor:
+    page = torch.zeros((beat_page.FIRST_SLOT + _SLOTS) * beat_page.LINE_WORDS, dtype=torch.int64)
+    return page.pin_memory() if device.type == "cuda" else page
+
+
+def _variants(x: torch.Tensor, layer: MoELayer, with_beats: Workspace, without: Workspace) -> _Variants:
+    y, y_no_beats, y_baseline = (torch.full_like(x, float("nan")) for _ in range(3))
+    return _Variants(
+        lambda: fused_moe(x, layer, with_beats, out=y),
+        lambda: fused_moe(x, layer, without, out=y_no_beats),
+        lambda: baseline_moe(x, layer, out=y_baseline),
+        y,
+        y_no_beats,
+        y_baseline,
+    )
+
+
+def _measure_batch(
+    name: str, dtype: str, x: torch.Tensor, layer: MoELayer, variants: _Variants, modes: tuple[Mode, ...], plan: Plan
+) -> Iterator[Row]:
+    """One row a mode. The baseline has no time in a graph where it is a loop that reads counts on the host."""
+    tokens = x.shape[0]
+    work = work_of(layer, x)
+    operations = {"fused": plan.timer.operations(variants.fused), "baseline": plan.timer.operations(variants.baseline)}
+    compared = torch.randperm(tokens, device=x.device)[:COMPARED_TOKENS]
+    reference = reference_moe(x[compared], layer)
+    for mode in modes:
+        runs = {"fused": variants.fused, "no_beats": variants.no_beats, "baseline": variants.baseline}
+        if mode == "graph":
+            if not grouped_mm_supported(layer.device, layer.dtype):
+                del runs["baseline"]
+            runs = {variant: plan.timer.captured(run) for variant, run in runs.items()}
+        for y in (variants.y, variants.y_no_beats):
+            y.fill_(float("nan"))
+        pair = {variant: runs[variant] for variant in ("fused", "no_beats")}
+        beside = {variant: run for variant, run in runs.items() if variant != "no_beats"}
+        half_s = plan.budget_s / 2
+        times = plan.timer.latency_us(beside, runs=plan.runs, budget_s=half_s)
+        pair_times = plan.timer.latency_us(pair, runs=plan.runs * _PAIR_RUNS, budget_s=half_s)
+        assert torch.equal(variants.y, variants.y_no_beats), "beats change the result"
+        yield _row(
+            (name, tokens, dtype, mode),
+            work,
+            times,
+            pair_times,
+            operations,
+            {
+                "fused": _error(variants.y[compared], reference),
+                "baseline": _error(variants.y_baseline[compared], reference),
+            },
+            plan,
+        )
+
+
+def _row(
+    key: tuple[str, int, str, Mode],
+    work: Work,
+    times: dict[str, float],
+    pair_times: dict[str, float],
+    operations: dict[str, int],
+    errors: dict[str, float],
+    plan: Plan,
+) -> Row:
+    name, tokens, dtype, mode = key
+    latency = times["fused"]
+    baseline = times.get("baseline")
+    peer, peer_us = best_peer(name, tokens, dtype, mode) or (None, None)
+    return Row(
+        model=name,
+        tokens=tokens,
+        dtype=dtype,
+        mode=mode,
+        latency_us=round(latency, 1),
+        baseline_us=None if baseline is None else round(baseline, 1),
+        best_peer_us=peer_us,
+        floor_us=round(work.floor_us, 1),
+        operations=operations["fused"],
+        relative_error=errors["fused"],
+        best_peer=peer,
+        best_peer_ratio=None if peer_us is None else round(peer_us / latency, 3),
+        no_beats_us=round(pair_times["no_beats"], 1),
+        beats_share=round(pair_times["fused"] / pair_times["no_beats"] - 1, 4),
+        speedup=None if baseline is None else round(baseline / latency, 3),
+        floor_share=round(work.floor_us / latency, 3),
+        tflops=round(work.tflops(latency), 1),
+        weight_gbps=round(work.weight_gbps(latency), 1),
+        baseline_operations=operations["baseline"],
+        baseline_relative_error=errors["baseline"],
+        device=device_name(plan.device),
+        versions=f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}",
+        commit=plan.commit,
+        command=plan.command,
+    )
+
+
+def _error(y: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(f"{((y.float() - reference).norm() / reference.norm()).item():.2e}")
