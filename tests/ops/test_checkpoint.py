@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from moe_layers import Place, layer_of_block
 
-from fdmoe_kernels.routing import RoutingRule
+from fdmoe_kernels.activation import SILU, SwiGLU
+from fdmoe_kernels.routing import RoutingRule, Scores, choose
 from fdmoe_ops.checkpoint import Checkpoint, LayerShape
 from fdmoe_ops.checkpoint.config import read_config
 from fdmoe_ops.demo import write_demo_model
@@ -32,8 +34,12 @@ class Model:
     shape: LayerShape
     routing: RoutingRule
     moe_layers: tuple[int, ...]
+    activation: SwiGLU = SILU
 
 
+LATENT = TINY | {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8,
+}  # fmt: skip
 MODELS = {
     "MixtralForCausalLM": Model(
         lambda: transformers.MixtralForCausalLM(
@@ -56,13 +62,71 @@ MODELS = {
         ),
         torch.float16, LayerShape(32, 20, 5), RoutingRule(2, renormalize=False), (0, 1, 2),
     ),
+    "Qwen2MoeForCausalLM": Model(
+        lambda: transformers.Qwen2MoeForCausalLM(
+            transformers.Qwen2MoeConfig(
+                **TINY, moe_intermediate_size=16, shared_expert_intermediate_size=40, num_experts=6,
+                num_experts_per_tok=3, mlp_only_layers=[0],
+            )
+        ),
+        torch.bfloat16, LayerShape(32, 16, 6, shared=40), RoutingRule(3, renormalize=False), (1, 2),
+    ),
+    "Qwen3NextForCausalLM": Model(
+        lambda: transformers.Qwen3NextForCausalLM(
+            transformers.Qwen3NextConfig(
+                **TINY, moe_intermediate_size=16, shared_expert_intermediate_size=16, num_experts=6,
+                num_experts_per_tok=3, head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8,
+                linear_num_key_heads=2, linear_num_value_heads=4,
+            )
+        ),
+        torch.bfloat16, LayerShape(32, 16, 6, shared=16), RoutingRule(3, renormalize=True), (0, 1, 2),
+    ),
+    "DeepseekV2ForCausalLM": Model(
+        lambda: transformers.DeepseekV2ForCausalLM(
+            transformers.DeepseekV2Config(
+                **LATENT, moe_intermediate_size=16, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3,
+                first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4, topk_group=2,
+                routed_scaling_factor=16.0,
+            )
+        ),
+        torch.float32, LayerShape(32, 16, 8, shared=32),
+        RoutingRule(3, renormalize=False, groups=4, top_groups=2, scaling=16.0), (1, 2),
+    ),
+    "DeepseekV3ForCausalLM": Model(
+        lambda: transformers.DeepseekV3ForCausalLM(
+            transformers.DeepseekV3Config(
+                **LATENT, moe_intermediate_size=16, n_routed_experts=8, num_experts_per_tok=3,
+                first_k_dense_replace=2, n_group=4, topk_group=2,
+            )
+        ),
+        torch.bfloat16, LayerShape(32, 16, 8, shared=16),
+        RoutingRule(3, True, Scores.SIGMOID, groups=4, top_groups=2, group_scores=2, scaling=2.5), (2,),
+    ),
+    "Glm4MoeForCausalLM": Model(
+        lambda: transformers.Glm4MoeForCausalLM(
+            transformers.Glm4MoeConfig(
+                **TINY, moe_intermediate_size=16, n_routed_experts=6, num_experts_per_tok=2, norm_topk_prob=False,
+                routed_scaling_factor=1.5,
+            )
+        ),
+        torch.float16, LayerShape(32, 16, 6, shared=16), RoutingRule(2, False, Scores.SIGMOID, scaling=1.5), (1, 2),
+    ),
+    "GptOssForCausalLM": Model(
+        lambda: transformers.GptOssForCausalLM(
+            transformers.GptOssConfig(
+                **TINY, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2, head_dim=8,
+                swiglu_limit=3.0,
+            )
+        ),
+        torch.bfloat16, LayerShape(32, 24, 5), RoutingRule(2, renormalize=True), (0, 1, 2), SwiGLU(1.702, 3.0, 1.0),
+    ),
 }  # fmt: skip
 STORAGES = ("one file", "indexed shards", "shards without index", "stacked")
 
 
 def save(model: transformers.PreTrainedModel, directory: Path, storage: str) -> None:
-    # 1 MB holds a whole tiny model; 12 KB cuts it, and its layers, into many files
-    size = "12KB" if "shards" in storage else "1MB"
+    # 100 MB hold a whole tiny model; 12 KB cut it, and its layers, into many files
+    size = "12KB" if "shards" in storage else "100MB"
     model.save_pretrained(directory, max_shard_size=size, save_original_format=storage != "stacked")
     files = list(directory.glob("*.safetensors"))
     assert len(files) > 4 if "shards" in storage else len(files) == 1
@@ -75,7 +139,12 @@ def save(model: transformers.PreTrainedModel, directory: Path, storage: str) -> 
 def test_every_tensor_has_the_bits_of_transformers(architecture: str, storage: str, tmp_path: Path) -> None:
     expected = MODELS[architecture]
     torch.manual_seed(1)
-    model = expected.make().to(expected.dtype)
+    model = randomized(expected.make()).to(expected.dtype)
+    blocks = [layer.mlp for layer in model.model.layers]
+    # the correction of the choice stays in float32, in the module and in the file
+    corrections = {i: b.gate.e_score_correction_bias for i, b in enumerate(blocks) if is_corrected(b)}
+    for index, correction in corrections.items():
+        blocks[index].gate.e_score_correction_bias = correction.float() + torch.rand(len(correction)) * 1e-4
     save(model, tmp_path, storage)
 
     checkpoint = Checkpoint.open(tmp_path)
@@ -86,22 +155,36 @@ def test_every_tensor_has_the_bits_of_transformers(architecture: str, storage: s
     assert checkpoint.shape == expected.shape
     assert checkpoint.routing == expected.routing
     assert checkpoint.moe_layers == expected.moe_layers
-    blocks = [layer.mlp for layer in model.model.layers]
     assert tuple(i for i, block in enumerate(blocks) if hasattr(block, "experts")) == expected.moe_layers
     for index in expected.moe_layers:
         layer, packed = checkpoint.layer(index), checkpoint.load(index, "cpu", expected.dtype)
-        gate_up, down = blocks[index].experts.gate_up_proj, blocks[index].experts.down_proj
+        block = layer_of_block(blocks[index], expected.routing, Place("cpu", expected.dtype, 0.0, ()))
         intermediate = expected.shape.intermediate
-        assert_same_bits(layer.router, blocks[index].gate.weight)
+        assert_same_bits(layer.router, block.router)
         assert len(layer.gates) == len(layer.ups) == len(layer.downs) == expected.shape.experts
         for expert in range(expected.shape.experts):
-            assert_same_bits(layer.gates[expert], gate_up[expert, :intermediate])
-            assert_same_bits(layer.ups[expert], gate_up[expert, intermediate:])
-            assert_same_bits(layer.downs[expert], down[expert])
+            assert_same_bits(layer.gates[expert], block.gate_up[expert, :intermediate])
+            assert_same_bits(layer.ups[expert], block.gate_up[expert, intermediate:])
+            assert_same_bits(layer.downs[expert], block.down[expert])
         assert packed.routing == expected.routing
-        assert_same_bits(packed.router, blocks[index].gate.weight)
-        assert_same_bits(packed.gate_up, gate_up)
-        assert_same_bits(packed.down, down)
+        assert packed.activation == block.activation == expected.activation
+        assert packed.shared_experts == block.shared_experts == -(-expected.shape.shared // intermediate)
+        assert packed.tensors.keys() == block.tensors.keys()
+        for name, tensor in packed.tensors.items():
+            assert_same_bits(tensor, block.tensors[name])
+
+
+def randomized(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """transformers starts biases at zero, where a lost one would not be seen."""
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *model.buffers()):
+            if parameter.is_floating_point():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def is_corrected(block: torch.nn.Module) -> bool:
+    return hasattr(block, "gate") and hasattr(block.gate, "e_score_correction_bias")
 
 
 def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -113,38 +196,70 @@ def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_routing_rule_is_that_of_transformers_router(architecture: str) -> None:
     torch.manual_seed(2)
     expected = MODELS[architecture]
-    router = expected.make().float().model.layers[expected.moe_layers[0]].mlp.gate
-    _, weights, chosen = router(torch.randn(50, expected.shape.hidden))
-    assert chosen.shape == (50, expected.routing.top_k)
-    sums = weights.sum(dim=-1)
-    assert bool(((sums - 1).abs() < 1e-6).all()) == expected.routing.renormalize
+    block = randomized(expected.make()).float().model.layers[expected.moe_layers[0]].mlp
+    router = block.gate if hasattr(block, "gate") else block.router
+    x = torch.randn(50, expected.shape.hidden)
+    _, weights, chosen = router(x)
+    layer = layer_of_block(block, expected.routing, Place("cpu", torch.float32, 0.0, ()))
+    ours = choose(torch.nn.functional.linear(x, layer.router, layer.router_bias), layer.routing, layer.correction_bias)
+    # transformers leaves the order of the chosen open
+    assert torch.equal(chosen.sort(dim=1).values, ours.experts.sort(dim=1).values)
+    by_expert = torch.zeros(2, 50, expected.shape.experts)
+    by_expert[0].scatter_(1, chosen, weights)
+    by_expert[1].scatter_(1, ours.experts, ours.weights)
+    assert torch.allclose(by_expert[0], by_expert[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config_type", "renormalize"),
+    ("architecture", "config_type", "routing", "shared", "first"),
     [
-        ("MixtralForCausalLM", transformers.MixtralConfig, True),
-        ("Qwen3MoeForCausalLM", transformers.Qwen3MoeConfig, False),
-        ("OlmoeForCausalLM", transformers.OlmoeConfig, False),
+        ("MixtralForCausalLM", transformers.MixtralConfig, RoutingRule(2, True), 0, 0),
+        ("Qwen3MoeForCausalLM", transformers.Qwen3MoeConfig, RoutingRule(8, False), 0, 0),
+        ("OlmoeForCausalLM", transformers.OlmoeConfig, RoutingRule(8, False), 0, 0),
+        ("Qwen2MoeForCausalLM", transformers.Qwen2MoeConfig, RoutingRule(4, False), 5632, 0),
+        ("Qwen3NextForCausalLM", transformers.Qwen3NextConfig, RoutingRule(10, True), 512, 0),
+        ("DeepseekV2ForCausalLM", transformers.DeepseekV2Config, RoutingRule(6, False), 2 * 1407, 0),
+        (
+            "DeepseekV3ForCausalLM", transformers.DeepseekV3Config,
+            RoutingRule(8, True, Scores.SIGMOID, groups=8, top_groups=4, group_scores=2, scaling=2.5), 2048, 3,
+        ),
+        ("Glm4MoeForCausalLM", transformers.Glm4MoeConfig, RoutingRule(8, True, Scores.SIGMOID), 1408, 1),
+        ("GptOssForCausalLM", transformers.GptOssConfig, RoutingRule(4, True), 0, 0),
     ],
-)
+)  # fmt: skip
 def test_what_config_json_leaves_out_is_transformers_default(
-    architecture: str, config_type: type[transformers.PreTrainedConfig], renormalize: bool, tmp_path: Path
-) -> None:
-    found = read_config(write_config(tmp_path, {"architectures": [architecture]}))
-    default = config_type()
+    architecture: str, config_type: type[transformers.PreTrainedConfig], routing: RoutingRule, shared: int, first: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    # DeepSeek-V2 alone has no default for the number chosen
+    needed = {"num_experts_per_tok": 6} if architecture == "DeepseekV2ForCausalLM" else {}
+    found = read_config(write_config(tmp_path, {"architectures": [architecture], **needed}))
+    default = config_type(**needed)
     assert default.hidden_act == "silu"
     intermediate = getattr(default, "moe_intermediate_size", default.intermediate_size)
-    assert found.shape == LayerShape(default.hidden_size, intermediate, default.num_experts)
-    assert found.routing == RoutingRule(default.num_experts_per_tok, renormalize)
-    assert getattr(default, "norm_topk_prob", True) == renormalize
-    assert found.moe_layers == tuple(range(default.num_hidden_layers))
+    experts = default.n_routed_experts if hasattr(default, "n_routed_experts") else default.num_experts
+    assert found.shape == LayerShape(default.hidden_size, intermediate, experts, shared)
+    assert getattr(default, "shared_expert_intermediate_size", shared) == shared
+    assert getattr(default, "n_shared_experts", shared // intermediate) * intermediate in (shared, 0)
+    assert found.routing == routing
+    assert default.num_experts_per_tok == routing.top_k
+    assert getattr(default, "norm_topk_prob", True) == routing.renormalize
+    assert getattr(default, "routed_scaling_factor", 1.0) == routing.scaling
+    assert (getattr(default, "n_group", None) or 1, getattr(default, "topk_group", None) or 1) == (
+        routing.groups, routing.top_groups,
+    )  # fmt: skip
+    assert found.moe_layers == tuple(range(first, default.num_hidden_layers))
+    assert getattr(default, "first_k_dense_replace", 0) == first
+    if architecture == "GptOssForCausalLM":
+        assert found.activation == SwiGLU(default.swiglu_alpha, default.swiglu_limit, 1.0)
 
 
 @pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])
 def test_the_number_of_experts_has_two_names_as_in_transformers(name: str, model_type: str, tmp_path: Path) -> None:
-    architecture = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe", "olmoe": "Olmoe"}[model_type] + "ForCausalLM"
+    architecture = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe", "olmoe": "Olmoe", "gpt_oss": "GptOss"}[
+        model_type
+    ] + "ForCausalLM"
     path = write_config(tmp_path, {"architectures": [architecture], "model_type": model_type, name: 11})
     assert transformers.AutoConfig.from_pretrained(tmp_path).num_experts == 11
     assert read_config(path).shape.experts == 11

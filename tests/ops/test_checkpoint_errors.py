@@ -26,9 +26,13 @@ from fdmoe_ops.checkpoint import (
     UnsupportedDtypeError,
     WrongShapeError,
 )
+from fdmoe_ops.checkpoint.config import read_config
 from fdmoe_ops.demo import write_demo_model
 
-KNOWN = "MixtralForCausalLM, Qwen3MoeForCausalLM, OlmoeForCausalLM"
+KNOWN = (
+    "MixtralForCausalLM, Qwen3MoeForCausalLM, OlmoeForCausalLM, Qwen2MoeForCausalLM, Qwen3NextForCausalLM, "
+    "DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeForCausalLM, GptOssForCausalLM"
+)
 UP = "model.layers.2.mlp.experts.3.up_proj.weight"
 INDEX = "model.safetensors.index.json"
 
@@ -148,6 +152,59 @@ def test_unknown_architecture_names_those_known(architectures: object, shown: st
 def test_value_of_config_that_cannot_be_used(key: str, value: object, said: str, demo: Path) -> None:
     path = edit_config(demo, **{key: value})
     assert failure(ConfigError, demo) == f"{path}: {said}"
+
+
+V2, V3, OSS = "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "GptOssForCausalLM"
+ONE = "an integer of at least 1 is needed"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "said"),
+    [
+        (V2, {}, f"num_experts_per_tok is null; {ONE}"),
+        (V2, {"topk_method": "noaux_tc"}, 'topk_method is "noaux_tc"; "greedy" or "group_limited_greedy" is needed'),
+        (V2, {"topk_method": "group_limited_greedy"}, f"n_group is null; {ONE}"),
+        (
+            V2, {"norm_topk_prob": True},
+            "norm_topk_prob is true; only false can be served: it means that weights are scaled and not divided by "
+            "their sum",
+        ),
+        (V2, {"mlp_bias": True}, "mlp_bias is true; only false can be served: it means that the shared experts have no biases"),
+        (V3, {"moe_layer_freq": 2}, "moe_layer_freq is 2; only 1 can be served: it means that every layer after the dense ones is MoE"),
+        (V3, {"first_k_dense_replace": -1}, "first_k_dense_replace is -1; an integer of at least 0 is needed"),
+        (V3, {"first_k_dense_replace": 61}, "num_hidden_layers is 61; none of these layers has experts"),
+        (V3, {"n_shared_experts": None}, f"n_shared_experts is null; {ONE}"),
+        (V3, {"routed_scaling_factor": 0}, "routed_scaling_factor is 0; a finite number above 0 is needed"),
+        (V3, {"routed_scaling_factor": True}, "routed_scaling_factor is true; a finite number above 0 is needed"),
+        (V3, {"topk_group": 9}, "topk_group is 9; at most 8, which is n_group, is allowed"),
+        (
+            V3, {"n_group": 7},
+            "the experts cannot be routed as it says: groups is 7; a divisor of 256, the number of experts, is needed",
+        ),
+        (
+            V3, {"n_routed_experts": 16, "topk_group": 1},
+            "the experts cannot be routed as it says: top_k is 8; the 1 best groups have 2 experts",
+        ),
+        (V3, {"n_routed_experts": 8, "num_local_experts": 9}, '{"n_routed_experts": 8, "num_local_experts": 9}; these two names of one value must agree'),
+        (OSS, {"swiglu_limit": None}, "swiglu_limit is null; a finite number above 0 is needed"),
+        (
+            OSS, {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": []}},
+            'quantization_config.quant_method is "mxfp4"; only weights in float32, bfloat16 or float16 can be served',
+        ),
+        (
+            V3, {"quantization_config": {"quant_method": "fp8"}},
+            'quantization_config.quant_method is "fp8"; only weights in float32, bfloat16 or float16 can be served',
+        ),
+    ],
+)  # fmt: skip
+def test_value_that_the_further_architectures_refuse(
+    architecture: str, values: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": [architecture]} | values))
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert str(caught.value) == f"{path}: {said}"
 
 
 # ---- layers

@@ -188,10 +188,11 @@ def transformers_block(architecture: str, place: Place) -> tuple[Block, MoELayer
             y = block(x[None])
         return (y[0] if isinstance(y, tuple) else y)[0]
 
-    return run, _layer_of(block, routing, place)
+    return run, layer_of_block(block, routing, place)
 
 
-def _layer_of(block: torch.nn.Module, routing: RoutingRule, place: Place) -> MoELayer:
+def layer_of_block(block: torch.nn.Module, routing: RoutingRule, place: Place) -> MoELayer:
+    """Our layer over the weights of a block of transformers, in the dtype and on the device of `place`."""
     to = {"device": place.device, "dtype": place.dtype}
     tensors = {name: tensor.detach() for name, tensor in (*block.named_parameters(), *block.named_buffers())}
     if "router.weight" in tensors:  # gpt-oss: x @ weight, and the rows of gate and up by turns

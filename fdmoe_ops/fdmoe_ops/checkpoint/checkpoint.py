@@ -89,7 +89,21 @@ class Checkpoint:
         """Decoder layer `index` on `device` in `dtype`, copied there expert by expert into the kernels' layout."""
         tensors = self.layer(index)
         return MoELayer.pack(
-            tensors.router, tensors.gates, tensors.ups, tensors.downs, self.routing, device=device, dtype=dtype
+            tensors.router,
+            tensors.gates,
+            tensors.ups,
+            tensors.downs,
+            self.routing,
+            device=device,
+            dtype=dtype,
+            activation=self.config.activation,
+            router_bias=tensors.router_bias,
+            correction_bias=tensors.correction_bias,
+            gate_bias=tensors.gate_bias,
+            up_bias=tensors.up_bias,
+            down_bias=tensors.down_bias,
+            shared=tensors.shared,
+            shared_gate=tensors.shared_gate,
         )
 
     def _check_index(self, index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from fdmoe_ops.checkpoint.errors import ConfigError
 from fdmoe_ops.checkpoint.json_file import read_object
 
-T = TypeVar("T")
+T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,26 @@ class ConfigFile:
             raise ConfigError(f"{self.path}: {json.dumps(found)}; these two names of one value must agree")
         return given[0], found[given[0]]
 
-    def count(self, key: Key[int]) -> int:
-        """An integer of at least 1."""
+    def count(self, key: Key[int | None], *, least: int = 1) -> int:
+        """An integer of at least `least`. A key whose default is None must be in the file."""
         name, value = self.find(key)
         # bool is a subclass of int
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, value, "an integer of at least 1 is needed")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.error(name, value, f"an integer of at least {least} is needed")
         return value
+
+    def number(self, key: Key[float]) -> float:
+        """A finite number above 0."""
+        name, value = self.find(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.error(name, value, "a finite number above 0 is needed")
+        return float(value)
+
+    def only_default(self, key: Key[object], meaning: str) -> None:
+        """Raises ConfigError unless the value is the default, which means `meaning`."""
+        name, value = self.find(key)
+        if value != key.default:
+            raise self.error(name, value, f"only {json.dumps(key.default)} can be served: it means {meaning}")
 
     def flag(self, key: Key[bool]) -> bool:
         name, value = self.find(key)
