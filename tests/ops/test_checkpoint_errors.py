@@ -161,7 +161,7 @@ ONE = "an integer of at least 1 is needed"
 @pytest.mark.parametrize(
     ("architecture", "values", "said"),
     [
-        (V2, {}, f"num_experts_per_tok is null; {ONE}"),
+        (V2, {"num_experts_per_tok": None}, f"num_experts_per_tok is null; {ONE}"),
         (V2, {"topk_method": "noaux_tc"}, 'topk_method is "noaux_tc"; "greedy" or "group_limited_greedy" is needed'),
         (V2, {"topk_method": "group_limited_greedy"}, f"n_group is null; {ONE}"),
         (
@@ -169,8 +169,14 @@ ONE = "an integer of at least 1 is needed"
             "norm_topk_prob is true; only false can be served: it means that weights are scaled and not divided by "
             "their sum",
         ),
-        (V2, {"mlp_bias": True}, "mlp_bias is true; only false can be served: it means that the shared experts have no biases"),
-        (V3, {"moe_layer_freq": 2}, "moe_layer_freq is 2; only 1 can be served: it means that every layer after the dense ones is MoE"),
+        (
+            V2, {"mlp_bias": True},
+            "mlp_bias is true; only false can be served: it means that the shared experts have no biases",
+        ),
+        (
+            V3, {"moe_layer_freq": 2},
+            "moe_layer_freq is 2; only 1 can be served: it means that every layer after the dense ones is MoE",
+        ),
         (V3, {"first_k_dense_replace": -1}, "first_k_dense_replace is -1; an integer of at least 0 is needed"),
         (V3, {"first_k_dense_replace": 61}, "num_hidden_layers is 61; none of these layers has experts"),
         (V3, {"n_shared_experts": None}, f"n_shared_experts is null; {ONE}"),
@@ -185,7 +191,10 @@ ONE = "an integer of at least 1 is needed"
             V3, {"n_routed_experts": 16, "topk_group": 1},
             "the experts cannot be routed as it says: top_k is 8; the 1 best groups have 2 experts",
         ),
-        (V3, {"n_routed_experts": 8, "num_local_experts": 9}, '{"n_routed_experts": 8, "num_local_experts": 9}; these two names of one value must agree'),
+        (
+            V3, {"n_routed_experts": 8, "num_local_experts": 9},
+            '{"n_routed_experts": 8, "num_local_experts": 9}; these two names of one value must agree',
+        ),
         (OSS, {"swiglu_limit": None}, "swiglu_limit is null; a finite number above 0 is needed"),
         (
             OSS, {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": []}},
@@ -201,7 +210,7 @@ def test_value_that_the_further_architectures_refuse(
     architecture: str, values: dict[str, object], said: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"architectures": [architecture]} | values))
+    path.write_text(json.dumps({"architectures": [architecture], "num_experts_per_tok": 8} | values))
     with pytest.raises(ConfigError) as caught:
         read_config(path)
     assert str(caught.value) == f"{path}: {said}"
