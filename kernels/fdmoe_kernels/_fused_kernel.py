@@ -7,10 +7,10 @@ Every CTA takes work items by one atomic ticket until none is left. Tickets are 
 so the oldest unfinished item never waits for a younger one, and any number of CTAs, co-resident or not, finishes: also
 one CTA alone, and the interpreter, which runs the programs one after another.
 
-    route    logits of a tile of tokens, top-k, and each (token, k) entered in its expert's list
-    up       act[token * K + k] = silu(x @ gate^T) * (x @ up^T)      for a tile of one expert's list
-    down     part[token * K + k] = act @ down^T                      for the same tiles
-    combine  y[token] = sum over k of weight * part[token * K + k]   in the order of k
+    route    the experts of a tile of tokens, and each entry (token, k) in its expert's list: _route_tile.py
+    up       act[entry] = activation(x[token] @ gate^T, x[token] @ up^T)   for a tile of one expert's list
+    down     part[entry] = act[entry] @ down^T                             for the same tiles
+    combine  y[token] = sum over k of weight * part[entry]                 in the order of k, the shared experts last
 
 Where an entry stands in its expert's list depends on the order in which CTAs came, but a row of a matrix product does
 not depend on the row's place in its tile, and combine sums by k: the same input gives the same bits.
@@ -22,14 +22,20 @@ Control words (int32, a 128-byte line each, zero between launches; the last CTA 
     DOWN_DONE   down tiles finished
     EXITS       CTAs that have left
     ABORT       1 once the host's abort word was seen
-    COUNTS      [E] entries per expert, then [row tiles] up tiles finished per row tile
+    COUNTS      [E + S] entries per expert, then [row tiles] up tiles finished per row tile
 
-Totals (int64, never reset): work items finished of each phase, then launches finished. 32 bits would be used up by 30
-hours of 50 us launches.
+Totals (int64, never reset; 32 bits would be used up by 30 hours of 50 us launches):
+
+    0 to 3      work items finished of each phase
+    LAUNCHES    launches finished
+    MOVED       bytes moved, as Workspace.bytes_moved defines them
+    ENTERED     [E + S] entries of each expert
 """
 
 import triton
 import triton.language as tl
+
+from fdmoe_kernels._route_tile import given_tile, route_tile, shared_tile
 
 TICKET = tl.constexpr(0)
 ROUTE_DONE = tl.constexpr(32)
@@ -39,9 +45,10 @@ ABORT = tl.constexpr(128)
 NEVER = tl.constexpr(160)
 COUNTS = tl.constexpr(192)
 LAUNCHES = tl.constexpr(4)
+MOVED = tl.constexpr(5)
+ENTERED = tl.constexpr(6)
 
 CLOSED = tl.constexpr(1 << 30)
-LOWEST = tl.constexpr(-3.0e38)
 
 # The page's words (fdmoe_watchdog.page; a test compares them).
 PAGE_ABORT = tl.constexpr(8)
@@ -117,51 +124,10 @@ def _wait(
 
 
 @triton.jit
-def _route_tile(
-    x, router, lists, weights, norms, control, tile, T, capacity,
-    H: tl.constexpr, E: tl.constexpr, K: tl.constexpr, RENORMALIZE: tl.constexpr,
-    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    token = tile * TOKENS + tl.arange(0, TOKENS)
-    expert = tl.arange(0, EXPERTS)
-    depth = tl.arange(0, DEPTH)
-    logits = tl.zeros((TOKENS, EXPERTS), tl.float32)
-    for start in range(0, H, DEPTH):
-        inside = start + depth < H
-        a = tl.load(
-            x + token[:, None].to(tl.int64) * H + (start + depth)[None, :],
-            mask=(token < T)[:, None] & inside[None, :], other=0.0,
-        )  # fmt: skip
-        b = tl.load(
-            router + expert[None, :] * H + (start + depth)[:, None],
-            mask=(expert < E)[None, :] & inside[:, None], other=0.0,
-        )  # fmt: skip
-        logits = tl.dot(a, b, logits, input_precision=PRECISION)
-    # A NaN counts as the lowest logit and an infinity as the largest finite one: every token gets K distinct experts of
-    # 0..E-1, so that no list can overflow, whatever the input.
-    logits = tl.where(logits == logits, tl.minimum(tl.maximum(logits, LOWEST), -LOWEST), LOWEST)
-    logits = tl.where((expert < E)[None, :], logits, float("-inf"))
-    highest = tl.max(logits, axis=1)
-    total = tl.sum(tl.exp(logits - highest[:, None]), axis=1)
-    chosen_total = tl.zeros((TOKENS,), tl.float32)
-    for k in tl.static_range(K):
-        value, index = tl.max(logits, axis=1, return_indices=True, return_indices_tie_break_left=True)
-        weight = tl.exp(value - highest)
-        chosen_total += weight
-        entry = token * K + k
-        tl.store(weights + entry, weight, mask=token < T)
-        place = tl.atomic_add(control + COUNTS + index, 1, mask=token < T, sem="relaxed")
-        tl.store(lists + index.to(tl.int64) * capacity + place, entry, mask=token < T)
-        logits = tl.where(expert[None, :] == index[:, None], float("-inf"), logits)
-    if RENORMALIZE:
-        total = chosen_total
-    tl.store(norms + token, total, mask=token < T)
-
-
-@triton.jit
 def _up_tile(
-    x, gate_up, lists, act, expert, row_tile, column_tile, count, capacity,
-    H: tl.constexpr, I: tl.constexpr, K: tl.constexpr,
+    x, gate_up, bias, lists, act, expert, row_tile, column_tile, count, capacity,
+    H: tl.constexpr, I: tl.constexpr, ENTRIES: tl.constexpr,
+    ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = row_tile * ROWS + tl.arange(0, ROWS)
@@ -169,7 +135,7 @@ def _up_tile(
     depth = tl.arange(0, DEPTH)
     filled = row < count
     entry = tl.load(lists + expert.to(tl.int64) * capacity + row, mask=filled, other=0)
-    a = x + (entry // K).to(tl.int64)[:, None] * H + depth[None, :]
+    a = x + (entry // ENTRIES).to(tl.int64)[:, None] * H + depth[None, :]
     gate = gate_up + expert.to(tl.int64) * (2 * I * H) + column[None, :].to(tl.int64) * H + depth[:, None]
     gates = tl.zeros((ROWS, COLUMNS), tl.float32)
     ups = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -180,7 +146,16 @@ def _up_tile(
         gates = tl.dot(rows, left, gates, input_precision=PRECISION)
         right = tl.load(gate + I * H + start, mask=in_columns, other=0.0)
         ups = tl.dot(rows, right, ups, input_precision=PRECISION)
-    result = gates / (1.0 + tl.exp(-gates)) * ups
+    if bias is not None:
+        here = bias + expert.to(tl.int64) * (2 * I) + column
+        gates += tl.load(here, mask=column < I, other=0.0).to(tl.float32)[None, :]
+        ups += tl.load(here + I, mask=column < I, other=0.0).to(tl.float32)[None, :]
+    if LIMIT is not None:  # by comparisons, which keep a NaN
+        gates = tl.where(gates > LIMIT, LIMIT, gates)
+        ups = tl.where(ups > LIMIT, LIMIT, tl.where(ups < -LIMIT, -LIMIT, ups))
+    if UP_OFFSET != 0.0:
+        ups += UP_OFFSET
+    result = gates / (1.0 + tl.exp(-ALPHA * gates)) * ups
     tl.store(
         act + entry.to(tl.int64)[:, None] * I + column[None, :],
         result.to(act.dtype.element_ty),
@@ -199,7 +174,7 @@ def _inside(mask, depth, SIZE: tl.constexpr, DEPTH: tl.constexpr):
 
 @triton.jit
 def _down_tile(
-    act, down, lists, part, expert, row_tile, column_tile, count, capacity,
+    act, down, bias, lists, part, expert, row_tile, column_tile, count, capacity,
     H: tl.constexpr, I: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -216,6 +191,8 @@ def _down_tile(
         in_columns = _inside(column[None, :] < H, start + depth[:, None], I, DEPTH)
         columns = tl.load(b + start, mask=in_columns, other=0.0)
         result = tl.dot(rows, columns, result, input_precision=PRECISION)
+    if bias is not None:
+        result += tl.load(bias + expert.to(tl.int64) * H + column, mask=column < H, other=0.0).to(tl.float32)[None, :]
     tl.store(
         part + entry[:, None] * H + column[None, :],
         result.to(part.dtype.element_ty),
@@ -226,26 +203,35 @@ def _down_tile(
 @triton.jit
 def _combine_tile(
     part, weights, norms, y, token_tile, column_tile, T,
-    H: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, GIVEN: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     live = token < T
     mask = live[:, None] & (column < H)[None, :]
-    norm = tl.load(norms + token, mask=live, other=1.0)
+    if not GIVEN:
+        norm = tl.load(norms + token, mask=live, other=1.0)
     result = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    for k in tl.static_range(K):
-        entry = token.to(tl.int64) * K + k
-        weight = tl.load(weights + entry, mask=live, other=0.0) / norm
-        row = tl.load(part + entry[:, None] * H + column[None, :], mask=mask, other=0.0)
+    for k in tl.static_range(K + S):
+        entry = token.to(tl.int64) * (K + S) + k
+        weight = tl.load(weights + entry, mask=live, other=0.0)
+        computed = mask
+        if k < K:
+            if GIVEN:
+                computed = mask & (weight != 0.0)[:, None]
+            else:
+                weight = weight / norm
+        row = tl.load(part + entry[:, None] * H + column[None, :], mask=computed, other=0.0)
         result += weight[:, None] * row.to(tl.float32)
     tl.store(y + token.to(tl.int64)[:, None] * H + column[None, :], result.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _leave(
-    control, page, totals, launch, row_tiles_bound, route, up, down, combine, E: tl.constexpr, BEATS: tl.constexpr
-):
+    control, page, totals, launch, row_tiles_bound, route, up, down, combine, counts, once_bytes,
+    EXPERTS: tl.constexpr, EXPERT_BYTES: tl.constexpr, ENTRY_BYTES: tl.constexpr, BEATS: tl.constexpr,
+):  # fmt: skip
     """The last CTA: report how the launch ended, and put every control word back for the next launch."""
     aborted = tl.atomic_add(control + ABORT, 0, sem="acquire")
     code = tl.where(aborted == 1, EXIT_ABORTED, EXIT_DONE)
@@ -256,13 +242,19 @@ def _leave(
     tl.store(control + ABORT, 0)
     tl.store(totals + LAUNCHES, launch)
     words = tl.arange(0, 1024)
-    for start in range(0, E + row_tiles_bound, 1024):
-        tl.store(control + COUNTS + start + words, 0, mask=start + words < E + row_tiles_bound)
+    for start in range(0, EXPERTS + row_tiles_bound, 1024):
+        tl.store(control + COUNTS + start + words, 0, mask=start + words < EXPERTS + row_tiles_bound)
     if aborted == 0:
         word = tl.arange(0, 4)
         done = tl.where(word == 0, route, tl.where(word == 1, up, tl.where(word == 2, down, combine)))
         total = tl.load(totals + word) + done
         tl.store(totals + word, total)
+        expert = tl.arange(0, counts.shape[0])
+        entries = counts.to(tl.int64)
+        moved = tl.sum((entries > 0).to(tl.int64), 0) * EXPERT_BYTES + tl.sum(entries, 0) * ENTRY_BYTES + once_bytes
+        tl.store(totals + MOVED, tl.load(totals + MOVED) + moved)
+        entered = totals + ENTERED + expert
+        tl.store(entered, tl.load(entered, mask=expert < EXPERTS, other=0) + entries, mask=expert < EXPERTS)
     tl.debug_barrier()
     if BEATS:
         word = tl.arange(0, 8)
@@ -274,17 +266,29 @@ def _leave(
 
 @triton.jit(do_not_specialize=["T", "capacity", "row_tiles_bound"])
 def moe_layer_kernel(
-    x, router, gate_up, down, y, lists, weights, norms, act, part, control, totals, page,
+    x, router, router_bias, correction_bias, gate_up, gate_up_bias, down, down_bias, shared_gate, chosen, given, y,
+    lists, weights, norms, act, part, control, totals, page,
     T, capacity, row_tiles_bound,
-    H: tl.constexpr, I: tl.constexpr, E: tl.constexpr, K: tl.constexpr, RENORMALIZE: tl.constexpr,
+    H: tl.constexpr, I: tl.constexpr, E: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
+    SIGMOID: tl.constexpr, RENORMALIZE: tl.constexpr, SCALING: tl.constexpr,
+    GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_SCORES: tl.constexpr,
+    ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
+    EXPERT_LANES: tl.constexpr, GROUP_LANES: tl.constexpr, K_LANES: tl.constexpr,
     ROUTE_TOKENS: tl.constexpr, ROUTE_EXPERTS: tl.constexpr, ROUTE_DEPTH: tl.constexpr,
     ROWS: tl.constexpr, UP_COLUMNS: tl.constexpr, UP_DEPTH: tl.constexpr,
     DOWN_COLUMNS: tl.constexpr, DOWN_DEPTH: tl.constexpr,
     COMBINE_TOKENS: tl.constexpr, COMBINE_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr, POLL: tl.constexpr, BEATS: tl.constexpr, FAULT: tl.constexpr,
 ):  # fmt: skip
-    """x, y [T, H]; router [E, H]; gate_up [E, 2I, H]; down [E, H, I]; lists [E, capacity] int32; weights [T, K] and
-    norms [T] float32; act [T * K, I]; part [T * K, H]; control int32; totals [5] int64; page int64 words."""
+    """The layer's tensors are as in layer.MoELayer, absent ones None, and y is like x [T, H]. chosen [T, K] and given
+    [T, K] float32 are the experts and weights of a routing made elsewhere, or None. lists [E + S, capacity] int32;
+    weights [T, K + S] and norms [T] float32; act [T * (K + S), I]; part [T * (K + S), H]; control int32; totals int64;
+    page int64 words. *_LANES and ROUTE_EXPERTS are powers of two: of E + S, groups, K and E."""
+    GIVEN: tl.constexpr = chosen is not None
+    EXPERTS: tl.constexpr = E + S
+    BYTES: tl.constexpr = x.dtype.element_ty.primitive_bitwidth // 8
+    ROUTER_BYTES: tl.constexpr = 0 if GIVEN else E * H * BYTES
+    BIASES: tl.constexpr = (0 if gate_up_bias is None else 2 * I) + (0 if down_bias is None else H)
     zero = tl.program_id(0) * 0
     launch = tl.load(totals + LAUNCHES) + 1
     route_tiles = tl.cdiv(T, ROUTE_TOKENS)
@@ -292,10 +296,22 @@ def moe_layer_kernel(
     ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
     while ticket < route_tiles:
         _beat(page, launch, ticket, PHASE_ROUTE, zero, ticket, zero, WAIT_NONE, zero, zero, items, BEATS)
-        _route_tile(
-            x, router, lists, weights, norms, control, ticket, T, capacity,
-            H, E, K, RENORMALIZE, ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_DEPTH, PRECISION,
-        )  # fmt: skip
+        if GIVEN:
+            given_tile(
+                chosen, given, lists, weights, control + COUNTS, ticket, T, capacity,
+                E, K, S, K_LANES, ROUTE_TOKENS,
+            )  # fmt: skip
+        else:
+            route_tile(
+                x, router, router_bias, correction_bias, lists, weights, norms, control + COUNTS, ticket, T, capacity,
+                H, E, K, S, SIGMOID, RENORMALIZE, SCALING, GROUPS, TOP_GROUPS, GROUP_SCORES, GROUP_LANES,
+                ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_DEPTH,
+            )  # fmt: skip
+        if S > 0:
+            shared_tile(
+                x, shared_gate, lists, weights, control + COUNTS, ticket, T, capacity,
+                H, E, K, S, ROUTE_TOKENS, ROUTE_DEPTH,
+            )  # fmt: skip
         tl.debug_barrier()
         tl.atomic_add(control + ROUTE_DONE, 1, sem="release")
         items += 1
@@ -311,8 +327,8 @@ def moe_layer_kernel(
             control, page, ROUTE_DONE, route_tiles, launch, ticket, PHASE_UP, zero, zero, zero, WAIT_ROUTE, items,
             POLL, BEATS,
         )  # fmt: skip
-    experts = tl.arange(0, ROUTE_EXPERTS)
-    counts = tl.load(control + COUNTS + experts, mask=experts < E, other=0)
+    experts = tl.arange(0, EXPERT_LANES)
+    counts = tl.load(control + COUNTS + experts, mask=experts < EXPERTS, other=0)
     tiles = tl.cdiv(counts, ROWS)
     ends = tl.cumsum(tiles, 0)
     row_tiles = tl.sum(tiles, 0)
@@ -336,7 +352,7 @@ def moe_layer_kernel(
             index -= first * columns
             column_tile = index // expert_tiles
             row_tile = index % expert_tiles
-            done = COUNTS + E + first + row_tile
+            done = COUNTS + EXPERTS + first + row_tile
             if up:
                 _beat(
                     page, launch, ticket, PHASE_UP, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS
@@ -347,8 +363,8 @@ def moe_layer_kernel(
                         while stuck == 0:
                             stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
                 _up_tile(
-                    x, gate_up, lists, act, expert, row_tile, column_tile, count, capacity,
-                    H, I, K, ROWS, UP_COLUMNS, UP_DEPTH, PRECISION,
+                    x, gate_up, gate_up_bias, lists, act, expert, row_tile, column_tile, count, capacity,
+                    H, I, K + S, ALPHA, LIMIT, UP_OFFSET, ROWS, UP_COLUMNS, UP_DEPTH, PRECISION,
                 )  # fmt: skip
                 tl.debug_barrier()
                 if FAULT == FAULT_STALL:
@@ -363,7 +379,7 @@ def moe_layer_kernel(
                 )  # fmt: skip
                 if aborted == 0:
                     _down_tile(
-                        act, down, lists, part, expert, row_tile, column_tile, count, capacity,
+                        act, down, down_bias, lists, part, expert, row_tile, column_tile, count, capacity,
                         H, I, ROWS, DOWN_COLUMNS, DOWN_DEPTH, PRECISION,
                     )  # fmt: skip
                     tl.debug_barrier()
@@ -377,7 +393,10 @@ def moe_layer_kernel(
                 WAIT_DOWN, items, POLL, BEATS,
             )  # fmt: skip
             if aborted == 0:
-                _combine_tile(part, weights, norms, y, row_tile, column_tile, T, H, K, COMBINE_TOKENS, COMBINE_COLUMNS)
+                _combine_tile(
+                    part, weights, norms, y, row_tile, column_tile, T,
+                    H, K, S, GIVEN, COMBINE_TOKENS, COMBINE_COLUMNS,
+                )  # fmt: skip
         items += 1
         ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
         item = ticket - route_tiles
@@ -388,5 +407,7 @@ def moe_layer_kernel(
     if left == tl.num_programs(0) - 1:
         _leave(
             control, page, totals, launch, row_tiles_bound,
-            route_tiles, up_items, down_items, last_item - up_items - down_items, E, BEATS,
+            route_tiles, up_items, down_items, last_item - up_items - down_items, counts,
+            (launch * 0 + T) * (H * BYTES) + ROUTER_BYTES,  # in the 64 bits of launch
+            EXPERTS, (3 * I * H + BIASES) * BYTES, (3 * H + 2 * I) * BYTES, BEATS,
         )  # fmt: skip

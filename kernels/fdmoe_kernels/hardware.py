@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 from typing import Literal
 
@@ -39,6 +40,18 @@ def multiprocessors(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 2
+
+
+@functools.cache
+def hopper_kernels_supported(device: torch.device) -> bool:
+    """The Hopper form of the kernel runs here: compute capability 9.0, and cuda.bindings, which torch's CUDA build
+    brings, to compile and launch it."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) == (9, 0)
+        and importlib.util.find_spec("cuda.bindings") is not None
+    )
 
 
 @functools.cache

@@ -1,76 +1,106 @@
-"""One MoE layer: its weights as the kernels want them, and its routing rule.
+"""One MoE layer: its weights as the kernels want them, and its rules.
 
-Legend of all shapes in this package: T tokens, E experts, K chosen per token, H hidden size, I intermediate size.
+Legend of all shapes in this package: T tokens, E routed experts, S shared experts, K chosen per token, H hidden size,
+I intermediate size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
+
+from fdmoe_kernels.activation import SILU, SwiGLU
+from fdmoe_kernels.routing import RoutingRule
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
-class RoutingRule:
-    """How router logits become experts and weights: softmax over all E logits, the K largest, and their weights
-    divided by their sum if `renormalize` (Mixtral always; Qwen3-MoE and OLMoE by `norm_topk_prob`)."""
-
-    top_k: int
-    renormalize: bool
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; at least 1 expert is chosen per token")
-
-
-@dataclass(frozen=True, slots=True)
 class MoELayer:
-    """The weights of one SwiGLU MoE layer, contiguous, of one dtype, on one device.
+    """The weights of one MoE layer, contiguous, of one dtype, on one device.
 
-    router  [E, H]      logits = x @ router^T
-    gate_up [E, 2I, H]  rows 0..I-1 of an expert are its gate projection, rows I..2I-1 its up projection
-    down    [E, H, I]
-    y = sum over the chosen experts e of weight_e * (silu(x @ gate_e^T) * (x @ up_e^T)) @ down_e^T
+    router          [E, H]         logits = x @ router^T + router_bias
+    gate_up         [E+S, 2I, H]   rows 0..I-1 of an expert are its gate projection, rows I..2I-1 its up projection
+    down            [E+S, H, I]
+    router_bias     [E]
+    correction_bias [E] float32    added to the scores for the choice of experts only
+    gate_up_bias    [E+S, 2I]
+    down_bias       [E+S, H]
+    shared_gate     [H]            the shared experts' weight is sigmoid(x @ shared_gate); without it, 1
 
-    This is transformers' own layout, so its modules can lend their parameters without a copy. Raises ValueError when a
-    shape, dtype or device does not fit the others.
+    expert_e(x) = activation(x @ gate_e^T + gate_bias_e, x @ up_e^T + up_bias_e) @ down_e^T + down_bias_e
+    y = sum over the chosen experts of weight_e * expert_e(x), then over the shared ones of shared_weight * expert_s(x)
+
+    The last `shared_experts` (S) of the experts are shared: every token goes to each of them. A shared expert of a
+    larger intermediate size is stored as several such experts, each a slice of I of its rows, padded with zeros: their
+    sum is the whole one (`pack` does it). routing.scaling does not apply to them.
+
+    Without shared experts this is transformers' own layout, so its modules can lend their parameters without a copy.
+    Raises ValueError when a shape, dtype, device or rule does not fit the others.
     """
 
     router: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
     routing: RoutingRule
+    _: KW_ONLY
+    activation: SwiGLU = SILU
+    router_bias: torch.Tensor | None = None
+    correction_bias: torch.Tensor | None = None
+    gate_up_bias: torch.Tensor | None = None
+    down_bias: torch.Tensor | None = None
+    shared_experts: int = 0
+    shared_gate: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.router.ndim != 2 or self.gate_up.ndim != 3 or self.down.ndim != 3:
             raise ValueError(
                 "router, gate_up and down have shapes "
                 f"{tuple(self.router.shape)}, {tuple(self.gate_up.shape)}, {tuple(self.down.shape)}; "
-                "[E, H], [E, 2I, H] and [E, H, I] are needed"
+                "[E, H], [E + S, 2I, H] and [E + S, H, I] are needed"
             )
+        if self.shared_experts < 0:
+            raise ValueError(f"shared_experts is {self.shared_experts}; 0 or more are allowed")
+        if self.shared_gate is not None and not self.shared_experts:
+            raise ValueError("shared_gate is given and shared_experts is 0; a gate needs an expert behind it")
         experts, hidden = self.router.shape
         intermediate = self.down.shape[2]
+        if min(experts, hidden, intermediate) < 1:
+            raise ValueError(f"(E, H, I) = {(experts, hidden, intermediate)}; each must be at least 1")
+        total = experts + self.shared_experts
         for name, tensor, shape in (
-            ("gate_up", self.gate_up, (experts, 2 * intermediate, hidden)),
-            ("down", self.down, (experts, hidden, intermediate)),
+            ("gate_up", self.gate_up, (total, 2 * intermediate, hidden)),
+            ("down", self.down, (total, hidden, intermediate)),
+            ("router_bias", self.router_bias, (experts,)),
+            ("correction_bias", self.correction_bias, (experts,)),
+            ("gate_up_bias", self.gate_up_bias, (total, 2 * intermediate)),
+            ("down_bias", self.down_bias, (total, hidden)),
+            ("shared_gate", self.shared_gate, (hidden,)),
         ):
-            if tuple(tensor.shape) != shape:
+            if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}; router [{experts}, {hidden}] and down "
-                    f"[.., .., {intermediate}] ask for {shape}"
+                    f"{name} has shape {tuple(tensor.shape)}; router [{experts}, {hidden}], down "
+                    f"[.., .., {intermediate}] and {self.shared_experts} shared experts ask for {shape}"
                 )
-        for name, tensor in (("router", self.router), ("gate_up", self.gate_up), ("down", self.down)):
-            if tensor.dtype not in DTYPES or tensor.dtype != self.gate_up.dtype:
-                raise ValueError(f"{name} is {tensor.dtype}; all weights are of one of {DTYPES}")
+        self._check_storage()
+        self.routing.check(experts)
+
+    def _check_storage(self) -> None:
+        if self.gate_up.dtype not in DTYPES:
+            raise ValueError(f"gate_up is {self.gate_up.dtype}; all weights are of one of {DTYPES}")
+        for name in ("router", "gate_up", "down", "router_bias", "gate_up_bias", "down_bias", "shared_gate"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dtype != self.gate_up.dtype:
+                raise ValueError(f"{name} is {tensor.dtype}; gate_up is {self.gate_up.dtype}, and all must be alike")
+        if self.correction_bias is not None and self.correction_bias.dtype != torch.float32:
+            raise ValueError(f"correction_bias is {self.correction_bias.dtype}; torch.float32 is needed")
+        for name, tensor in self.tensors.items():
             if tensor.device != self.gate_up.device:
                 raise ValueError(f"{name} is on {tensor.device}; gate_up is on {self.gate_up.device}")
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} has strides {tensor.stride()}; contiguous weights are needed")
-        if self.routing.top_k > experts:
-            raise ValueError(f"top_k is {self.routing.top_k}; the layer has {experts} experts")
 
     @classmethod
     def pack(
@@ -83,20 +113,93 @@ class MoELayer:
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        activation: SwiGLU = SILU,
+        router_bias: torch.Tensor | None = None,
+        correction_bias: torch.Tensor | None = None,
+        gate_bias: torch.Tensor | None = None,
+        up_bias: torch.Tensor | None = None,
+        down_bias: torch.Tensor | None = None,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        shared_gate: torch.Tensor | None = None,
     ) -> MoELayer:
-        """Copy per-expert weights (gate and up [I, H], down [H, I]) one by one into the packed layout on `device`."""
+        """Copy weights one expert at a time into the packed layout on `device`.
+
+        gates, ups   [I, H] per routed expert; gate_bias, up_bias [E, I], both or neither
+        downs        [H, I] per routed expert; down_bias [E, H]
+        shared       gate [Is, H], up [Is, H] and down [H, Is] of the shared expert, of any intermediate size; it
+                     becomes ceil(Is / I) experts without biases
+        shared_gate  [H] or [1, H]
+
+        Raises ValueError as MoELayer does, and for one of gate_bias and up_bias without the other.
+        """
+        if (gate_bias is None) != (up_bias is None):
+            given, absent = ("gate_bias", "up_bias") if up_bias is None else ("up_bias", "gate_bias")
+            raise ValueError(f"{given} is given without {absent}; both or neither are needed")
         experts, (intermediate, hidden) = len(gates), gates[0].shape
-        gate_up = torch.empty(experts, 2 * intermediate, hidden, device=device, dtype=dtype)
-        down = torch.empty(experts, hidden, intermediate, device=device, dtype=dtype)
-        for expert, (gate, up, projection) in enumerate(zip(gates, ups, downs, strict=True)):
-            gate_up[expert, :intermediate].copy_(gate)
-            gate_up[expert, intermediate:].copy_(up)
-            down[expert].copy_(projection)
-        return cls(router.to(device=device, dtype=dtype, copy=True), gate_up, down, routing)
+        slices = 0 if shared is None else -(-shared[0].shape[0] // intermediate)
+        all_gates, all_ups, all_downs = list(gates), list(ups), list(downs)
+        if shared is not None:
+            for start in range(0, slices * intermediate, intermediate):
+                rows = slice(start, start + intermediate)
+                all_gates.append(shared[0][rows])
+                all_ups.append(shared[1][rows])
+                all_downs.append(shared[2][:, rows])
+        gate_up = torch.zeros(experts + slices, 2 * intermediate, hidden, device=device, dtype=dtype)
+        down = torch.zeros(experts + slices, hidden, intermediate, device=device, dtype=dtype)
+        for expert, (gate, up, projection) in enumerate(zip(all_gates, all_ups, all_downs, strict=True)):
+            size = gate.shape[0]
+            gate_up[expert, :size].copy_(gate)
+            gate_up[expert, intermediate : intermediate + size].copy_(up)
+            down[expert, :, :size].copy_(projection)
+
+        def copied(tensor: torch.Tensor | None, to: torch.dtype = dtype) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device=device, dtype=to, copy=True).contiguous()
+
+        def stacked(*parts: torch.Tensor | None) -> torch.Tensor | None:
+            """Biases side by side, and zeros for the shared experts."""
+            if any(part is None for part in parts):
+                return None
+            routed = torch.cat([part.to(device=device, dtype=dtype) for part in parts if part is not None], dim=1)
+            return torch.cat([routed, routed.new_zeros(slices, routed.shape[1])])
+
+        return cls(
+            router.to(device=device, dtype=dtype, copy=True).contiguous(),
+            gate_up,
+            down,
+            routing,
+            activation=activation,
+            router_bias=copied(router_bias),
+            correction_bias=copied(correction_bias, torch.float32),
+            gate_up_bias=stacked(gate_bias, up_bias),
+            down_bias=stacked(down_bias),
+            shared_experts=slices,
+            shared_gate=copied(None if shared_gate is None else shared_gate.flatten()),
+        )
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors that the layer has, by name."""
+        tensors = {
+            "router": self.router, "gate_up": self.gate_up, "down": self.down,
+            "router_bias": self.router_bias, "correction_bias": self.correction_bias,
+            "gate_up_bias": self.gate_up_bias, "down_bias": self.down_bias, "shared_gate": self.shared_gate,
+        }  # fmt: skip
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @property
     def experts(self) -> int:
+        """E: the routed experts."""
         return self.router.shape[0]
+
+    @property
+    def all_experts(self) -> int:
+        """E + S."""
+        return self.gate_up.shape[0]
+
+    @property
+    def entries_per_token(self) -> int:
+        """K + S: the experts that compute each token."""
+        return self.routing.top_k + self.shared_experts
 
     @property
     def hidden_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Tile sizes of the one-launch kernel, by device and by how many tokens an expert gets on average.
+"""Tile sizes of the portable form, by device and by how many tokens an expert gets on average.
 
 The numbers are in tuning/*.json. A row serves all token counts up to its bound, so the token count itself never makes a
 new compile. Rows are constants of the kernel: a layer compiles as many variants as its device's table has rows.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 import triton
@@ -15,7 +16,7 @@ import triton
 from fdmoe_kernels.hardware import Family, device_name, family, shared_bytes_per_cta
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.form import Form
-from fdmoe_kernels.tuning.tables import pinned_row, precision, rows_of
+from fdmoe_kernels.tuning.tables import Kind, pinned_row, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,10 @@ class Tiles:
     combine_tokens: int = 4
     combine_columns: int = 1024
 
+
+# of the products in a float32 layer
+Precision = Literal["ieee", "tf32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # average tokens per expert, up to and including -> tiles
 Row = tuple[float, Tiles]
@@ -58,20 +63,25 @@ ALLOWED = {
 }
 
 
-def rows_for(family: Family, dtype: torch.dtype, device: str | None = None) -> tuple[Row, ...]:
-    """All rows for one family of devices and one dtype, by rising bound; those of `device`'s own table if its name has
-    one, the family's default else."""
-    rows = rows_of(TRITON, precision(dtype), family, device)
-    assert rows, f"no table has rows for {family}, {dtype}"
+def rows_for(
+    family: Family, dtype: torch.dtype, precision: Precision = "ieee", device: str | None = None
+) -> tuple[Row, ...]:
+    """All rows for one family of devices, one dtype and one precision of float32, by rising bound: those of `device`'s
+    own table if its name has one with such rows, the family's default else."""
+    kinds: list[Kind] = ["half"]
+    if dtype == torch.float32:
+        kinds = ["tf32", "single"] if precision == "tf32" else ["single"]
+    rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
+    assert rows, f"no table has rows for {family}, {dtype}, {precision}"
     return rows
 
 
-def tiles_for(layer: MoELayer, tokens: int) -> Tiles:
+def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Tiles:
     """The table's row for a batch of `tokens` tokens."""
     row = pinned_row(TRITON)
     if row is None:
         average = tokens * layer.routing.top_k / layer.experts
-        rows = rows_for(family(), layer.dtype, device_name(layer.device))
+        rows = rows_for(family(), layer.dtype, precision, device_name(layer.device))
         row = next(tiles for bound, tiles in rows if average <= bound)
     return fit_layer(row, layer)
 
@@ -88,9 +98,9 @@ def fit_layer(tiles: Tiles, layer: MoELayer) -> Tiles:
     )
 
 
-def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
+def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precision = "ieee") -> list[int]:
     """A token count for every row that batches of 1 to `max_tokens` tokens can reach: what a warm-up has to run."""
-    bounds = [bound for bound, _ in rows_for(family(), layer.dtype, device_name(layer.device))]
+    bounds = [bound for bound, _ in rows_for(family(), layer.dtype, precision, device_name(layer.device))]
     counts = {1, max_tokens}
     for bound in bounds[:-1]:
         last = int(bound * layer.experts / layer.routing.top_k)
@@ -98,7 +108,7 @@ def token_counts_of_all_rows(layer: MoELayer, max_tokens: int) -> list[int]:
     return sorted(counts)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def fit(
     tiles: Tiles, *, hidden_size: int, intermediate_size: int, experts: int, element_bytes: int, shared_bytes: int
 ) -> Tiles:
@@ -130,4 +140,4 @@ def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 
 
-TRITON = Form("triton", Tiles, ALLOWED, fitted=fit_layer)
+TRITON = Form("triton", Tiles, ALLOWED, fitted=lambda tiles, layer, _: fit_layer(tiles, layer))

@@ -6,6 +6,8 @@ may ever launch is launched here once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
@@ -13,12 +15,15 @@ from fdmoe_kernels.baseline import baseline_moe
 from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.layer import MoELayer
-from fdmoe_kernels.tiles import token_counts_of_all_rows
+from fdmoe_kernels.routing import Routing
+from fdmoe_kernels.tiles import Precision, token_counts_of_all_rows
 from fdmoe_kernels.workspace import Workspace
 from fdmoe_watchdog.page import Exit, ExitWord
 
 # ||fused - baseline|| / ||baseline||: each path is within half of this of float32 (measured: 3e-3 in bfloat16)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+# 11 bits of mantissa, as float16 has
+TF32_TOLERANCE = TOLERANCE[torch.float16]
 
 
 class ProofError(RuntimeError):
@@ -35,29 +40,55 @@ def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
     return float((left - right).norm() / right.norm().clamp_min(torch.finfo(torch.float32).tiny))
 
 
-def warm_up(layer: MoELayer, workspace: Workspace) -> float:
+def warm_up(
+    layer: MoELayer, workspace: Workspace, *, precision: Precision = "ieee", given: Collection[torch.dtype] = ()
+) -> float:
     """Run both paths over every row of the tuning table; returns the largest difference between them.
 
-    Raises ProofError if it is above the tolerance of the layer's dtype.
+    `given` names the dtypes of the experts in routings made elsewhere that will be served (torch.int32, torch.int64):
+    each is a build of its own, beside that of the layer's own router, as another `precision` is.
+
+    Raises ProofError if the difference is above the tolerance of the layer's dtype.
     """
     generator = torch.Generator(device=layer.device).manual_seed(0)
     worst = 0.0
-    for tokens in token_counts_of_all_rows(layer, workspace.max_tokens):
+    for tokens in token_counts_of_all_rows(layer, workspace.max_tokens, precision):
         x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
-        worst = max(worst, _prove(x, layer, workspace))
+        worst = max(worst, _prove(x, layer, workspace, precision=precision))
+        for dtype in given:
+            routing = _spread(tokens, layer, dtype)
+            worst = max(worst, _prove(x, layer, workspace, precision=precision, routing=routing))
     return worst
 
 
-def _prove(x: torch.Tensor, layer: MoELayer, workspace: Workspace) -> float:
-    error = difference(fused_moe(x, layer, workspace), baseline_moe(x, layer))
-    if error is None or not error <= TOLERANCE[layer.dtype]:
+def _spread(tokens: int, layer: MoELayer, dtype: torch.dtype) -> Routing:
+    """A routing over all experts by turns, with equal weights."""
+    top_k = layer.routing.top_k
+    entries = torch.arange(tokens * top_k, device=layer.device).view(tokens, top_k)
+    return Routing((entries % layer.experts).to(dtype), torch.full(entries.shape, 1 / top_k, device=layer.device))
+
+
+def _prove(
+    x: torch.Tensor, layer: MoELayer, workspace: Workspace, *,
+    precision: Precision = "ieee", routing: Routing | None = None,
+) -> float:  # fmt: skip
+    fused = fused_moe(x, layer, workspace, precision=precision, routing=routing)
+    error = difference(fused, baseline_moe(x, layer, routing=routing))
+    allowed = TF32_TOLERANCE if precision == "tf32" else TOLERANCE[layer.dtype]
+    if error is None or not error <= allowed:
         found = "the baseline's result is not finite" if error is None else f"the paths differ by {error:.2e}"
-        raise ProofError(f"{found} at {x.shape[0]} tokens; {TOLERANCE[layer.dtype]:.0e} is allowed for {layer.dtype}")
+        raise ProofError(f"{found} at {x.shape[0]} tokens; {allowed:.0e} is allowed for {layer.dtype}, {precision}")
     return error
 
 
+def _token_count_of_each_form(workspace: Workspace) -> list[int]:
+    """The smallest batch and the largest: between them, every form of the kernel that the workspace uses."""
+    return sorted({1, workspace.max_tokens})
+
+
 def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
-    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right.
+    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right; the
+    same for every form of the kernel that may serve.
 
     Raises ProofError if it does not end as aborted, and ValueError without a page. A launch that does not end at all
     is the start-up deadline's to find.
@@ -65,7 +96,11 @@ def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
     page = workspace.page
     if page is None:
         raise ValueError("the workspace has no page; an abort word is needed")
-    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+    for tokens in _token_count_of_each_form(workspace):
+        _drill(torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device), layer, workspace, page)
+
+
+def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.Tensor) -> None:
     launch = workspace.launches + 1
     page[kernel.PAGE_ABORT.value] = launch
     fused_moe(x, layer, workspace, fault=Fault.STALL)
@@ -80,7 +115,8 @@ def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:
     """Compile and load the builds that chaos may ask for. ENDLESS ends here, for its tile finds NEVER already set."""
-    x = torch.ones(1, layer.hidden_size, dtype=layer.dtype, device=layer.device)
     workspace.control[kernel.NEVER.value] = 1
-    fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
+    for tokens in _token_count_of_each_form(workspace):
+        x = torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device)
+        fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
     workspace.control[kernel.NEVER.value] = 0

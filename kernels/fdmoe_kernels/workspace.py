@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.hopper.plan import control_words
+from fdmoe_kernels.hopper.scratch import HopperScratch, takes
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_watchdog import page as beat_page
 
@@ -19,7 +21,8 @@ class Workspace:
     many as fit. `launches` counts the launches made: the number
     of the next one is `launches + 1`, in a captured CUDA graph too if its owner counts the replays here.
 
-    Raises ValueError for a maximum of tokens below 1 and for a page too small to hold one slot.
+    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, and for a page too small to hold
+    one slot.
     """
 
     def __init__(
@@ -33,7 +36,12 @@ class Workspace:
                 f"page is {page.dtype} of {page.numel()} words; int64 and at least "
                 f"{first_slot_word + beat_page.LINE_WORDS} words are needed"
             )
-        self.shape = (layer.experts, layer.hidden_size, layer.intermediate_size, layer.routing.top_k)
+        if max_tokens * layer.entries_per_token >= 2**31:
+            raise ValueError(
+                f"max_tokens is {max_tokens}, and each token has {layer.entries_per_token} entries; "
+                "fewer than 2^31 in all are allowed"
+            )
+        self.shape = _shape(layer)
         self.dtype, self.device = layer.dtype, layer.device
         self.max_tokens = max_tokens
         self.page = page
@@ -42,28 +50,53 @@ class Workspace:
         if not 0 <= self.slots <= room:
             raise ValueError(f"slots is {slots}; the page has room for 1 to {room}")
         self.launches = 0
-        experts, hidden, intermediate, top_k = self.shape
-        entries = max_tokens * top_k
+        experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
+        entries = max_tokens * layer.entries_per_token
         device = layer.device
         words = kernel.COUNTS.value + experts + self.row_tiles_bound(max_tokens, _SMALLEST_ROW_TILE)
+        words = max(words, control_words(layer, max_tokens))
         self.control = torch.zeros(words, dtype=torch.int32, device=device)
-        self.totals = torch.zeros(5, dtype=torch.int64, device=device)
+        self.totals = torch.zeros(kernel.ENTERED.value + experts, dtype=torch.int64, device=device)
         self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
         self.weights = torch.empty(entries, dtype=torch.float32, device=device)
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
         self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
         self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
+        self.hopper = HopperScratch(layer, self) if takes(layer) else None
 
     def row_tiles_bound(self, tokens: int, rows: int) -> int:
         """The most row tiles that `tokens` tokens can make, however they are routed."""
-        experts, _, _, top_k = self.shape
-        return tokens * top_k // rows + min(experts, tokens * top_k)
+        experts, shared, _, _, top_k = self.shape
+        entries = tokens * (top_k + shared)
+        return entries // rows + min(experts + shared, entries)
 
     def fits(self, layer: MoELayer) -> bool:
-        shape = (layer.experts, layer.hidden_size, layer.intermediate_size, layer.routing.top_k)
-        return (shape, layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
+        return (_shape(layer), layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
+
+    def expert_tokens(self) -> torch.Tensor:
+        """Tokens that each expert has computed, the shared ones last: [E + S] int64 on the layer's device, over all
+        launches that were not aborted. A view: later launches of the stream add to it."""
+        return self.totals[kernel.ENTERED.value :]
+
+    def bytes_moved(self) -> torch.Tensor:
+        """Bytes moved by all launches that were not aborted: a 0-dimensional int64 on the layer's device, and a view.
+
+        What the layer cannot do without, each once: per launch the router's weights, unless the routing was given, and
+        the weights and biases of each expert that has a token; per entry, a token at one of its experts, the row of x
+        read, the row of the activations written and read, and the row of the result written and read; per token the
+        row of y written. Not counted: what caches or tile sizes add, the router's reading of x, and control words.
+        """
+        return self.totals[kernel.MOVED.value]
 
     @property
     def size_bytes(self) -> int:
         tensors = (self.control, self.totals, self.lists, self.weights, self.norms, self.act, self.part)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        more = 0 if self.hopper is None else self.hopper.size_bytes
+        return more + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _shape(layer: MoELayer) -> tuple[int, int, int, int, int]:
+    """(E, S, H, I, K)"""
+    return (
+        layer.experts, layer.shared_experts, layer.hidden_size, layer.intermediate_size, layer.routing.top_k,
+    )  # fmt: skip

@@ -63,8 +63,11 @@ def test_a_table_without_a_form_or_precision_leaves_it_to_the_default(tmp_path: 
 
 @pytest.mark.parametrize("family", ["cuda", "hip", "interpreter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_each_family_and_dtype_has_rows_for_every_batch(family: Any, dtype: torch.dtype) -> None:
-    bounds = [bound for bound, _ in rows_for(family, dtype)]
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_each_family_dtype_and_precision_has_rows_for_every_batch(
+    family: Any, dtype: torch.dtype, precision: Any
+) -> None:
+    bounds = [bound for bound, _ in rows_for(family, dtype, precision)]
     assert bounds == sorted(bounds)
     assert bounds[-1] == float("inf")
 
@@ -111,7 +114,10 @@ _LAST = {"tokens_per_expert": None} | asdict(SMALL)
             "t.json, triton half, row 2: tokens_per_expert is 6; a number above 6 is needed",
         ),
         (_table(3), "t.json, triton half, row 1 is 3; an object with tokens_per_expert is needed"),
-        ({"forms": {"triton": {"quarter": []}}}, "t.json, triton: 'quarter' is unknown; half, single are allowed"),
+        (
+            {"forms": {"triton": {"quarter": []}}},
+            "t.json, triton: 'quarter' is unknown; half, single, tf32 are allowed",
+        ),
         ({"forms": {"cutlass": {}}}, "t.json, forms: 'cutlass' is unknown; triton"),
         ({"rows": []}, "t.json: 'rows' is unknown; description, forms are allowed"),
         ({}, "t.json: forms is None; an object of objects is needed"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from fdmoe_kernels.layer import RoutingRule
+from fdmoe_kernels.routing import RoutingRule
 from fdmoe_ops.checkpoint import Checkpoint, LayerShape
 from fdmoe_ops.checkpoint.config import read_config
 from fdmoe_ops.demo import write_demo_model

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fdmoe_kernels import RoutingRule, Scores, SwiGLU
 from fdmoe_kernels._fused_kernel import moe_layer_kernel
+from fdmoe_kernels.activation import SILU
 from fdmoe_kernels.hardware import Family
-from fdmoe_kernels.tiles import Tiles, fit, rows_for
+from fdmoe_kernels.tiles import Precision, Tiles, fit, rows_for
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -29,9 +31,26 @@ TARGETS = {
 # what one CTA may use of shared memory there
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 _POINTERS = {
+    "correction_bias": "*fp32", "chosen": "*i64", "given": "*fp32",
     "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page": "*i64",
 }  # fmt: skip
 _RUN_TIME = ("T", "capacity", "row_tiles_bound")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a layer is a constant of the build. `absent` names the tensors that the layer does not have."""
+
+    hidden: int
+    intermediate: int
+    experts: int
+    top_k: int
+    shared: int = 0
+    routing: RoutingRule = RoutingRule(1, renormalize=True)  # noqa: RUF009  (frozen); its top_k is not looked at
+    activation: SwiGLU = SILU
+    absent: tuple[str, ...] = (
+        "router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate", "chosen", "given",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,17 +66,25 @@ class Build:
     assembly: str
 
 
-def build(target: str, dtype: str, tiles: Tiles, *, hidden: int, intermediate: int, experts: int, top_k: int) -> Build:
+def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precision) -> Build:
     """Compile one row of the tuning table for one layer shape; `dtype` is Triton's name (bf16, fp16, fp32)."""
+    rule = shape.routing
+    lanes = triton.next_power_of_2
     constants = {
-        "H": hidden, "I": intermediate, "E": experts, "K": top_k, "RENORMALIZE": True,
-        "ROUTE_TOKENS": tiles.route_tokens, "ROUTE_EXPERTS": max(16, triton.next_power_of_2(experts)),
+        "H": shape.hidden, "I": shape.intermediate, "E": shape.experts, "K": shape.top_k, "S": shape.shared,
+        "SIGMOID": rule.scores is Scores.SIGMOID, "RENORMALIZE": rule.renormalize, "SCALING": rule.scaling,
+        "GROUPS": rule.groups, "TOP_GROUPS": rule.top_groups, "GROUP_SCORES": rule.group_scores,
+        "ALPHA": shape.activation.alpha, "LIMIT": shape.activation.limit, "UP_OFFSET": shape.activation.up_offset,
+        "EXPERT_LANES": lanes(shape.experts + shape.shared), "GROUP_LANES": lanes(rule.groups),
+        "K_LANES": lanes(shape.top_k),
+        "ROUTE_TOKENS": tiles.route_tokens, "ROUTE_EXPERTS": max(16, lanes(shape.experts)),
         "ROUTE_DEPTH": tiles.route_depth, "ROWS": tiles.rows,
         "UP_COLUMNS": tiles.up_columns, "UP_DEPTH": tiles.up_depth,
         "DOWN_COLUMNS": tiles.down_columns, "DOWN_DEPTH": tiles.down_depth,
         "COMBINE_TOKENS": tiles.combine_tokens, "COMBINE_COLUMNS": tiles.combine_columns,
-        "PRECISION": "ieee", "POLL": 64, "BEATS": True, "FAULT": 0,
+        "PRECISION": precision, "POLL": 64, "BEATS": True, "FAULT": 0,
     }  # fmt: skip
+    constants |= dict.fromkeys(shape.absent)
     names = moe_layer_kernel.arg_names
     signature = {}
     attributes = {}
@@ -100,19 +127,46 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[2]) + int(found[3]), int(found[1])
 
 
+_PLAIN = Shape(2048, 768, 128, 8)
+_SIGMOID = RoutingRule(8, True, Scores.SIGMOID, groups=8, top_groups=4, group_scores=2, scaling=2.5)
+SHAPES = {
+    "qwen3-30b-a3b": _PLAIN,
+    "mixtral-8x7b": Shape(4096, 14336, 8, 2),
+    "512 experts": Shape(2048, 512, 512, 10),
+    "gpt-oss-120b": Shape(
+        2880, 2880, 128, 4, activation=SwiGLU(1.702, 7.0, 1.0),
+        absent=("correction_bias", "shared_gate", "chosen", "given"),
+    ),
+    "deepseek-v3": Shape(
+        7168, 2048, 256, 8, shared=1, routing=_SIGMOID,
+        absent=("router_bias", "gate_up_bias", "down_bias", "shared_gate", "chosen", "given"),
+    ),
+    "qwen2-57b-a14b": Shape(
+        3584, 2560, 64, 8, shared=8,
+        absent=("router_bias", "correction_bias", "gate_up_bias", "down_bias", "chosen", "given"),
+    ),
+    "everything": Shape(
+        2880, 2880, 60, 16, shared=2, routing=replace(_SIGMOID, groups=4, top_groups=3),
+        activation=SwiGLU(1.702, 7.0, 1.0), absent=("chosen", "given"),
+    ),
+    "given": replace(_PLAIN, shared=1, absent=tuple(name for name in _PLAIN.absent if name not in ("chosen", "given"))),
+}  # fmt: skip
+
+
 def main(arguments: list[str]) -> None:
-    """`ahead_of_time.py TARGET DTYPE H I E K`: every row of the table, a JSON line each (for a process without
+    """`ahead_of_time.py TARGET DTYPE SHAPE [tf32]`: every row of the table, a JSON line each (for a process without
     TRITON_INTERPRET, which the test process may have set)."""
-    target, dtype, *sizes = arguments
-    hidden, intermediate, experts, top_k = map(int, sizes)
-    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    target, dtype, name, *rest = arguments
+    shape = SHAPES[name]
+    precision: Precision = "tf32" if rest == ["tf32"] else "ieee"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
-    for bound, tiles in rows_for(family, names[dtype]):
+    for bound, tiles in rows_for(family, dtypes[dtype], precision, "NVIDIA H200" if target == "sm_90" else None):
         tiles = fit(
-            tiles, hidden_size=hidden, intermediate_size=intermediate, experts=experts,
-            element_bytes=names[dtype].itemsize, shared_bytes=SHARED_BYTES[target],
+            tiles, hidden_size=shape.hidden, intermediate_size=shape.intermediate, experts=shape.experts,
+            element_bytes=dtypes[dtype].itemsize, shared_bytes=SHARED_BYTES[target],
         )  # fmt: skip
-        result = build(target, dtype, tiles, hidden=hidden, intermediate=intermediate, experts=experts, top_k=top_k)
+        result = build(target, dtype, tiles, shape, precision)
         print(json.dumps({"bound": bound, "rows": tiles.rows} | asdict(result) | {"assembly": ""}))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fdmoe_kernels.layer import MoELayer, RoutingRule
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.routing import RoutingRule
 from fdmoe_ops.checkpoint.config import MoEConfig, read_config
 from fdmoe_ops.checkpoint.errors import ConfigError, LayerIndexError, UnsupportedDtypeError, WrongShapeError
 from fdmoe_ops.checkpoint.layouts import LayerShape, LayerTensors, Layout

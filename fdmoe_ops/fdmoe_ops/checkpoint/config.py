@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fdmoe_kernels.layer import RoutingRule
+from fdmoe_kernels.routing import RoutingRule
 from fdmoe_ops.checkpoint.architectures import ARCHITECTURES, HIDDEN_ACT, Architecture
 from fdmoe_ops.checkpoint.config_file import ConfigFile
 from fdmoe_ops.checkpoint.errors import UnknownArchitectureError

@@ -114,12 +114,12 @@ def _prove(engine: Engine, *, faults: bool) -> bool:
     """Warm up; whether the fused path can be trusted here. Without it a worker is still a good baseline."""
     from triton.errors import TritonError
 
-    from fdmoe_kernels import ProofError
+    from fdmoe_kernels import BuildError, ProofError
 
     log = structlog.get_logger("fdmoe.worker")
     try:
         log.info("warm", layers=len(engine.layers), difference=engine.warm_up(faults=faults))
-    except (ProofError, TritonError) as error:
+    except (BuildError, ProofError, TritonError) as error:
         log.error("fused_path_unproven", reason=f"{type(error).__name__}: {error}")
         return False
     return True

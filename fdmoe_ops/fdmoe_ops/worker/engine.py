@@ -72,7 +72,8 @@ class Engine:
     def warm_up(self, *, faults: bool) -> float:
         """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths.
 
-        Raises ProofError or TritonError where the fused path is not to be had here; the baseline is warm all the same.
+        Raises ProofError, BuildError or TritonError where the fused path is not to be had here; the baseline is warm
+        all the same.
         """
         for layer in self.layers.values():
             for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):

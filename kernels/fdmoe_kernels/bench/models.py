@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fdmoe_kernels.layer import MoELayer, RoutingRule
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.routing import RoutingRule
 
 
 @dataclass(frozen=True, slots=True)

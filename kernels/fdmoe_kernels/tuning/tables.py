@@ -9,25 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any, Literal, get_args
 
 from fdmoe_kernels.hardware import Family
 from fdmoe_kernels.tuning.form import Form, R
 
-Precision = Literal["half", "single"]
-PRECISIONS: tuple[Precision, ...] = ("half", "single")
+Kind = Literal["half", "single", "tf32"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FOLDER = Path(__file__).parent
 _BOUND = "tokens_per_expert"
 
 
 class TableError(ValueError):
     """A tuning table is not as it must be; the message names file, row, value and what is allowed."""
-
-
-def precision(dtype: torch.dtype) -> Precision:
-    return "single" if dtype == torch.float32 else "half"
 
 
 def file_names(family: Family, device: str | None) -> list[str]:
@@ -46,7 +40,7 @@ def slug(device: str) -> str:
 
 @functools.cache
 def rows_of(
-    form: Form[R], kind: Precision, family: Family, device: str | None, folder: Path = FOLDER
+    form: Form[R], kind: Kind, family: Family, device: str | None, folder: Path = FOLDER
 ) -> tuple[tuple[float, R], ...]:
     """The rows of one form for a device, by rising bound; empty if no table of it has the form.
 
@@ -59,10 +53,10 @@ def rows_of(
     return ()
 
 
-def read_rows(path: Path, form: Form[R], kind: Precision) -> tuple[tuple[float, R], ...]:
+def read_rows(path: Path, form: Form[R], kind: Kind) -> tuple[tuple[float, R], ...]:
     """One form's rows of one file; empty if it has none. Raises TableError for anything it should not hold."""
     sections = _sections(_document(path), path).get(form.name, {})
-    _refuse_others(sections, PRECISIONS, f"{path.name}, {form.name}")
+    _refuse_others(sections, KINDS, f"{path.name}, {form.name}")
     listed = sections.get(kind, [])
     where = f"{path.name}, {form.name} {kind}"
     if not isinstance(listed, list):
@@ -84,13 +78,11 @@ def check_file(path: Path, forms: Mapping[str, Form[Any]]) -> None:
     sections = _sections(_document(path), path)
     _refuse_others(sections, tuple(forms), f"{path.name}, forms")
     for name in sections:
-        for kind in PRECISIONS:
+        for kind in KINDS:
             read_rows(path, forms[name], kind)
 
 
-def write_rows(
-    path: Path, form: Form[R], kind: Precision, rows: Sequence[tuple[float, R]], *, description: str
-) -> None:
+def write_rows(path: Path, form: Form[R], kind: Kind, rows: Sequence[tuple[float, R]], *, description: str) -> None:
     """Replace one form's rows in a file, or make the file; a reader sees the old one or the new one, whole."""
     document = _document(path) if path.exists() else {"forms": {}}
     _sections(document, path).setdefault(form.name, {})[kind] = [

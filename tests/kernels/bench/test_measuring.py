@@ -69,7 +69,7 @@ def test_a_result_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_kernel_that_is_not_proven_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warmup, "fused_moe", lambda x, *_: torch.zeros_like(x))
+    monkeypatch.setattr(warmup, "fused_moe", lambda x, *_, **__: torch.zeros_like(x))
     with pytest.raises(warmup.ProofError, match="the paths differ by 1"):
         next(measure_model("tiny", "float32", [5], ("eager",), _plan(FakeTimer(TIMES.__getitem__)), done=set()))
 

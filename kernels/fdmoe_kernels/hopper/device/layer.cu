@@ -1,0 +1,90 @@
+// A mixture-of-experts layer in one launch, for GPUs of compute capability 9.0. The public op is fdmoe_kernels/fused.py;
+// its portable form, with the same rules, is _fused_kernel.py.
+#include "combine.cuh"
+#include "gemm.cuh"
+#include "route.cuh"
+#include "schedule.cuh"
+
+DEVICE void consume(const Context& c) {
+    const Params& p = c.p;
+    ItemReader reader(c);
+    Position at = {0, 0};
+    int thread = threadIdx.x - CONSUMER_FIRST, group = thread / GROUP_THREADS, lane = thread % 32;
+    int items = 0;
+    while (true) {
+        const Item& item = reader.known();  // stays in shared memory: the products need the registers
+        reader.ready();
+        if (thread < 32) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
+        if (item.phase == PHASE_LEFT) break;
+        const int* entries = c.s.entry[reader.slot];
+#if FAULT == 2
+        if (item.faulty)
+            while (load_relaxed(p.control + NEVER) == 0) {
+            }
+#endif
+        if (item.discard) {
+            drain(c, at, item.k_steps);
+        } else if (item.phase == PHASE_COMBINE) {
+            combine(c, item);
+        } else {
+            if (item.k_steps > 0) multiply_item(c, at, item, entries, group);
+            if (item.phase == PHASE_ROUTE) {
+                int parts = p.given_experts ? 1 : p.route_splits * ceil_div(p.experts, WEIGHT_ROWS);
+                named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+                if (thread == 0) c.s.left = add_acquire_release(p.control + item.done, 1);
+                named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+                if (c.s.left == parts - 1) {  // the tile's other logits are there: go on with it
+                    enter(c, item);
+                    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+                    if (thread == 0) add_release(p.control + ROUTE_DONE, 1);
+                }
+            }
+        }
+        ++items;
+        __syncwarp();
+        if (lane == 0) reader.done();
+        reader.next();
+    }
+    barrier_wait(shared_address(&c.s.quiet), 0);
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+    if (thread == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+    if (c.s.left == gridDim.x - 1) close_launch(c);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer(const __grid_constant__ Params p) {
+    extern __shared__ __align__(1024) u8 memory[];
+    Shared& s = *reinterpret_cast<Shared*>(memory);
+    u32 begin = shared_address(memory), ring = (begin + sizeof(Shared) + 1023) / 1024 * 1024;
+    Context c = {p, s, ring, 0, p.totals[TOTAL_LAUNCHES] + 1};
+    c.stages = min(MAX_STAGES, static_cast<int>((begin + SHARED_BYTES - ring) / c.stage_bytes()));
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < c.stages; ++stage) {
+            barrier_init(c.full(stage), 1 + GATHER_THREADS);
+            barrier_init(c.empty(stage), CONSUMER_THREADS / 32);
+        }
+        for (int slot = 0; slot < p.slots; ++slot) {
+            barrier_init(shared_address(&s.known[slot]), 1);
+            barrier_init(shared_address(&s.ready[slot]), 1);
+            barrier_init(shared_address(&s.done[slot]), CONSUMER_THREADS / 32);
+            barrier_init(shared_address(&s.over[slot]), 1 + GATHER_THREADS);
+        }
+        barrier_init(shared_address(&s.quiet), 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    int warp = threadIdx.x / 32;
+    if (threadIdx.x < CONSUMER_FIRST) {
+        registers_down<72>();
+        if (warp == 0)
+            Scheduler(c).run();
+        else if (warp > 1)
+            gather_rows(c, threadIdx.x - GATHER_FIRST);
+        else if (threadIdx.x % 32 == 0)
+            load_weights(c);
+    } else {
+        registers_up<216>();
+        consume(c);
+    }
+}

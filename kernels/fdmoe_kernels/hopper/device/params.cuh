@@ -1,0 +1,170 @@
+// The kernel's one argument, the words it shares with other CTAs and with the host, and its shared memory.
+//
+// Legend: T tokens, E routed experts, S shared experts, K chosen per token, H hidden size, I intermediate size.
+#pragma once
+#include "ptx.cuh"
+#include "widths.cuh"
+
+struct alignas(64) TensorMap {
+    u64 words[16];
+};
+
+// fdmoe_kernels/hopper/params.py holds the same structure for the host; a test compares the sizes and offsets.
+struct Params {
+    TensorMap router;   // [E, H]
+    TensorMap gate_up;  // [E + S, 2, I / 8, 8, H]: eight gate rows, then eight up rows, and so on
+    TensorMap down;     // [E + S, H, I]
+    TensorMap sorted_8, sorted_16, sorted_32;  // `sorted`, by so many rows
+    TensorMap act_8, act_16, act_32;           // `act`, likewise
+    const u16* x;       // [T, H]
+    u16* y;             // [T, H]
+    const u16* router_bias;         // [E] or null
+    const float* correction_bias;   // [E] or null
+    const u16* gate_up_bias;        // [E + S, 2I] or null
+    const u16* down_bias;           // [E + S, H] or null
+    const u16* shared_gate;         // [H] or null
+    const void* given_experts;      // [T, K] int32 or int64, or null: the router decides
+    const float* given_weights;     // [T, K]
+    int* lists;         // [E, capacity]: entries (token * (K + S) + k) of each expert
+    float* weights;     // [T, K + S]; ABSENT: the entry has no expert
+    float* logits;      // [route_splits, T, E]
+    u16* act;           // [sorted rows, I]
+    u16* part;          // [T * (K + S), H]
+    int* control;       // counters, zero between launches
+    i64* totals;        // never reset: items of each phase, launches, bytes moved, tokens per expert
+    i64* page;          // the beat page, or null
+    int tokens, hidden, intermediate, experts, shared_experts, top_k, capacity;
+    int given_is_64_bit;
+    // how the work is cut: tiles.py
+    int token_tile, slots, route_tokens, route_splits, row_group, column_blocks, combine_tokens;
+    int sort;      // the first up tile of some rows leaves them sorted for the others
+    // where counters are in `control`
+    int counts_at, route_at, up_at, sorted_at, control_words;
+    // the routing rule
+    int sigmoid, renormalize, groups, top_groups, group_scores;
+    float scaling;
+    // the activation
+    float alpha, limit, up_offset;
+};
+
+// control words, a 128-byte line each
+constexpr int TICKET = 0;
+constexpr int ROUTE_DONE = 32;
+constexpr int EXITS = 96;
+constexpr int ABORT = 128;
+constexpr int NEVER = 160;
+constexpr int DOWN_DONE = 192;  // a line for each of MAX_BLOCKS column blocks
+constexpr int MAX_BLOCKS = 8;
+constexpr int CLOSED = 1 << 30;
+
+// totals
+constexpr int TOTAL_ITEMS = 0;  // route, up, down, combine
+constexpr int TOTAL_LAUNCHES = 4;
+constexpr int TOTAL_BYTES = 5;
+constexpr int TOTAL_EXPERT_TOKENS = 6;
+
+// the page's words (fdmoe_watchdog.page; a test compares them)
+constexpr int PAGE_ABORT = 8;
+constexpr int PAGE_EXIT = 24;
+constexpr int PAGE_SLOTS = 64;
+enum Phase { PHASE_ROUTE = 1, PHASE_UP = 2, PHASE_DOWN = 3, PHASE_COMBINE = 4, PHASE_LEFT = 5 };
+enum Wait { WAIT_NONE = 0, WAIT_ROUTE = 1, WAIT_UP = 2, WAIT_DOWN = 3 };
+enum Exit { EXIT_DONE = 1, EXIT_ABORTED = 2 };
+
+// builds that go wrong on purpose (fdmoe_kernels/faults.py)
+#ifndef FAULT
+#define FAULT 0
+#endif
+constexpr int FAULT_STALL = 1;
+constexpr int FAULT_ENDLESS = 2;
+
+#define INFINITE __int_as_float(0x7f800000)
+constexpr u32 ABSENT = 0x7fc0dead;  // a NaN no computation gives
+
+// ---- the CTA: warp 0 schedules, warp 1 loads weights, warps 2 and 3 gather rows, then two warpgroups multiply
+constexpr int GROUP_THREADS = 128;  // a warpgroup
+constexpr int GATHER_FIRST = 64;
+constexpr int GATHER_THREADS = 64;
+constexpr int CONSUMER_FIRST = GROUP_THREADS;
+constexpr int CONSUMER_THREADS = 2 * GROUP_THREADS;
+constexpr int THREADS = CONSUMER_FIRST + CONSUMER_THREADS;
+constexpr int BARRIER_GROUP = 1;  // and 2: one warpgroup
+constexpr int BARRIER_CONSUMERS = 3;
+
+constexpr int DEPTH = 64;             // elements of the inner dimension a stage: 128 bytes, one swizzle row
+constexpr int WEIGHT_ROWS = 128;      // rows of the weights a tile, 64 for each warpgroup
+constexpr int WEIGHT_BYTES = WEIGHT_ROWS * DEPTH * 2;
+constexpr int UP_COLUMNS = WEIGHT_ROWS / 2;  // intermediate columns a tile: gate and up rows take turns of eight
+constexpr int MAX_TOKEN_TILE = 256;
+constexpr int MAX_ROUTE_TOKENS = 64;
+constexpr int MAX_STAGES = 12;
+constexpr int MAX_SLOTS = 4;
+constexpr int MAX_EXPERTS = 576;
+constexpr u32 SHARED_BYTES = 232448;  // all that a CTA can have
+
+struct Item {
+    int phase;  // PHASE_LEFT: there are no more
+    int ticket, expert, row_tile, column_tile;
+    int first, rows, padded;  // rows of the expert's list (route, combine: tokens), and how many the products take
+    int sorted_row;           // where the tile's rows are in `sorted` and `act`
+    int by_tile;              // the rows are read there, by the tensor copy engine, and not gathered
+    int save;                 // the rows are left there
+    int k_begin, k_steps;     // stages of DEPTH
+    int done;                 // control word that is raised when the item is done; NEVER: none
+#if FAULT
+    int faulty;               // the launch's first up tile
+#endif
+    int discard;              // aborted while its weights were on their way: let them land, and forget them
+};
+
+struct Shared {
+    u64 full[MAX_STAGES], empty[MAX_STAGES];
+    u64 known[MAX_SLOTS], ready[MAX_SLOTS], done[MAX_SLOTS], over[MAX_SLOTS];
+    Item items[MAX_SLOTS];
+    u64 quiet;  // all that this CTA had to tell others is told
+    int left;   // CTAs that had left before this one
+    int counts[MAX_EXPERTS];  // entries of each expert
+    int ends[MAX_EXPERTS];    // row tiles of the experts up to and including it
+    int starts[MAX_EXPERTS];  // where its rows start in `sorted` and `act`: every tile has its padded width there
+    u32 source[MAX_SLOTS][MAX_TOKEN_TILE];  // where a row starts, in 16 bytes from the operand's start
+    int entry[MAX_SLOTS][MAX_TOKEN_TILE];
+    alignas(1024) u8 scratch[16384];  // epilogues: 8 KB a warpgroup; routing: all of it
+    // the ring follows, at a multiple of 1024: stages of WEIGHT_BYTES of weights and token_tile rows of 128 bytes
+};
+
+DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+DEVICE int round_up(int a, int b) { return ceil_div(a, b) * b; }
+// the smallest of the widths that products are compiled for (build.py) that takes `rows`
+DEVICE int padded_width(int rows) {
+    int width = MAX_TOKEN_TILE;
+#define WIDTH(N) width = rows <= N && N < width ? N : width;
+    WIDTHS
+#undef WIDTH
+    return width;
+}
+
+struct Position {  // in the ring
+    int stage;
+    u32 parity;
+    DEVICE void next(int stages) {
+        if (++stage == stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+struct Context {
+    const Params& p;
+    Shared& s;
+    u32 ring;    // shared address of stage 0
+    int stages;  // as many as fit
+    i64 launch;
+    DEVICE int entries_per_token() const { return p.top_k + p.shared_experts; }
+    DEVICE int all_experts() const { return p.experts + p.shared_experts; }
+    DEVICE u32 stage_bytes() const { return WEIGHT_BYTES + p.token_tile * 128; }
+    DEVICE u32 weights_at(int stage) const { return ring + stage * stage_bytes(); }
+    DEVICE u32 rows_at(int stage) const { return weights_at(stage) + WEIGHT_BYTES; }
+    DEVICE u32 full(int stage) const { return shared_address(&s.full[stage]); }
+    DEVICE u32 empty(int stage) const { return shared_address(&s.empty[stage]); }
+};

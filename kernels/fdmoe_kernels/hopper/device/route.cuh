@@ -1,0 +1,247 @@
+// Routing's second half: from logits to experts, weights and the experts' lists. Eight warps, a token each at a time.
+// Whoever finishes the last part of a token tile's logits does it, so nobody waits.
+#pragma once
+#include "page.cuh"
+
+constexpr float LOWEST = -3.0e38f;
+constexpr int MAX_TOP_K = 16;
+constexpr int MAX_GROUPED_EXPERTS = 304;
+
+// floats in the order of their bits as unsigned integers
+DEVICE u32 sortable(float value) {
+    u32 bits = __float_as_uint(value);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+struct RouteScratch {
+    int counts[MAX_EXPERTS];   // entries of this tile for each expert, then where they start in its list
+    u16 chosen[MAX_ROUTE_TOKENS * MAX_TOP_K];  // [token][k]; MAX_EXPERTS: none
+    u16 places[MAX_ROUTE_TOKENS * MAX_TOP_K];
+    float choices[CONSUMER_THREADS / 32][MAX_GROUPED_EXPERTS];  // a warp's token, where the rule has groups
+};
+static_assert(sizeof(RouteScratch) <= 16384);
+
+// J experts a lane: lane + 32 j. The parts of a logit are summed in their order: the same bits every time.
+template <int J>
+DEVICE void load_logits(const Context& c, float (&logits)[J], i64 token) {
+    const Params& p = c.p;
+    const float* from = p.logits + token * p.experts;
+#pragma unroll
+    for (int j = 0; j < J; ++j) logits[j] = 0;
+#pragma unroll 4
+    for (int split = 0; split < p.route_splits; ++split) {
+#pragma unroll
+        for (int j = 0; j < J; ++j)
+            logits[j] += __ldcg(from + min(static_cast<int>(threadIdx.x % 32) + 32 * j, p.experts - 1));
+        from += static_cast<i64>(p.tokens) * p.experts;
+    }
+}
+
+// `values`: room for the token's E choices, for rules with groups
+template <int J>
+DEVICE void select(const Context& c, const float (&logits)[J], float* values, i64 token, u16* chosen) {
+    const Params& p = c.p;
+    int lane = threadIdx.x % 32;
+    float logit[J], score[J], highest = LOWEST, sum = 0;
+    u32 key[J];
+#pragma unroll
+    for (int j = 0; j < J; ++j) {
+        int expert = lane + 32 * j;
+        float value = LOWEST;
+        if (expert < p.experts) {
+            value = logits[j];
+            if (p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
+        }
+        // NaN counts as the lowest logit and infinity as the largest finite one: each token gets K distinct experts
+        logit[j] = value == value ? fminf(fmaxf(value, LOWEST), -LOWEST) : LOWEST;
+        highest = fmaxf(highest, logit[j]);
+    }
+    for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
+    // scores without their common divisor, which keeps their order: one division at the end instead of one an expert
+#pragma unroll
+    for (int j = 0; j < J; ++j) {
+        float power = exponential(p.sigmoid ? -logit[j] : logit[j] - highest);
+        score[j] = lane + 32 * j >= p.experts ? 0.0f : p.sigmoid ? __fdividef(1.0f, 1.0f + power) : power;
+        sum += score[j];
+    }
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (p.sigmoid) sum = 1.0f;
+    // softmax keeps the order of the logits, which still differ where scores round to the same number
+    bool by_logits = !p.sigmoid && p.correction_bias == nullptr && (p.groups == 1 || p.group_scores == 1);
+#pragma unroll
+    for (int j = 0; j < J; ++j) {
+        int expert = lane + 32 * j;
+        key[j] = 0;
+        if (expert < p.experts) {
+            float choice = by_logits ? logit[j] : __fdividef(score[j], sum);
+            if (p.correction_bias != nullptr) choice += p.correction_bias[expert];
+            if (p.groups > 1) values[expert] = choice;
+            key[j] = sortable(choice);
+        }
+    }
+    if (p.groups > 1) {
+        __syncwarp();
+        int size = p.experts / p.groups;
+        u32 group_key = 0;
+        if (lane < p.groups) {
+            float best = -INFINITE, second = -INFINITE;
+#pragma unroll 1
+            for (int i = 0; i < size; ++i) {
+                float value = values[lane * size + i];
+                second = fmaxf(second, fminf(best, value));
+                best = fmaxf(best, value);
+            }
+            group_key = sortable(p.group_scores == 2 ? best + second : best);
+        }
+        u32 kept = 0;
+#pragma unroll 1
+        for (int i = 0; i < p.top_groups; ++i) {
+            u32 top = __reduce_max_sync(~0u, group_key);
+            int winner = __ffs(__ballot_sync(~0u, group_key == top)) - 1;
+            kept |= 1u << winner;
+            if (lane == winner) group_key = 0;
+        }
+#pragma unroll
+        for (int j = 0; j < J; ++j) {
+            int expert = lane + 32 * j;
+            if (expert < p.experts && !(kept >> (expert / size) & 1)) key[j] = 0;
+        }
+    }
+    float weight = 0, total = 0;
+#pragma unroll 1
+    for (int k = 0; k < p.top_k; ++k) {
+        u32 best = 0;
+#pragma unroll
+        for (int j = 0; j < J; ++j) best = max(best, key[j]);
+        u32 top = __reduce_max_sync(~0u, best);
+        u32 mine = MAX_EXPERTS;
+#pragma unroll
+        for (int j = J - 1; j >= 0; --j)
+            if (key[j] == top) mine = lane + 32 * j;
+        u32 expert = __reduce_min_sync(~0u, mine);
+        float value = 0;
+#pragma unroll
+        for (int j = 0; j < J; ++j)
+            if (expert == lane + 32 * j) {
+                value = score[j];
+                key[j] = 0;
+            }
+        value = __shfl_sync(~0u, value, expert % 32);
+        total += value;
+        if (lane == k) {
+            weight = value;
+            chosen[k] = static_cast<u16>(expert);
+        }
+    }
+    // 1e-20: of sigmoids all K may be zero
+    float divisor = p.renormalize ? total + (p.sigmoid ? 1e-20f : 0.0f) : sum;
+    if (lane < p.top_k) p.weights[token * c.entries_per_token() + lane] = weight * (p.scaling / divisor);
+}
+
+// sigmoid(x . shared_gate), or 1, for the shared experts of a token
+DEVICE void weigh_shared(const Context& c, i64 token) {
+    const Params& p = c.p;
+    int lane = threadIdx.x % 32;
+    float weight = 1.0f;
+    if (p.shared_gate != nullptr) {
+        float sum = 0;
+        for (int h = lane; h < p.hidden; h += 32)
+            sum += half_to_float(p.x[token * p.hidden + h]) * half_to_float(p.shared_gate[h]);
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        weight = 1.0f / (1.0f + __expf(-sum));
+    }
+    for (int s = lane; s < p.shared_experts; s += 32)
+        p.weights[token * c.entries_per_token() + p.top_k + s] = weight;
+}
+
+// The routing that the caller gave. An expert that does not exist, or has no weight, contributes nothing; one that is
+// named twice is entered once, with the sum of its weights: no list can overflow.
+DEVICE void take_given(const Context& c, i64 token, u16* chosen) {
+    const Params& p = c.p;
+    int lane = threadIdx.x % 32;
+    i64 at = token * p.top_k + lane;
+    i64 expert = -1;
+    float weight = 0;
+    if (lane < p.top_k) {
+        expert = p.given_is_64_bit ? static_cast<const i64*>(p.given_experts)[at]
+                                   : static_cast<const int*>(p.given_experts)[at];
+        weight = p.given_weights[at];
+    }
+    bool valid = expert >= 0 && expert < p.experts;
+    float sum = 0;
+    bool first = true;
+#pragma unroll 1
+    for (int k = 0; k < p.top_k; ++k) {
+        i64 other = __shfl_sync(~0u, expert, k);
+        float its_weight = __shfl_sync(~0u, weight, k);
+        if (other == expert) {
+            sum += its_weight;
+            first = first && k >= lane;
+        }
+    }
+    valid = valid && first && sum != 0;
+    if (lane < p.top_k) {
+        chosen[lane] = valid ? static_cast<u16>(expert) : MAX_EXPERTS;
+        p.weights[token * c.entries_per_token() + lane] = valid ? sum : __uint_as_float(ABSENT);
+    }
+}
+
+template <int J>
+DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
+    int warp = threadIdx.x / 32 - CONSUMER_FIRST / 32;
+    constexpr int WARPS = CONSUMER_THREADS / 32;
+    float logits[J], next[J];
+    if (warp < item.rows) load_logits<J>(c, next, item.first + warp);
+#pragma unroll 1
+    for (int token = warp; token < item.rows; token += WARPS) {
+#pragma unroll
+        for (int j = 0; j < J; ++j) logits[j] = next[j];
+        if (token + WARPS < item.rows) load_logits<J>(c, next, item.first + token + WARPS);
+        select<J>(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K);
+    }
+}
+
+// All of a tile's logits are there (or its routing was given): choose, and enter the tokens into the experts' lists.
+// CONSUMER_THREADS threads.
+DEVICE void enter(const Context& c, const Item& item) {
+    const Params& p = c.p;
+    RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);
+    int thread = threadIdx.x - CONSUMER_FIRST, warp = thread / 32;
+    // loops that run once or a few times stay rolled up: unrolled they were more instructions to fetch, and slower
+#pragma unroll 1
+    for (int expert = thread; expert < p.experts; expert += CONSUMER_THREADS) scratch.counts[expert] = 0;
+    if (p.given_experts != nullptr)
+        for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32)
+            take_given(c, item.first + token, scratch.chosen + token * MAX_TOP_K);
+    else if (p.experts <= 64)
+        choose<2>(c, item, scratch);
+    else if (p.experts <= 128)
+        choose<4>(c, item, scratch);
+    else if (p.experts <= 256)
+        choose<8>(c, item, scratch);
+    else
+        choose<18>(c, item, scratch);
+    if (p.shared_experts > 0)
+        for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32) weigh_shared(c, item.first + token);
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+    // places are counted in shared memory first: one atomic a tile and expert, not one a token and expert
+#pragma unroll 1
+    for (int i = thread; i < item.rows * p.top_k; i += CONSUMER_THREADS) {
+        int at = i / p.top_k * MAX_TOP_K + i % p.top_k, expert = scratch.chosen[at];
+        if (expert < MAX_EXPERTS) scratch.places[at] = static_cast<u16>(atomicAdd(&scratch.counts[expert], 1));
+    }
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+#pragma unroll 1
+    for (int expert = thread; expert < p.experts; expert += CONSUMER_THREADS) {
+        int count = scratch.counts[expert];
+        if (count > 0) scratch.counts[expert] = atomicAdd(p.control + p.counts_at + expert, count);
+    }
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+#pragma unroll 1
+    for (int i = thread; i < item.rows * p.top_k; i += CONSUMER_THREADS) {
+        int token = i / p.top_k, k = i % p.top_k, at = token * MAX_TOP_K + k, expert = scratch.chosen[at];
+        if (expert < MAX_EXPERTS)
+            p.lists[static_cast<i64>(expert) * p.capacity + scratch.counts[expert] + scratch.places[at]] =
+                (item.first + token) * c.entries_per_token() + k;
+    }
+}

@@ -1,0 +1,347 @@
+// Warp 0: takes tickets, says what each is and which rows it needs, and waits for what it waits for.
+//
+// Tickets are numbered in topological order:
+//
+//     [ route | up | down block 0 | down 1 | combine 0 | down 2 | combine 1 | .. | combine of the last ]
+//
+// Where there are many tokens, the up items of column tile 0 come first: they leave their gathered rows sorted by expert,
+// and the other columns read them by the tensor copy engine.
+//
+// A column block is a part of H: its rows are combined while the next block is multiplied, out of L2.
+// The oldest unfinished item never waits for a younger one, and a CTA works its items off in the order of their tickets,
+// so a launch ends with any number of CTAs, co-resident or not.
+#pragma once
+#include "page.cuh"
+
+constexpr u32 POLL = 256;  // spins between two looks at the host's abort word while all CTAs wait, 0.2 ms
+
+struct Scheduler {
+    const Context& c;
+    int slot = 0;
+    u32 parity = 0;
+    int items = 0;  // handed out
+    int told = 0, told_slot = 0;  // of them, done and told to the other CTAs
+    u32 told_parity = 0;
+    int route_items, row_tiles = 0, up_tiles, down_tiles, block_tiles;
+    bool mapped = false;
+
+    DEVICE explicit Scheduler(const Context& context) : c(context) {
+        const Params& p = c.p;
+        int tiles = ceil_div(p.tokens, p.route_tokens);
+        route_items = p.given_experts ? tiles : tiles * p.route_splits * ceil_div(p.experts, WEIGHT_ROWS);
+        up_tiles = ceil_div(p.intermediate, UP_COLUMNS);
+        down_tiles = ceil_div(p.hidden, WEIGHT_ROWS);
+        block_tiles = ceil_div(down_tiles, p.column_blocks);
+    }
+
+    DEVICE int take() const {
+        int ticket = 0;
+        if (threadIdx.x == 0) ticket = atomicAdd(c.p.control + TICKET, 1);
+        return __shfl_sync(~0u, ticket, 0);
+    }
+
+    // Tell the other CTAs of an item that is done. To make its results visible is to wait until all of them have arrived,
+    // microseconds while the memory is busy: here, while the warpgroups that multiply go on.
+    DEVICE void tell_done() {
+        if (told == items || !barrier_tested(shared_address(&c.s.done[told_slot]), told_parity)) return;
+        if (threadIdx.x == 0) {
+            const Item& item = c.s.items[told_slot];
+            bool counts = (item.phase == PHASE_UP || item.phase == PHASE_DOWN) && !item.discard;
+#if FAULT == 1
+            counts = counts && !item.faulty;
+#endif
+            fence_async_proxy_global();  // the copy engine will read what was stored the ordinary way
+            if (counts) add_release(c.p.control + item.done, 1);
+            if (counts && item.save) add_release(c.p.control + item.done - c.p.up_at + c.p.sorted_at, 1);
+        }
+        __syncwarp();
+        ++told;
+        if (++told_slot == c.p.slots) {
+            told_slot = 0;
+            told_parity ^= 1;
+        }
+    }
+
+    // Wait until control word `counter` reaches `target`; true if the launch was aborted meanwhile.
+    // The host's abort word is a PCIe read of 4 us: a waiting CTA looks at the device's word every 16 spins, and at the
+    // host's only in its turn. The line names the wait once nothing else is left to do here.
+    DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason) {
+        const Params& p = c.p;
+        int seen = load_acquire(p.control + counter);
+        if (seen >= target) return false;
+        bool shown = false;
+        for (u32 spins = 1; seen < target; ++spins) {
+            if (spins % 16 == 0 && load_relaxed(p.control + ABORT)) return true;
+            if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
+                int aborted = 0;
+                if (threadIdx.x == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
+                    if (atomicExch(p.control + ABORT, 1) == 0) atomicAdd(p.control + TICKET, CLOSED);
+                    aborted = 1;
+                }
+                shown = false;
+                if (__shfl_sync(~0u, aborted, 0)) return true;
+            }
+            tell_done();
+            if (!shown && told == items) {
+                beat(c, item, phase, reason, target, seen, items);
+                shown = true;
+            }
+            seen = load_acquire(p.control + counter);
+        }
+        return false;
+    }
+
+    // tiles of one expert are alike: no short last one
+    DEVICE static int tile_width(int count, int tiles) { return round_up(ceil_div(count, tiles), 8); }
+
+    // After routing: entries and row tiles of each expert, for all of this CTA.
+    DEVICE void map_experts() {
+        const Params& p = c.p;
+        constexpr int AT_ONCE = 4;  // loads that take their time together; more would be more code to fetch
+        int lane = threadIdx.x, before = 0, rows_before = 0;
+#pragma unroll 1
+        for (int start = 0; start < c.all_experts(); start += 32 * AT_ONCE) {
+            int counts[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                int expert = start + i * 32 + lane;
+                counts[i] = expert < c.all_experts() ? p.tokens : 0;
+                if (expert < p.experts) counts[i] = load_relaxed(p.control + p.counts_at + expert);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                int expert = start + i * 32 + lane;
+                int tiles = ceil_div(counts[i], p.token_tile), sum = tiles;
+                int rows = tiles == 0 ? 0 : tiles * padded_width(tile_width(counts[i], tiles)), row_sum = rows;
+#pragma unroll 1
+                for (int step = 1; step < 32; step *= 2) {
+                    int other = __shfl_up_sync(~0u, sum, step), other_rows = __shfl_up_sync(~0u, row_sum, step);
+                    if (lane >= step) {
+                        sum += other;
+                        row_sum += other_rows;
+                    }
+                }
+                if (expert < c.all_experts()) {
+                    c.s.counts[expert] = counts[i];
+                    c.s.ends[expert] = before + sum;
+                    c.s.starts[expert] = rows_before + row_sum - rows;
+                }
+                before += __shfl_sync(~0u, sum, 31);
+                rows_before += __shfl_sync(~0u, row_sum, 31);
+            }
+        }
+        row_tiles = before;
+        mapped = true;
+        __syncwarp();
+    }
+
+    // The item's rows: their entries, and where they start in the operand.
+    DEVICE void find_rows(const Item& item) const {
+        const Params& p = c.p;
+        int per_token = c.entries_per_token();
+        constexpr int AT_ONCE = 2;
+        const int* list = p.lists + static_cast<i64>(item.expert) * p.capacity;
+        bool listed = item.phase != PHASE_ROUTE && item.expert < p.experts;
+#pragma unroll 1
+        for (int start = 0; start < item.padded; start += 32 * AT_ONCE) {
+            int entries[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                int row = start + i * 32 + threadIdx.x;
+                // rows that only fill up the tile read what the first one reads
+                int inside = item.first + (row < item.rows ? row : 0);
+                entries[i] = item.phase == PHASE_ROUTE ? inside : inside * per_token + p.top_k + item.expert - p.experts;
+                if (listed && row < item.padded) entries[i] = load_relaxed(list + inside);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                int row = start + i * 32 + threadIdx.x;
+                if (row >= item.padded) break;
+                int from = item.phase == PHASE_UP ? entries[i] / per_token : entries[i];
+                c.s.entry[slot][row] = entries[i];
+                c.s.source[slot][row] = static_cast<u32>(from) * static_cast<u32>(p.hidden / 8);
+            }
+        }
+        __syncwarp();
+    }
+
+    // Add what this launch does to the totals (Workspace.bytes_moved defines the bytes), when its last products are done:
+    // nothing can be aborted any more.
+    DEVICE void count() const {
+        const Params& p = c.p;
+        int lane = threadIdx.x % 32;
+        i64 touched = 0, entries = 0;
+        for (int expert = lane; expert < c.all_experts(); expert += 32) {
+            touched += c.s.counts[expert] > 0;
+            entries += c.s.counts[expert];
+            p.totals[TOTAL_EXPERT_TOKENS + expert] += c.s.counts[expert];
+        }
+        for (int step = 16; step > 0; step /= 2) {
+            touched += __shfl_xor_sync(~0u, touched, step);
+            entries += __shfl_xor_sync(~0u, entries, step);
+        }
+        i64 hidden = p.hidden, intermediate = p.intermediate;
+        i64 router = p.given_experts ? 0 : p.experts * hidden;
+        i64 expert = 3 * hidden * intermediate + (p.gate_up_bias ? 2 * intermediate : 0) + (p.down_bias ? hidden : 0);
+        i64 more = lane == 0   ? route_items
+                   : lane == 1 ? row_tiles * up_tiles
+                   : lane == 2 ? row_tiles * down_tiles
+                   : lane == 3 ? p.column_blocks * combine_items()
+                   : lane == TOTAL_BYTES ? 2 * (router + touched * expert + entries * (3 * hidden + 2 * intermediate) + p.tokens * hidden)
+                                         : 0;
+        if (lane < TOTAL_EXPERT_TOKENS && lane != TOTAL_LAUNCHES) p.totals[lane] += more;
+    }
+
+    // item `index` of a matrix product over all row tiles, each in `columns` column tiles from `first_column` on:
+    // per expert, groups of row tiles whose CTAs share the weights in L2
+    DEVICE void locate(Item& item, int index, int columns, int first_column) const {
+        const Params& p = c.p;
+        int expert = 0;
+#pragma unroll 1
+        for (int start = 0; start < c.all_experts(); start += 32) {
+            int e = start + threadIdx.x;
+            expert += __popc(__ballot_sync(~0u, e < c.all_experts() && c.s.ends[e] * columns <= index));
+        }
+        int first = expert == 0 ? 0 : c.s.ends[expert - 1];
+        int tiles = c.s.ends[expert] - first, count = c.s.counts[expert];
+        int local = index - first * columns;
+        int group = local / (p.row_group * columns);
+        int rows = min(p.row_group, tiles - group * p.row_group);
+        local -= group * p.row_group * columns;
+        item.expert = expert;
+        item.row_tile = group * p.row_group + local % rows;
+        item.column_tile = first_column + local / rows;
+        int width = tile_width(count, tiles);
+        item.first = item.row_tile * width;
+        item.rows = min(width, count - item.first);
+        item.padded = padded_width(item.rows);
+        item.sorted_row = c.s.starts[expert] + item.row_tile * padded_width(width);
+        item.k_begin = 0;
+        item.done = p.up_at + first + item.row_tile;
+    }
+
+    DEVICE int combine_items() const { return ceil_div(c.p.tokens, c.p.combine_tokens); }
+
+    // What comes after routing. Returns the wait's counter in `counter` and its target, 0 for none.
+    DEVICE void decode(Item& item, int index, int& counter, int& target) const {
+        const Params& p = c.p;
+        item.phase = PHASE_LEFT;
+        item.done = NEVER;
+        target = 0;
+        if (index < row_tiles * up_tiles) {
+            item.phase = PHASE_UP;
+            bool first = p.sort && index < row_tiles;
+            if (!p.sort)
+                locate(item, index, up_tiles, 0);
+            else if (first)
+                locate(item, index, 1, 0);
+            else
+                locate(item, index - row_tiles, up_tiles - 1, 1);
+            item.save = first;
+            if (p.sort && !first) {
+                item.by_tile = 1;
+                counter = item.done - p.up_at + p.sorted_at;
+                target = 1;
+            }
+#if FAULT
+            item.faulty = index == 0;
+#endif
+            item.k_steps = ceil_div(p.hidden, DEPTH);
+            return;
+        }
+        index -= row_tiles * up_tiles;
+        int combines = combine_items();
+#pragma unroll 1
+        for (int block = 0; block <= p.column_blocks; ++block) {
+            int columns = min(block_tiles, down_tiles - block * block_tiles);
+            if (block < p.column_blocks && index < row_tiles * columns) {
+                item.phase = PHASE_DOWN;
+                locate(item, index, columns, block * block_tiles);
+                item.k_steps = ceil_div(p.intermediate, DEPTH);
+                item.by_tile = 1;
+                counter = item.done;
+                target = up_tiles;
+                item.done = DOWN_DONE + 32 * block;
+                return;
+            }
+            if (block < p.column_blocks) index -= row_tiles * columns;
+            if (block == 0) continue;
+            if (index < combines) {
+                int finished = min(block_tiles, down_tiles - (block - 1) * block_tiles);
+                item.phase = PHASE_COMBINE;
+                item.row_tile = index;
+                item.column_tile = block - 1;
+                item.first = index * p.combine_tokens;
+                item.rows = min(p.combine_tokens, p.tokens - item.first);
+                counter = DOWN_DONE + 32 * (block - 1);
+                target = row_tiles * finished;
+                return;
+            }
+            index -= combines;
+        }
+    }
+
+    DEVICE void route_item(Item& item) const {
+        const Params& p = c.p;
+        int blocks = p.given_experts ? 1 : ceil_div(p.experts, WEIGHT_ROWS);
+        int splits = p.given_experts ? 1 : p.route_splits;
+        int tile = item.ticket / (blocks * splits), rest = item.ticket % (blocks * splits);
+        int steps = ceil_div(p.hidden, DEPTH), share = ceil_div(steps, splits);
+        item.phase = PHASE_ROUTE;
+        item.row_tile = tile;
+        item.expert = rest % blocks;      // the block of experts
+        item.column_tile = rest / blocks;  // the part of the inner dimension
+        item.first = tile * p.route_tokens;
+        item.rows = min(p.route_tokens, p.tokens - item.first);
+        item.padded = padded_width(item.rows);
+        item.k_begin = item.column_tile * share;
+        item.k_steps = p.given_experts ? 0 : max(0, min(share, steps - item.k_begin));
+        item.done = p.route_at + tile;
+    }
+
+    DEVICE void run() {
+        const Params& p = c.p;
+        bool aborted = false;
+        while (true) {
+            while (items - told >= p.slots || !barrier_tested(shared_address(&c.s.over[slot]), parity ^ 1)) tell_done();
+            int ticket = take();
+            Item item = {};
+            item.ticket = ticket;
+            int counter = 0, target = 0, phase;
+            if (ticket < route_items) {
+                route_item(item);
+            } else if (ticket >= CLOSED) {
+                item.phase = PHASE_LEFT;
+                aborted = true;
+            } else {
+                if (!mapped) {
+                    aborted = wait(item, PHASE_UP, ROUTE_DONE, ceil_div(p.tokens, p.route_tokens), WAIT_ROUTE);
+                    if (!aborted) map_experts();
+                }
+                item.phase = PHASE_LEFT;
+                if (!aborted) decode(item, ticket - route_items, counter, target);
+            }
+            phase = item.phase;
+            if (item.k_steps > 0 && !(item.phase == PHASE_UP && item.by_tile)) find_rows(item);
+            if (threadIdx.x == 0) {
+                c.s.items[slot] = item;
+                barrier_arrive(shared_address(&c.s.known[slot]));
+            }
+            if (target > 0 && wait(item, phase, counter, target, phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP)) {
+                aborted = true;
+                if (threadIdx.x == 0) c.s.items[slot].discard = 1;
+            }
+            __syncwarp();
+            if (threadIdx.x == 0) barrier_arrive(shared_address(&c.s.ready[slot]));
+            if (phase == PHASE_COMBINE && item.row_tile == 0 && item.column_tile == p.column_blocks - 1 && !aborted) count();
+            if (phase == PHASE_LEFT) break;
+            ++items;
+            if (++slot == p.slots) {
+                slot = 0;
+                parity ^= 1;
+            }
+        }
+        while (told < items) tell_done();
+        if (threadIdx.x == 0) barrier_arrive(shared_address(&c.s.quiet));
+    }
+};

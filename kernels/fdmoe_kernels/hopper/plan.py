@@ -1,0 +1,184 @@
+"""Launches the Hopper kernel: one layer's tensor maps and arguments over one workspace, made once."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fdmoe_kernels.faults import Fault
+from fdmoe_kernels.hardware import multiprocessors
+from fdmoe_kernels.hopper.build import SHARED_BYTES, load_layer
+from fdmoe_kernels.hopper.params import Params, TensorMap
+from fdmoe_kernels.hopper.tiles import HopperTiles, default_tiles
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.routing import Routing, Scores
+
+if TYPE_CHECKING:
+    from fdmoe_kernels.hopper.scratch import HopperScratch
+    from fdmoe_kernels.workspace import Workspace
+
+_THREADS = 384
+_LINE = 32  # int32 words of a 128-byte line
+_COUNTERS = 192 + 8 * _LINE  # control words before the counts (params.cuh)
+_SMALLEST_TOKEN_TILE = 8
+
+
+def control_words(layer: MoELayer, max_tokens: int) -> int:
+    """int32 words of counters for a layer and any token count up to `max_tokens`."""
+    return _COUNTERS + layer.experts + max_tokens + 2 * _row_tiles(layer, max_tokens, _SMALLEST_TOKEN_TILE)
+
+
+def _row_tiles(layer: MoELayer, tokens: int, token_tile: int) -> int:
+    """The most row tiles that `tokens` tokens can make."""
+    return tokens * layer.entries_per_token // token_tile + layer.all_experts
+
+
+def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
+    """The most rows of `act`: each tile has its padded width, which is less than 32 above its tokens, and less than
+    twice as many where a tile holds 32 or more."""
+    return 2 * max_tokens * layer.entries_per_token + 32 * layer.all_experts
+
+
+class Plan:
+    """`launch` runs the layer over the buffers of `workspace`, on the current stream."""
+
+    def __init__(self, layer: MoELayer, workspace: Workspace, scratch: HopperScratch) -> None:
+        self.layer = layer
+        self._workspace = workspace
+        params = self._params = Params()
+        experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
+        row, half = hidden * 2, intermediate * hidden * 2
+        params.router = _tensor_map(layer.router, (hidden, layer.experts), (row,), (64, 128))
+        params.gate_up = _tensor_map(
+            layer.gate_up,
+            (hidden, 8, 2, intermediate // 8, experts), (row, half, 8 * row, 2 * half), (64, 8, 2, 8, 1),
+        )  # fmt: skip
+        params.down = _tensor_map(layer.down, (intermediate, hidden, experts), (intermediate * 2, half), (64, 128, 1))
+        rows = sorted_rows(layer, workspace.max_tokens)
+        for count in (8, 16, 32):
+            for name, size in (("sorted", hidden), ("act", intermediate)):
+                buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count))
+                setattr(params, f"{name}_{count}", buffer)
+        for name in ("router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate"):
+            setattr(params, name, _address(getattr(layer, name)))
+        for name in ("lists", "weights", "part", "control", "totals", "page"):
+            setattr(params, name, _address(getattr(workspace, name)))
+        params.logits, params.act = scratch.logits.data_ptr(), scratch.act.data_ptr()
+        rule, activation = layer.routing, layer.activation
+        params.hidden, params.intermediate = hidden, intermediate
+        params.experts, params.shared_experts, params.top_k = layer.experts, layer.shared_experts, rule.top_k
+        params.capacity = workspace.max_tokens
+        params.counts_at, params.route_at = _COUNTERS, _COUNTERS + layer.experts
+        params.sigmoid, params.renormalize = rule.scores is Scores.SIGMOID, rule.renormalize
+        params.groups, params.top_groups, params.group_scores = rule.groups, rule.top_groups, rule.group_scores
+        params.scaling = rule.scaling
+        params.alpha, params.up_offset = activation.alpha, activation.up_offset
+        params.limit = float("inf") if activation.limit is None else activation.limit
+        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+        self._address = ctypes.addressof(self._arguments)
+        self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
+        self._logit_rows = scratch.logit_rows
+        self._steps = math.ceil(hidden / 64)
+        self._fill = multiprocessors(layer.device)
+
+    @functools.cached_property
+    def _driver(self) -> Any:
+        from cuda.bindings import driver
+
+        return driver
+
+    def tiles(self, tokens: int) -> HopperTiles:
+        layer = self.layer
+        return _tiles(tokens, layer.experts, layer.routing.top_k, layer.hidden_size, self._fill)
+
+    def launch(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        routing: Routing | None = None,
+        programs: int = 0,
+        fault: Fault = Fault.NONE,
+        tiles: HopperTiles | None = None,
+    ) -> None:
+        """x and out [T, H], T at least 1; programs: CTAs, 0 for one per multiprocessor; tiles: other than the usual.
+
+        Raises BuildError where the kernel cannot be compiled or loaded.
+        """
+        params, tokens = self._params, x.shape[0]
+        tiles = tiles or self.tiles(tokens)
+        params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
+        params.token_tile, params.slots = tiles.token_tile, tiles.slots
+        params.route_tokens = min(tiles.route_tokens, tiles.token_tile)  # they share the ring's rows
+        splits = min(tiles.route_splits, self._logit_rows // tokens)
+        share = math.ceil(self._steps / splits)  # no part without a step
+        params.route_splits = math.ceil(self._steps / share)
+        params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
+        params.combine_tokens = tiles.combine_tokens
+        params.sort = tiles.sort
+        row_tiles = _row_tiles(self.layer, tokens, tiles.token_tile)
+        params.up_at = params.route_at + math.ceil(tokens / params.route_tokens)
+        params.sorted_at = params.up_at + row_tiles
+        params.control_words = params.sorted_at + row_tiles
+        params.given_experts = params.given_weights = 0
+        if routing is not None:
+            params.given_experts, params.given_weights = routing.experts.data_ptr(), routing.weights.data_ptr()
+            params.given_is_64_bit = routing.experts.dtype == torch.int64
+        grid = programs or self._fill
+        if self._workspace.page is not None:
+            grid = min(grid, self._workspace.slots)
+        if torch.cuda.current_device() == self._device_index:
+            self._launch(grid, fault)
+        else:
+            with torch.cuda.device(self._device_index):
+                self._launch(grid, fault)
+
+    def _launch(self, grid: int, fault: Fault) -> None:
+        function = load_layer(self._device_index, self.layer.dtype, fault)
+        stream = torch.cuda.current_stream(self._device_index).cuda_stream
+        (error,) = self._driver.cuLaunchKernel(
+            function, grid, 1, 1, _THREADS, 1, 1, SHARED_BYTES, stream, self._address, 0
+        )
+        if int(error) != 0:
+            raise RuntimeError(f"the launch failed: {error!r}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _tiles(tokens: int, experts: int, top_k: int, hidden_size: int, fill: int) -> HopperTiles:
+    return default_tiles(tokens, experts=experts, top_k=top_k, hidden_size=hidden_size, multiprocessors=fill)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _tensor_map(
+    tensor: torch.Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+) -> TensorMap:
+    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes."""
+    from cuda.bindings import driver
+
+    half = driver.CUtensorMapDataType
+    error, encoded = driver.cuTensorMapEncodeTiled(
+        half.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if tensor.dtype == torch.bfloat16
+        else half.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        len(sizes),
+        tensor.data_ptr(),
+        [driver.cuuint64_t(size) for size in sizes],
+        [driver.cuuint64_t(stride) for stride in strides],
+        [driver.cuuint32_t(size) for size in box],
+        [driver.cuuint32_t(1) for _ in sizes],
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    if int(error) != 0:
+        raise RuntimeError(f"a tensor map of sizes {sizes}, strides {strides}, box {box} failed: {error!r}")
+    result = TensorMap()
+    result.words[:] = [int(word) for word in encoded.opaque]
+    return result

@@ -1,0 +1,60 @@
+"""How the Hopper kernel cuts its work. All of it is decided at run time: no value here makes another build."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fdmoe_kernels.hopper.build import WIDTHS
+
+# Up to here the portable form is faster: its launch reaches the first weights sooner (measured on one H200)
+FEWEST_TOKENS_PER_EXPERT = 4.0
+ROUTE_TOKENS = 64  # of a router tile at most, for the shared memory it has (MAX_ROUTE_TOKENS in params.cuh)
+_DEPTH = 64
+_EXPERTS_PER_TILE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class HopperTiles:
+    """How one launch is cut.
+
+    token_tile      the most tokens of a GEMM tile, one of build.WIDTHS
+    slots           items that a CTA has in hand, 2 to 4
+    route_tokens    tokens of a router tile, at most ROUTE_TOKENS
+    route_splits    parts of the router's inner dimension, each an item
+    row_group       row tiles whose CTAs share the weights in L2
+    column_blocks   parts of H that are combined one by one, 1 to 8
+    combine_tokens  tokens of a combine item
+    sort            the first up tile of some rows leaves them sorted by expert for the others
+    """
+
+    token_tile: int
+    slots: int
+    route_tokens: int
+    route_splits: int
+    row_group: int
+    column_blocks: int
+    combine_tokens: int
+    sort: bool
+
+
+def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, multiprocessors: int) -> HopperTiles:
+    """What fits a batch by arithmetic alone; the tuning table holds what was measured to be better."""
+    average = tokens * top_k / experts
+    # most experts' tokens in one tile: the mean and three standard deviations of an even router
+    wanted = min(average + 3 * math.sqrt(average), tokens)
+    token_tile = next((width for width in WIDTHS if width >= wanted), WIDTHS[-1])
+    route_tokens = min(ROUTE_TOKENS, token_tile, max(8, 1 << math.ceil(math.log2(max(tokens / 64, 1)))))
+    blocks = math.ceil(experts / _EXPERTS_PER_TILE)
+    free = multiprocessors / (math.ceil(tokens / route_tokens) * blocks)
+    steps = math.ceil(hidden_size / _DEPTH)
+    return HopperTiles(
+        token_tile=token_tile,
+        slots=4 if token_tile <= 64 else 2,
+        route_tokens=route_tokens,
+        route_splits=max(1, min(int(free), 4 if tokens > 8 else 8, steps)),
+        row_group=8,
+        column_blocks=2 if tokens >= 4096 else 1,
+        combine_tokens=max(1, min(16, math.ceil(tokens / multiprocessors))),
+        sort=token_tile > 176,
+    )
