@@ -98,7 +98,7 @@ def reproduce(arguments: list[str], module: str = "fdmoe_kernels.bench") -> str:
     for word in arguments:
         name = word.partition("=")[0]
         if name.startswith("--"):
-            skipping = name in ("--csv", "--commit", "--resume", "--plot")
+            skipping = name in ("--csv", "--commit", "--resume", "--plot", "--output")
         if not skipping:
             kept.append(word)
     return shlex.join(["python", "-m", module, *kept])
