@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-from fdmoe_kernels.hardware import device_name, multiprocessors
+import torch
+
+from fdmoe_kernels.hardware import device_name, hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.build import WIDTHS
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.form import Form, steps
@@ -128,4 +130,5 @@ HOPPER = Form(
     },
     fitted=complete,
     neighbours=_neighbours,
+    supported=lambda device, dtype: dtype != torch.float32 and hopper_kernels_supported(device),
 )

@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
     place = torch.device(device)
     kind: Kind = "single" if options.dtype == "float32" else "half"
     form = FORMS[options.form]
+    if not form.supported(place, DTYPES[options.dtype]):
+        parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
     output = options.output or FOLDER / f"{slug(device_name(place))}.json"
     versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
     origin = {"form": form.name, "dtype": options.dtype, "device": device_name(place), "versions": versions}

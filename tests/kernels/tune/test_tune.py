@@ -147,6 +147,13 @@ def test_the_time_ends_a_search_with_the_best_so_far(planted: Planted, tmp_path:
     assert row == rows_for("interpreter", torch.float32)[0][1]
 
 
+def test_a_form_that_does_not_run_here_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--form", "hopper", "--output", str(tmp_path / "t.json")], Planted(), "cpu")
+    assert "hopper does not run on CPU" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_hopper_row_completes_what_it_leaves_open() -> None:
     layer = SMALL.random_layer(torch.bfloat16, "cpu")
     usual = default_tiles(300, experts=4, top_k=2, hidden_size=256, multiprocessors=2)
