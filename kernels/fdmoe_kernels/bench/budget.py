@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import triton
 
-from fdmoe_kernels.bench.__main__ import reproduce
+from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import Plan, new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
 from fdmoe_kernels.bench.neighbour import Neighbour, NeighbourError

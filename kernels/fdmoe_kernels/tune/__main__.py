@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import triton
 
-from fdmoe_kernels.bench.__main__ import TOKENS, reproduce
+from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import new_page
-from fdmoe_kernels.bench.models import DTYPES, MODELS
+from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.hardware import device_name, family
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.timing import CudaTimer, Timer
