@@ -64,15 +64,15 @@ ALLOWED = {
 
 
 def rows_for(
-    family: Family, dtype: torch.dtype, precision: Precision = "ieee", device: str | None = None
+    family: Family, dtype: torch.dtype, precision: Precision = "ieee", *, device: str | None = None
 ) -> tuple[Row, ...]:
-    """All rows for one family of devices, one dtype and one precision of float32, by rising bound: those of `device`'s
-    own table if its name has one with such rows, the family's default else."""
-    kinds: list[Kind] = ["half"]
+    """All rows for one family of devices, one dtype and one precision of float32, by rising bound; those of `device`'s
+    own table if its name has one, the family's default else."""
+    kinds: tuple[Kind, ...] = ("half",)
     if dtype == torch.float32:
-        kinds = ["tf32", "single"] if precision == "tf32" else ["single"]
+        kinds = ("tf32", "single") if precision == "tf32" else ("single",)
     rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
-    assert rows, f"no table has rows for {family}, {dtype}, {precision}"
+    assert rows, f"no table has rows for {family}, {dtype}"
     return rows
 
 
@@ -81,7 +81,7 @@ def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Ti
     row = pinned_row(TRITON)
     if row is None:
         average = tokens * layer.routing.top_k / layer.experts
-        rows = rows_for(family(), layer.dtype, precision, device_name(layer.device))
+        rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device))
         row = next(tiles for bound, tiles in rows if average <= bound)
     return fit_layer(row, layer)
 
@@ -100,7 +100,8 @@ def fit_layer(tiles: Tiles, layer: MoELayer) -> Tiles:
 
 def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precision = "ieee") -> list[int]:
     """A token count for every row that batches of 1 to `max_tokens` tokens can reach: what a warm-up has to run."""
-    bounds = [bound for bound, _ in rows_for(family(), layer.dtype, precision, device_name(layer.device))]
+    rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device))
+    bounds = [bound for bound, _ in rows]
     counts = {1, max_tokens}
     for bound in bounds[:-1]:
         last = int(bound * layer.experts / layer.routing.top_k)
@@ -108,7 +109,7 @@ def token_counts_of_all_rows(layer: MoELayer, max_tokens: int, precision: Precis
     return sorted(counts)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def fit(
     tiles: Tiles, *, hidden_size: int, intermediate_size: int, experts: int, element_bytes: int, shared_bytes: int
 ) -> Tiles:

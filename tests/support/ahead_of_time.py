@@ -63,6 +63,7 @@ class Build:
     registers: int
     shared_bytes: int
     polls_by_load: int
+    tf32_products: int
     assembly: str
 
 
@@ -110,8 +111,9 @@ def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precis
         polls = len(
             re.findall(r"ld\.(?:acquire|relaxed)\.(?:sys|gpu)\.global|ld\.global\.(?:gpu|sys)\.acquire", assembly)
         )
+    tf32 = len(re.findall(r"mma\S*tf32|v_mfma\S*_xf32", assembly))
     return Build(
-        target, assembly.count("wgmma.mma_async"), spills, registers, compiled.metadata.shared, polls, assembly
+        target, assembly.count("wgmma.mma_async"), spills, registers, compiled.metadata.shared, polls, tf32, assembly
     )  # fmt: skip
 
 
@@ -161,7 +163,7 @@ def main(arguments: list[str]) -> None:
     precision: Precision = "tf32" if rest == ["tf32"] else "ieee"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
-    for bound, tiles in rows_for(family, dtypes[dtype], precision, "NVIDIA H200" if target == "sm_90" else None):
+    for bound, tiles in rows_for(family, dtypes[dtype], precision, device="NVIDIA H200" if target == "sm_90" else None):
         tiles = fit(
             tiles, hidden_size=shape.hidden, intermediate_size=shape.intermediate, experts=shape.experts,
             element_bytes=dtypes[dtype].itemsize, shared_bytes=SHARED_BYTES[target],

@@ -253,7 +253,7 @@ struct Scheduler {
         int combines = combine_items();
 #pragma unroll 1
         for (int block = 0; block <= p.column_blocks; ++block) {
-            int columns = min(block_tiles, down_tiles - block * block_tiles);
+            int columns = max(0, min(block_tiles, down_tiles - block * block_tiles));  // none: H is too narrow for it
             if (block < p.column_blocks && index < row_tiles * columns) {
                 item.phase = PHASE_DOWN;
                 locate(item, index, columns, block * block_tiles);
