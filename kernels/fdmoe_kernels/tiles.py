@@ -1,4 +1,4 @@
-"""Tile sizes of the one-launch kernel, by device and by how many tokens an expert gets on average.
+"""Tile sizes of the portable form, by device and by how many tokens an expert gets on average.
 
 The numbers are in tuning/*.json. A row serves all token counts up to its bound, so the token count itself never makes a
 new compile. Rows are constants of the kernel: a layer compiles as many variants as its device's table has rows.
@@ -141,4 +141,4 @@ def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 
 
-TRITON = Form("triton", Tiles, ALLOWED, fitted=fit_layer)
+TRITON = Form("triton", Tiles, ALLOWED, fitted=lambda tiles, layer, _: fit_layer(tiles, layer))

@@ -63,8 +63,11 @@ def test_a_table_without_a_form_or_precision_leaves_it_to_the_default(tmp_path: 
 
 @pytest.mark.parametrize("family", ["cuda", "hip", "interpreter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_each_family_and_dtype_has_rows_for_every_batch(family: Any, dtype: torch.dtype) -> None:
-    bounds = [bound for bound, _ in rows_for(family, dtype)]
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_each_family_dtype_and_precision_has_rows_for_every_batch(
+    family: Any, dtype: torch.dtype, precision: Any
+) -> None:
+    bounds = [bound for bound, _ in rows_for(family, dtype, precision)]
     assert bounds == sorted(bounds)
     assert bounds[-1] == float("inf")
 

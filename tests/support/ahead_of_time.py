@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> None:
     precision: Precision = "tf32" if rest == ["tf32"] else "ieee"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
-    for bound, tiles in rows_for(family, dtypes[dtype], precision):
+    for bound, tiles in rows_for(family, dtypes[dtype], precision, device="NVIDIA H200" if target == "sm_90" else None):
         tiles = fit(
             tiles, hidden_size=shape.hidden, intermediate_size=shape.intermediate, experts=shape.experts,
             element_bytes=dtypes[dtype].itemsize, shared_bytes=SHARED_BYTES[target],

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import gc
-import shlex
 import sys
 from pathlib import Path
 
 import torch
 
+from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import MODES, Plan, measure_model
-from fdmoe_kernels.bench.models import DTYPES, MODELS
+from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.bench.peers import Mode
 from fdmoe_kernels.bench.plot import PlotError, draw
 from fdmoe_kernels.bench.rows import ResultError, Row, open_rows, read_rows
 from fdmoe_kernels.bench.table import markdown_table
 from fdmoe_kernels.timing import CudaTimer, Timer
-
-TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 
 
 def main(arguments: list[str] | None = None, timer: Timer | None = None, device: str = "cuda") -> int:
@@ -89,19 +87,6 @@ def _progress(row: Row) -> str:
         f"{row.model:14} {row.tokens:6} {row.dtype} {row.mode:5} fused {row.latency_us:8.1f} us, baseline {baseline}, "
         f"best peer {peer}, {row.floor_share:.0%} of the floor, beats {row.beats_share:+.1%}"
     )
-
-
-def reproduce(arguments: list[str], module: str = "fdmoe_kernels.bench") -> str:
-    """The command that gives a result again, less where it is written and what commit it is told."""
-    kept: list[str] = []
-    skipping = False
-    for word in arguments:
-        name = word.partition("=")[0]
-        if name.startswith("--"):
-            skipping = name in ("--csv", "--commit", "--resume", "--plot")
-        if not skipping:
-            kept.append(word)
-    return shlex.join(["python", "-m", module, *kept])
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ MODELS = {
     "mixtral-8x7b": Model(hidden=4096, intermediate=14336, experts=8, top_k=2, renormalize=True),
     "olmoe": Model(hidden=2048, intermediate=1024, experts=64, top_k=8, renormalize=False),
 }
+TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

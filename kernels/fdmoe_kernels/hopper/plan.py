@@ -13,9 +13,10 @@ from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.hardware import multiprocessors
 from fdmoe_kernels.hopper.build import SHARED_BYTES, load_layer
 from fdmoe_kernels.hopper.params import Params, TensorMap
-from fdmoe_kernels.hopper.tiles import HopperTiles, default_tiles
+from fdmoe_kernels.hopper.tiles import HOPPER, HopperTiles, tiles_for
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing, Scores
+from fdmoe_kernels.tuning.tables import pinned_row
 
 if TYPE_CHECKING:
     from fdmoe_kernels.hopper.scratch import HopperScratch
@@ -84,6 +85,7 @@ class Plan:
         self._logit_rows = scratch.logit_rows
         self._steps = math.ceil(hidden / 64)
         self._fill = multiprocessors(layer.device)
+        self._tiles: dict[int, HopperTiles] = {}  # at most one a token count, so at most workspace.max_tokens
 
     @functools.cached_property
     def _driver(self) -> Any:
@@ -92,8 +94,13 @@ class Plan:
         return driver
 
     def tiles(self, tokens: int) -> HopperTiles:
-        layer = self.layer
-        return _tiles(tokens, layer.experts, layer.routing.top_k, layer.hidden_size, self._fill)
+        """The table's, kept for each token count; a row that launches are held to for tuning comes first."""
+        if pinned_row(HOPPER) is not None:
+            return tiles_for(self.layer, tokens)
+        tiles = self._tiles.get(tokens)
+        if tiles is None:
+            tiles = self._tiles[tokens] = tiles_for(self.layer, tokens)
+        return tiles
 
     def launch(
         self,
@@ -145,11 +152,6 @@ class Plan:
         )
         if int(error) != 0:
             raise RuntimeError(f"the launch failed: {error!r}")
-
-
-@functools.lru_cache(maxsize=4096)
-def _tiles(tokens: int, experts: int, top_k: int, hidden_size: int, fill: int) -> HopperTiles:
-    return default_tiles(tokens, experts=experts, top_k=top_k, hidden_size=hidden_size, multiprocessors=fill)
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -8,8 +8,9 @@ import torch
 
 from fdmoe_kernels.hardware import hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.plan import Plan, sorted_rows
-from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, ROUTE_TOKENS
+from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, HOPPER, ROUTE_TOKENS
 from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.tuning.tables import pinned_form
 
 if TYPE_CHECKING:
     from fdmoe_kernels.workspace import Workspace
@@ -55,8 +56,9 @@ class HopperScratch:
         self._fewest_tokens = FEWEST_TOKENS_PER_EXPERT * layer.experts / layer.routing.top_k
 
     def serves(self, tokens: int) -> bool:
-        """Whether this form is the faster one for a batch of `tokens` tokens."""
-        return tokens > self._fewest_tokens
+        """Whether this form is the faster one for a batch of `tokens` tokens, or launches are held to it for tuning."""
+        held_to = pinned_form()
+        return tokens > self._fewest_tokens if held_to is None else held_to == HOPPER.name
 
     def plan(self, layer: MoELayer) -> Plan:
         """The layer's plan, made at its first launch; it keeps the layer, so that its id stays its own."""

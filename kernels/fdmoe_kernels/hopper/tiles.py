@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
+import torch
+
+from fdmoe_kernels.hardware import device_name, hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.build import WIDTHS
+from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.tuning.form import Form, steps
+from fdmoe_kernels.tuning.tables import pinned_row, rows_of
 
 # Up to here the portable form is faster: its launch reaches the first weights sooner (measured on one H200)
 FEWEST_TOKENS_PER_EXPERT = 4.0
@@ -38,6 +45,20 @@ class HopperTiles:
     sort: bool
 
 
+@dataclass(frozen=True, slots=True)
+class HopperRow:
+    """One row of the tuning table: fields of HopperTiles, 0 for what `default_tiles` finds; sort 1 is no, 2 is yes."""
+
+    token_tile: int = 0
+    slots: int = 0
+    route_tokens: int = 0
+    route_splits: int = 0
+    row_group: int = 0
+    column_blocks: int = 0
+    combine_tokens: int = 0
+    sort: int = 0
+
+
 def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, multiprocessors: int) -> HopperTiles:
     """What fits a batch by arithmetic alone; the tuning table holds what was measured to be better."""
     average = tokens * top_k / experts
@@ -58,3 +79,56 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
         combine_tokens=max(1, min(16, math.ceil(tokens / multiprocessors))),
         sort=token_tile > 176,
     )
+
+
+def tiles_for(layer: MoELayer, tokens: int) -> HopperTiles:
+    """The table's row for a batch of `tokens` tokens, completed by arithmetic."""
+    row = pinned_row(HOPPER)
+    if row is None:
+        average = tokens * layer.routing.top_k / layer.experts
+        rows = rows_of(HOPPER, "half", "cuda", device_name(layer.device))
+        row = next((row for bound, row in rows if average <= bound), HopperRow())
+    return complete(row, layer, tokens)
+
+
+def complete(row: HopperRow, layer: MoELayer, tokens: int) -> HopperTiles:
+    """`row` with what it leaves open."""
+    tiles = default_tiles(
+        tokens,
+        experts=layer.experts,
+        top_k=layer.routing.top_k,
+        hidden_size=layer.hidden_size,
+        multiprocessors=multiprocessors(layer.device),
+    )
+    given = {field.name: value for field in fields(row) if (value := getattr(row, field.name))}
+    if "sort" in given:
+        given["sort"] = given["sort"] == 2
+    return replace(tiles, **given)
+
+
+def _neighbours(form: Form[HopperRow], row: HopperRow) -> Iterator[HopperRow]:
+    """A step of each field, and every value of a field that is still left to arithmetic."""
+    yield from steps(form, row)
+    for field in fields(row):
+        if not getattr(row, field.name):
+            for value in form.allowed[field.name]:
+                yield replace(row, **{field.name: value})
+
+
+HOPPER = Form(
+    "hopper",
+    HopperRow,
+    {
+        "token_tile": (0, *WIDTHS),
+        "slots": (0, 2, 3, 4),
+        "route_tokens": (0, 8, 16, 32, ROUTE_TOKENS),
+        "route_splits": (0, 1, 2, 4, 8),
+        "row_group": (0, 1, 2, 4, 8, 16, 32),
+        "column_blocks": (0, 1, 2, 4, 8),
+        "combine_tokens": (0, 1, 2, 4, 8, 16, 32),
+        "sort": (0, 1, 2),
+    },
+    fitted=complete,
+    neighbours=_neighbours,
+    supported=lambda device, dtype: dtype != torch.float32 and hopper_kernels_supported(device),
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,15 +22,17 @@ class Form(Generic[R]):
 
     row         a frozen dataclass of ints; fields with a default may be missing in a table
     allowed     the values of each field, rising: what a table may hold, and the steps of a search
-    fitted      the row as the kernel uses it for a layer: two rows that are fitted alike are one candidate
+    fitted      what the kernel makes of a row for a layer and a token count; rows with the same are one candidate
+    supported   whether the form runs on a device with a dtype
     neighbours  what a search tries from a row; by default a step up and a step down of each field
     """
 
     name: str
     row: type[R]
     allowed: Mapping[str, Sequence[int]]
-    fitted: Callable[[R, MoELayer], R]
+    fitted: Callable[[R, MoELayer, int], Hashable]
     neighbours: Callable[[Form[R], R], Iterator[R]] | None = None
+    supported: Callable[[torch.device, torch.dtype], bool] = lambda _device, _dtype: True
 
     def candidates(self, row: R) -> list[R]:
         """Rows near `row`, each valid, none twice, `row` not among them."""

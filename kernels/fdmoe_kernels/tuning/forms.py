@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fdmoe_kernels.hopper.tiles import HOPPER
 from fdmoe_kernels.tiles import TRITON
 from fdmoe_kernels.tuning.form import Form
 
-FORMS: dict[str, Form[Any]] = {form.name: form for form in (TRITON,)}
+FORMS: dict[str, Form[Any]] = {form.name: form for form in (TRITON, HOPPER)}

@@ -10,7 +10,8 @@ from fake_timer import FakeTimer
 
 from fdmoe_kernels import warmup
 from fdmoe_kernels.bench import measuring
-from fdmoe_kernels.bench.__main__ import main, reproduce
+from fdmoe_kernels.bench.__main__ import main
+from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import Plan, measure_model
 from fdmoe_kernels.bench.models import MODELS, Model
 from fdmoe_kernels.bench.rows import read_rows

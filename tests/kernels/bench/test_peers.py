@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fdmoe_kernels.bench.models import MODELS
+from fdmoe_kernels.bench.models import MODELS, TOKENS
 from fdmoe_kernels.bench.peers import Mode, best_peer, load_peers
-
-TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
 
 
 @pytest.mark.parametrize(

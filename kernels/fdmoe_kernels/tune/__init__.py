@@ -1,0 +1,1 @@
+"""`python -m fdmoe_kernels.tune`: search tile numbers on this device and write its tuning table."""
