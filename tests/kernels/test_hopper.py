@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relati
 
 from fdmoe_kernels import Fault, Routing, Workspace, fused_moe, reference_moe
 from fdmoe_kernels import _fused_kernel as portable_kernel
-from fdmoe_kernels.hopper import build, scratch
+from fdmoe_kernels.hopper import build, plan, scratch
 from fdmoe_kernels.hopper.params import Params, TensorMap
 from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS, default_tiles
 from fdmoe_watchdog import page as beat_page
@@ -134,6 +135,44 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
     assert tiles.route_splits == 1 or tiles.route_splits * tokens <= max(tokens, ROUTE_TOKENS * multiprocessors)
     assert 1 <= tiles.column_blocks <= _constant("MAX_BLOCKS")
     assert tiles.combine_tokens >= 1
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 300])
+def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = random_layer(8, 64, 32, 2, place=Place("cpu", torch.bfloat16, 0, ()))
+    workspace = Workspace(layer, 300)
+    launched: list[tuple[int, ...]] = []
+
+    class Driver:
+        def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
+            launched.append(arguments)
+            return (0,)
+
+    monkeypatch.setattr(plan, "_tensor_map", lambda *_: TensorMap())
+    monkeypatch.setattr(plan, "load_layer", lambda *_: 77)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=55))
+    made = plan.Plan(layer, workspace, scratch.HopperScratch(layer, workspace))
+    monkeypatch.setitem(made.__dict__, "_driver", Driver())
+    x = random_tokens(layer, tokens, seed=0)
+    out = torch.empty_like(x)
+    made.launch(x, out, programs=3)
+    assert launched == [(77, 3, 1, 1, _constant("GROUP_THREADS") * 3, 1, 1, build.SHARED_BYTES, 55, made._address, 0)]
+    params, tiles = made._params, made.tiles(tokens)
+    assert (params.x, params.y, params.tokens) == (x.data_ptr(), out.data_ptr(), tokens)
+    assert (params.page, params.given_experts, params.router_bias) == (0, 0, 0)
+    assert params.token_tile == tiles.token_tile >= params.route_tokens
+    # one part, for there is one step of 64 to share out
+    assert params.route_splits == 1
+    route_tiles, row_tiles = -(-tokens // params.route_tokens), tokens * 2 // params.token_tile + 8
+    at = _constant("DOWN_DONE") + 32 * _constant("MAX_BLOCKS")
+    assert params.counts_at == at
+    assert params.route_at == at + 8
+    assert params.up_at == at + 8 + route_tiles
+    assert params.sorted_at == params.up_at + row_tiles
+    assert params.control_words == params.sorted_at + row_tiles <= plan.control_words(layer, 300)
 
 
 def test_no_layer_on_the_cpu_is_for_it() -> None:
