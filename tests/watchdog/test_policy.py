@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -102,6 +102,20 @@ def test_a_stall_that_an_abort_ends_costs_no_process() -> None:
     assert ladder.at(4.01, ended(7), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down"),)
     assert ladder.at(4.02, ended(8, shadow=(True, True)), IDLE) == ()
     assert ladder.at(4.03, ended(9, shadow=(True,)), IDLE) == (SetPath("a", "fused", "shadow", "proven"),)
+
+
+def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_killed() -> None:
+    ladder = Ladder().serving()
+    cut_off = Seen(alive=True, ready=True, cut_off=True)
+    assert ladder.at(2, cut_off, IDLE) == (
+        Fence("a", 1, "exit"),
+        SetPath("", "baseline", "fused", "exit"),
+        SetPath("b", "baseline", "baseline", "route"),
+        Route("b", 1),
+        Kill("a", 1),
+    )
+    assert ladder.at(2.01, cut_off, IDLE) == ()
+    assert ladder.at(2.1, ABSENT, IDLE) == (Gone("a", 1),)
 
 
 def test_a_stall_that_no_abort_ends_is_fenced_replayed_and_killed_in_that_order() -> None:
@@ -310,6 +324,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from("ab"))
     def die(self, name: str) -> None:
         self.seen[name] = ABSENT
+
+    @rule(name=st.sampled_from("ab"))
+    def cut_off(self, name: str) -> None:
+        if self.seen[name].ready:
+            self.seen[name] = replace(self.seen[name], cut_off=True)
 
     @rule(name=st.sampled_from("ab"), launch=st.integers(1, 5))
     def stall(self, name: str, launch: int) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from fdmoe_watchdog import messages
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.policy import Life, Worker
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.supervisor import EXIT_RESTART_ME, Supervisor
 
@@ -55,6 +61,24 @@ def test_workers_that_end_at_once_are_started_again_within_the_budget(in_memory:
     assert [event["exit_code"] for event in gone] == [3] * (2 + RECOVERY.restart_budget)
     registry = supervisor.metrics.registry
     assert registry.get_sample_value("fdmoe_worker_restarts_total", {"reason": "exit"}) == RECOVERY.restart_budget
+
+
+@pytest.mark.parametrize(("life", "events"), [(Life.READY, ["link_lost"]), (Life.DYING, [])])
+def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, life: Life, events: list[str]) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (in_memory / "run").mkdir()
+    process = supervisor._processes["a"] = supervisor._spawn("a", 1)
+    try:
+        supervisor._state = replace(supervisor._state, workers={"a": Worker(life, 1), "b": Worker()})
+        supervisor._link_lost(messages.LinkLost("a", 1, "peer closed the connection"))
+        supervisor._link_lost(messages.LinkLost("a", 2, "of another generation"))
+        assert [event["event"] for event in supervisor._events.last] == events
+        assert process.cut_off == bool(events)
+        assert process.alive, "what becomes of it is the policy's to say"
+    finally:
+        process.signal(signal.SIGKILL)
+        assert process.wait(10)
+        process.discard()
 
 
 def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> None:

@@ -45,6 +45,7 @@ class Seen:
     untouched_s   how long batches have waited in the worker without any sign of work
     shadow        results of comparisons since the last observation
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
+    cut_off       its connection to the gateway broke: no batch reaches it any more, whether it lives or not
     """
 
     alive: bool
@@ -56,6 +57,7 @@ class Seen:
     untouched_s: float = 0.0
     shadow: tuple[bool, ...] = ()
     fused: bool = True
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,9 @@ class _Turn:
             case Life.STARTING | Life.READY | Life.ABORTING if not seen.alive:
                 self._fence(name, "exit")
                 self._bury(name, "exit")
+            case Life.STARTING | Life.READY | Life.ABORTING if seen.cut_off:
+                # mostly it is ending, and the sockets of a process close some time before it can be reaped
+                self._kill(name, "exit")
             case Life.STARTING if seen.ready:
                 self._become(name, Life.READY)
             case Life.STARTING if self.now - worker.since >= self.settings.startup_deadline_s:

@@ -86,6 +86,7 @@ class WorkerProcess(Child):
         self.tracker = tracker
         self.ready: WorkerReady | None = None
         self.shadow: list[bool] = []
+        self.cut_off = False
         try:
             super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
         except OSError:

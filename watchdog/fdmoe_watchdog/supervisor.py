@@ -155,7 +155,11 @@ class Supervisor:
             shadow, process.shadow = tuple(process.shadow), []
             ready = process.ready
             seen[name] = process.tracker.seen(
-                alive=process.alive, ready=ready is not None, shadow=shadow, fused=ready is not None and ready.fused
+                alive=process.alive,
+                ready=ready is not None,
+                shadow=shadow,
+                fused=ready is not None and ready.fused,
+                cut_off=process.cut_off,
             )
         if recovered := self._recovery.look(self._processes, now):
             self.metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
@@ -256,11 +260,13 @@ class Supervisor:
         raise ChannelClosed("a worker's message from somebody who is no worker")
 
     def _link_lost(self, message: messages.LinkLost) -> None:
-        """The gateway hears no more of a worker, which mostly has ended. One that lives must make way for the next."""
+        """The gateway hears no more of a worker. Of one that is being killed that is no news."""
         process = self._processes.get(message.worker)
-        if process is not None and process.generation == message.generation and process.alive:
+        if process is None or process.generation != message.generation:
+            return
+        if self._state.workers[process.name].life is not policy.Life.DYING:
             self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
-            process.signal(signal.SIGKILL)
+            process.cut_off = True
 
     def _shadow_checked(self, process: WorkerProcess, message: messages.ShadowChecked) -> None:
         process.shadow.append(message.ok)

@@ -74,10 +74,12 @@ class Tracker:
         words = _work_words if waiting else _life_words
         self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
 
-    def seen(self, *, alive: bool, ready: bool, shadow: tuple[bool, ...], fused: bool = True) -> Seen:
+    def seen(
+        self, *, alive: bool, ready: bool, shadow: tuple[bool, ...], fused: bool = True, cut_off: bool = False
+    ) -> Seen:
         page = self._last
         if page is None:
-            return Seen(alive=alive, ready=ready, shadow=shadow, fused=fused)
+            return Seen(alive=alive, ready=ready, shadow=shadow, fused=fused, cut_off=cut_off)
         # a launch of the warm-up compiles: it has the start-up deadline, not the stall time
         serving = page.outstanding and page.stage is Stage.SERVING
         return Seen(
@@ -90,6 +92,7 @@ class Tracker:
             untouched_s=self.untouched_s,
             shadow=shadow,
             fused=fused,
+            cut_off=cut_off,
         )
 
     def _stall_after_s(self, page: Snapshot) -> float:
