@@ -17,6 +17,10 @@ import msgspec
 PROTOCOL = 1
 Path = Literal["fused", "shadow", "baseline"]
 Fault = Literal["stall", "endless"]
+Role = Literal["worker", "gateway", "weights", "probe", "cli"]
+# whose fault a failed start is: the checkpoint or the settings (another try would end the same way), the device (the
+# node must be looked at), or nobody knows
+Blame = Literal["settings", "device", "unknown"]
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -30,7 +34,7 @@ class Hello(Message, frozen=True):
     """First message of a connection. `generation` is 0 for a role that has none."""
 
     protocol: int
-    role: Literal["worker", "gateway", "cli"]
+    role: Role
     name: str
     generation: int
     pid: int
@@ -59,12 +63,20 @@ class WorkerReady(Message, frozen=True):
     fused: bool = True
 
 
-class WorkerFailed(Message, frozen=True):
-    """The worker cannot serve and is about to exit: `reason` is for people. `permanent`: the checkpoint or the settings
-    are at fault, and another try would end the same way."""
+class ChildFailed(Message, frozen=True):
+    """A worker or a weights holder cannot do its work and is about to exit: `reason` is for people."""
 
     reason: str
-    permanent: bool
+    blame: Blame
+
+
+class WeightsReady(Message, frozen=True):
+    """The holder of this generation has the served layers in memory: `manifest` is the file that says how to map
+    them, `size_bytes` what they take."""
+
+    generation: int
+    manifest: str
+    size_bytes: int
 
 
 class ShadowChecked(Message, frozen=True):
@@ -203,7 +215,8 @@ class ChaosReply(Message, frozen=True):
 AnyMessage = (
     Hello
     | WorkerReady
-    | WorkerFailed
+    | ChildFailed
+    | WeightsReady
     | ShadowChecked
     | FaultArmed
     | SetPath

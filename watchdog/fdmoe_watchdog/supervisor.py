@@ -230,14 +230,14 @@ class Supervisor:
                     "worker_ready", level="info" if message.fused else "error", worker=process.name,
                     generation=process.generation, fused=message.fused,
                 )  # fmt: skip
-            case messages.WorkerFailed(reason=reason, permanent=permanent):
+            case messages.ChildFailed(reason=reason, blame=blame):
                 process = self._worker_of(channel)
                 self._events.add(
                     "worker_failed", level="error", worker=process.name, generation=process.generation, reason=reason
                 )  # fmt: skip
                 # it is about to end by itself, and that may take longer than its requests can wait
                 process.signal(signal.SIGKILL)
-                if permanent and self._state.active is None:
+                if blame == "settings" and self._state.active is None:
                     self._give_up(reason, EXIT_SETTINGS)
             case messages.ShadowChecked():
                 self._shadow_checked(self._worker_of(channel), message)

@@ -50,17 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
     except CheckpointError as error:
-        return _fail(control, str(error), permanent=True)
+        return _fail(control, str(error), "settings")
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
-        return _fail(control, f"{type(error).__name__}: {error}", permanent=False)
+        return _fail(control, f"{type(error).__name__}: {error}", "unknown")
     return 0
 
 
-def _fail(control: Channel, reason: str, *, permanent: bool) -> NoReturn:
+def _fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
     with contextlib.suppress(ChannelClosed):
-        control.send(messages.WorkerFailed(reason[:1000], permanent))
+        control.send(messages.ChildFailed(reason[:1000], blame))
     # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
