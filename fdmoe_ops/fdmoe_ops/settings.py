@@ -201,7 +201,7 @@ def _recovery(recovery: RecoverySettings, device: str) -> RecoverySettings:
     """On the CPU the interpreter needs 4 to 7 ms for a 64x64x64 dot product, so a work item is slow and not stuck."""
     given = recovery.model_fields_set
     if device == "cpu":
-        slow = {"stall_floor_s": 2.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
+        slow = {"stall_floor_s": 2.0, "stall_first_s": 5.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
         recovery = _defaults_for(recovery, slow)
     floor, ceiling = recovery.stall_floor_s, recovery.stall_ceiling_s
     if floor > ceiling:

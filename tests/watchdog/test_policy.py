@@ -11,20 +11,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fdmoe_watchdog import policy
+from fdmoe_watchdog.messages import Blame
 from fdmoe_watchdog.policy import (
     Abort,
     AbortEnded,
     BudgetGone,
+    Check,
+    Condemned,
+    Ending,
     Fence,
     GiveUp,
     Gone,
+    HolderGone,
+    HolderReady,
+    HolderSeen,
     Kill,
+    KillHolder,
     Life,
     Observation,
     Route,
     Seen,
     SetPath,
     Start,
+    StartHolder,
 )
 from fdmoe_watchdog.settings import RecoverySettings
 
@@ -45,6 +54,8 @@ SETTINGS = RecoverySettings(
 ABSENT = Seen(alive=False)
 LOADING = Seen(alive=True)
 IDLE = Seen(alive=True, ready=True)
+HELD = HolderSeen(alive=True, ready=True)
+OK, WRONG = Check(16, True), Check(16, False)
 
 
 @dataclass
@@ -54,13 +65,27 @@ class Ladder:
     settings: RecoverySettings = SETTINGS
     state: policy.State = field(default_factory=lambda: policy.initial(("a", "b"), 0.0))
 
-    def at(self, now: float, a: Seen, b: Seen) -> tuple[policy.Action, ...]:
-        self.state, actions = policy.decide(self.state, Observation(now, {"a": a, "b": b}), self.settings)
+    def at(
+        self, now: float, a: Seen, b: Seen, holder: HolderSeen = HELD, lag_s: float = 0.0
+    ) -> tuple[policy.Action, ...]:
+        observation = Observation(now, {"a": a, "b": b}, holder, lag_s)
+        self.state, actions = policy.decide(self.state, observation, self.settings)
         return actions
+
+    def stall(self, now: float, launch: int, b: Seen = IDLE) -> tuple[policy.Action, ...]:
+        """a's launch is found silent by two readings; what the second one leads to."""
+        assert self.at(now, stalled(launch), b) == ()
+        return self.at(now, stalled(launch), b)
+
+    def holding(self) -> Ladder:
+        """The weights are there, and nothing else."""
+        self.at(0, ABSENT, ABSENT, HolderSeen(alive=False))
+        self.at(0, ABSENT, ABSENT, HELD)
+        return self
 
     def serving(self) -> Ladder:
         """Both workers up, a active on the fused path."""
-        self.at(0, ABSENT, ABSENT)
+        self.holding()
         self.at(1, IDLE, IDLE)
         return self
 
@@ -73,35 +98,38 @@ def ended(launch: int, **more: object) -> Seen:
     return Seen(alive=True, ready=True, ended=launch, **more)  # type: ignore[arg-type]
 
 
-def test_both_are_started_and_the_first_that_is_ready_serves_on_the_fused_path() -> None:
+def test_both_are_started_when_the_weights_are_there_and_the_first_that_is_ready_serves_on_the_fused_path() -> None:
     ladder = Ladder()
-    assert ladder.at(0, ABSENT, ABSENT) == (Start("a", 1, "start"), Start("b", 1, "start"))
-    assert ladder.at(1, LOADING, LOADING) == ()
-    assert ladder.at(2, LOADING, IDLE) == (SetPath("b", "fused", "fused", "route"), Route("b", 1))
-    assert ladder.at(3, IDLE, IDLE) == ()
-    assert ladder.state.active == "b"
+    assert ladder.at(0, ABSENT, ABSENT, HolderSeen(alive=False)) == (StartHolder(1, "start"),)
+    assert ladder.at(1, ABSENT, ABSENT, HolderSeen(alive=True)) == ()
+    assert ladder.at(2, ABSENT, ABSENT) == (HolderReady(1), Start("a", 1, "start"), Start("b", 1, "start"))
+    assert ladder.at(3, LOADING, LOADING) == ()
+    assert ladder.at(4, LOADING, IDLE) == (SetPath("b", "fused", "fused", "route"), Route("b", 1))
+    assert ladder.at(5, IDLE, IDLE) == ()
+    assert (ladder.state.active, ladder.state.workers["b"].weights) == ("b", 1)
 
 
 def test_silence_below_the_stall_time_and_idleness_are_nothing() -> None:
     ladder = Ladder().serving()
-    assert ladder.at(2, stalled(7, quiet_s=0.049), IDLE) == ()
+    for now in (2, 3, 4):
+        assert ladder.at(now, stalled(7, quiet_s=0.049), IDLE) == ()
     assert ladder.at(1e6, ended(7), IDLE) == ()
 
 
 def test_a_stall_that_an_abort_ends_costs_no_process() -> None:
     ladder = Ladder().serving()
-    assert ladder.at(2.00, stalled(7), IDLE) == (
+    assert ladder.stall(2.00, 7) == (
         Abort("a", 7, "stall"),
-        SetPath("a", "baseline", "fused", "stall"),
+        SetPath("a", "baseline", "fused", "stall", ()),
     )
     assert ladder.at(2.01, stalled(7, quiet_s=0.07), IDLE) == ()
     assert ladder.at(2.02, ended(7), IDLE) == (AbortEnded("a", in_time=True),)
     assert (ladder.state.active, ladder.state.path) == ("a", "baseline")
     # back by way of the shadow, after the pause
     assert ladder.at(3.99, ended(7), IDLE) == ()
-    assert ladder.at(4.01, ended(7), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down"),)
-    assert ladder.at(4.02, ended(8, shadow=(True, True)), IDLE) == ()
-    assert ladder.at(4.03, ended(9, shadow=(True,)), IDLE) == (SetPath("a", "fused", "shadow", "proven"),)
+    assert ladder.at(4.01, ended(7), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down", ()),)
+    assert ladder.at(4.02, ended(8, checks=(OK, OK)), IDLE) == ()
+    assert ladder.at(4.03, ended(9, checks=(OK,)), IDLE) == (SetPath("a", "fused", "shadow", "proven", (16,)),)
 
 
 def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_killed() -> None:
@@ -109,8 +137,8 @@ def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_k
     cut_off = Seen(alive=True, ready=True, cut_off=True)
     assert ladder.at(2, cut_off, IDLE) == (
         Fence("a", 1, "exit"),
-        SetPath("", "baseline", "fused", "exit"),
-        SetPath("b", "baseline", "baseline", "route"),
+        SetPath("", "baseline", "fused", "exit", ()),
+        SetPath("b", "baseline", "baseline", "route", ()),
         Route("b", 1),
         Kill("a", 1),
     )
@@ -120,12 +148,12 @@ def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_k
 
 def test_a_stall_that_no_abort_ends_is_fenced_replayed_and_killed_in_that_order() -> None:
     ladder = Ladder().serving()
-    ladder.at(2.00, stalled(7), IDLE)
+    ladder.stall(2.00, 7)
     assert ladder.at(2.04, stalled(7), IDLE) == ()
     assert ladder.at(2.06, stalled(7), IDLE) == (
         AbortEnded("a", in_time=False),
         Fence("a", 1, "stall"),
-        SetPath("b", "baseline", "baseline", "route"),
+        SetPath("b", "baseline", "baseline", "route", ()),
         Route("b", 1),
         Kill("a", 1),
     )
@@ -135,13 +163,13 @@ def test_a_stall_that_no_abort_ends_is_fenced_replayed_and_killed_in_that_order(
     assert ladder.at(2.70, ABSENT, IDLE) == (Start("a", 2, "stall"),)
     assert ladder.at(3.00, IDLE, IDLE) == ()
     # the survivor stays active and earns the fused path back itself
-    assert ladder.at(4.05, IDLE, IDLE) == (SetPath("b", "shadow", "baseline", "cooled_down"),)
+    assert ladder.at(4.05, IDLE, IDLE) == (SetPath("b", "shadow", "baseline", "cooled_down", ()),)
     assert ladder.state.active == "b"
 
 
 def test_a_late_end_of_an_aborted_launch_does_not_unfence_its_worker() -> None:
     ladder = Ladder().serving()
-    ladder.at(2.00, stalled(7), IDLE)
+    ladder.stall(2.00, 7)
     ladder.at(2.06, stalled(7), IDLE)
     assert ladder.at(2.07, ended(7), IDLE) == ()
     assert ladder.state.workers["a"].life is Life.DYING
@@ -151,44 +179,44 @@ def test_pauses_double_with_relapses_up_to_the_ceiling_and_start_again_after_goo
     ladder = Ladder().serving()
     now, launch, pauses = 2.0, 7, []
     for gap in (1, 1, 1, 60):
-        ladder.at(now, stalled(launch), IDLE)
+        ladder.stall(now, launch)
         ladder.at(now + 0.01, ended(launch), IDLE)
         pauses.append(ladder.state.retry_at - now)
         now = ladder.state.retry_at
         ladder.at(now, ended(launch), IDLE)
-        ladder.at(now + 0.01, ended(launch, shadow=(True,) * 3), IDLE)
+        ladder.at(now + 0.01, ended(launch, checks=(OK,) * 3), IDLE)
         assert ladder.state.path == "fused"
         now, launch = now + gap, launch + 1
-    ladder.at(now, stalled(launch), IDLE)
+    ladder.stall(now, launch)
     pauses.append(ladder.state.retry_at - now)
     assert pauses == pytest.approx([2, 4, 5, 5, 2])
 
 
 def test_a_wrong_shadow_result_goes_back_to_the_baseline_and_doubles_the_pause() -> None:
     ladder = Ladder().serving()
-    ladder.at(2.0, stalled(7), IDLE)
+    ladder.stall(2.0, 7)
     ladder.at(2.1, ended(7), IDLE)
     ladder.at(4.0, ended(7), IDLE)
-    actions = ladder.at(4.1, ended(8, shadow=(True, False)), IDLE)
-    assert actions == (SetPath("a", "baseline", "shadow", "mismatch"),)
+    actions = ladder.at(4.1, ended(8, checks=(OK, WRONG)), IDLE)
+    assert actions == (SetPath("a", "baseline", "shadow", "mismatch", ()),)
     assert ladder.state.retry_at == pytest.approx(8.1)
 
 
 def test_a_stall_in_the_shadow_is_aborted_like_any_other() -> None:
     ladder = Ladder().serving()
-    ladder.at(2.0, stalled(7), IDLE)
+    ladder.stall(2.0, 7)
     ladder.at(2.1, ended(7), IDLE)
     ladder.at(4.0, ended(7), IDLE)
-    assert ladder.at(4.1, stalled(8), IDLE) == (Abort("a", 8, "stall"), SetPath("a", "baseline", "shadow", "stall"))
+    assert ladder.stall(4.1, 8) == (Abort("a", 8, "stall"), SetPath("a", "baseline", "shadow", "stall", ()))
 
 
 def test_the_active_worker_dies() -> None:
     ladder = Ladder().serving()
     assert ladder.at(2.0, ABSENT, IDLE) == (
         Fence("a", 1, "exit"),
-        SetPath("", "baseline", "fused", "exit"),
+        SetPath("", "baseline", "fused", "exit", ()),
         Gone("a", 1),
-        SetPath("b", "baseline", "baseline", "route"),
+        SetPath("b", "baseline", "baseline", "route", ()),
         Route("b", 1),
     )
     assert ladder.at(2.5, ABSENT, IDLE) == (Start("a", 2, "exit"),)
@@ -210,18 +238,17 @@ def test_both_die_and_whoever_comes_back_serves() -> None:
         Fence("a", 2, "exit"), Gone("a", 2), Fence("b", 2, "exit"), Gone("b", 2), BudgetGone("b"),
     )  # fmt: skip
     ladder.at(10.0, ABSENT, ABSENT)
-    assert ladder.at(11.0, IDLE, ABSENT) == (SetPath("a", "baseline", "baseline", "route"), Route("a", 3))
+    assert ladder.at(11.0, IDLE, ABSENT) == (SetPath("a", "baseline", "baseline", "route", ()), Route("a", 3))
 
 
 def test_a_worker_without_a_proven_fused_path_serves_on_the_baseline_for_good() -> None:
     unproven = Seen(alive=True, ready=True, fused=False)
-    ladder = Ladder()
-    ladder.at(0, ABSENT, ABSENT)
-    assert ladder.at(1, unproven, LOADING) == (SetPath("a", "baseline", "fused", "unproven"), Route("a", 1))
+    ladder = Ladder().holding()
+    assert ladder.at(1, unproven, LOADING) == (SetPath("a", "baseline", "fused", "unproven", ()), Route("a", 1))
     assert ladder.at(1000, unproven, IDLE) == ()
     # the other one can, and may when it is its turn
     actions = ladder.at(1001, ABSENT, IDLE)
-    assert actions[-2:] == (Route("b", 1), SetPath("b", "shadow", "baseline", "cooled_down"))
+    assert actions[-2:] == (Route("b", 1), SetPath("b", "shadow", "baseline", "cooled_down", ()))
 
 
 def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
@@ -233,8 +260,7 @@ def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
 
 
 def test_a_worker_that_does_not_come_up_is_killed_and_tried_again() -> None:
-    ladder = Ladder()
-    ladder.at(0, ABSENT, ABSENT)
+    ladder = Ladder().holding()
     ladder.at(1, LOADING, IDLE)
     assert ladder.at(59.9, LOADING, IDLE) == ()
     assert ladder.at(60, LOADING, IDLE) == (Fence("a", 1, "startup"), Kill("a", 1))
@@ -254,7 +280,7 @@ def test_backoff_doubles_and_a_spent_budget_keeps_the_survivor_on_the_baseline()
     assert delays == pytest.approx([0.5, 1, 2])
     assert ladder.state.path == "shadow"
     assert ladder.at(now, ABSENT, IDLE) == (
-        Fence("a", 4, "exit"), Gone("a", 4), BudgetGone("a"), SetPath("b", "baseline", "shadow", "budget"),
+        Fence("a", 4, "exit"), Gone("a", 4), BudgetGone("a"), SetPath("b", "baseline", "shadow", "budget", ()),
     )  # fmt: skip
     assert ladder.at(now + 1000, ABSENT, IDLE) == ()
     assert (ladder.state.active, ladder.state.path, ladder.state.retry_at) == ("b", "baseline", math.inf)
@@ -266,15 +292,195 @@ def test_backoff_doubles_and_a_spent_budget_keeps_the_survivor_on_the_baseline()
 def test_nobody_left_is_given_up() -> None:
     ladder = Ladder(settings=SETTINGS.model_copy(update={"restart_budget": 0}))
     ladder.serving()
-    assert ladder.at(2.0, ABSENT, ABSENT)[-1] == GiveUp("no worker is left and the restart budget is gone")
+    assert ladder.at(2.0, ABSENT, ABSENT)[-1] == GiveUp(
+        "no worker is left and the restart budget is gone", Ending.RESTART_ME
+    )
 
 
 def test_a_process_that_cannot_be_reaped_is_given_up() -> None:
     ladder = Ladder().serving()
-    ladder.at(2.00, stalled(7), IDLE)
+    ladder.stall(2.00, 7)
     ladder.at(2.06, stalled(7), IDLE)
-    assert ladder.at(5.04, stalled(7), IDLE) == (SetPath("b", "shadow", "baseline", "cooled_down"),)
-    assert ladder.at(5.07, stalled(7), IDLE) == (GiveUp("worker a was killed and cannot be reaped"),)
+    assert ladder.at(5.04, stalled(7), IDLE) == (SetPath("b", "shadow", "baseline", "cooled_down", ()),)
+    assert ladder.at(5.07, stalled(7), IDLE) == (
+        GiveUp("worker a was killed and cannot be reaped after 3 s", Ending.NODE, "reset the GPU"),
+    )
+
+
+def test_a_second_reading_confirms_a_stall_and_a_beat_in_between_clears_it() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.000, stalled(7), IDLE) == ()
+    assert ladder.at(2.005, stalled(7, quiet_s=0.001), IDLE) == ()
+    assert ladder.at(2.010, stalled(7), IDLE) == (), "the first reading again"
+    assert ladder.at(2.015, stalled(8), IDLE) == (), "another launch"
+    assert ladder.at(2.020, stalled(8), IDLE)[0] == Abort("a", 8, "stall")
+
+
+def test_a_watchdog_that_was_starved_judges_nobodys_silence_and_starts_to_look_anew() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, stalled(7), IDLE) == ()
+    assert ladder.at(4.0, stalled(7), IDLE, lag_s=1.995) == ()
+    frozen = Seen(alive=True, ready=True, untouched_s=60)
+    assert ladder.at(6.0, frozen, IDLE, lag_s=1.995) == ()
+    assert ladder.at(6.1, stalled(7), IDLE) == ()
+    assert ladder.at(6.2, stalled(7), IDLE)[0] == Abort("a", 7, "stall")
+
+
+def test_what_ended_is_acted_on_however_late_the_watchdog_is() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(4.0, ABSENT, IDLE, lag_s=2.0)[0] == Fence("a", 1, "exit")
+
+
+def test_the_fused_path_comes_back_for_one_token_bucket_after_the_other() -> None:
+    ladder = Ladder().serving()
+    ladder.stall(2.0, 7)
+    ladder.at(2.1, ended(7), IDLE)
+    assert ladder.at(4.0, ended(7), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down", ()),)
+    small, large = Check(1, True), Check(64, True)
+    assert ladder.at(4.1, ended(8, checks=(small, large, small)), IDLE) == ()
+    assert ladder.at(4.2, ended(9, checks=(small,)), IDLE) == (SetPath("a", "fused", "shadow", "proven", (1,)),)
+    assert ladder.at(4.3, ended(10, checks=(large,)), IDLE) == ()
+    assert ladder.at(4.4, ended(11, checks=(large,)), IDLE) == (SetPath("a", "fused", "fused", "proven", (1, 64)),)
+    assert ladder.state.proven == {1, 64}
+
+
+def test_a_wrong_answer_that_the_trickle_finds_takes_the_fused_path_away() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, ended(7, checks=(OK, WRONG)), IDLE) == (SetPath("a", "baseline", "fused", "mismatch", ()),)
+    assert ladder.state.retry_at == pytest.approx(4.0)
+
+
+def test_a_worker_that_says_it_cannot_go_on_is_not_waited_for() -> None:
+    ladder = Ladder().serving()
+    failed = Seen(alive=True, ready=True, failed=("AcceleratorError: illegal address", "unknown"))
+    assert ladder.at(2.0, failed, IDLE)[0] == Fence("a", 1, "exit")
+    assert ladder.at(2.0, failed, IDLE) == ()
+    assert ladder.state.active == "b"
+
+
+@pytest.mark.parametrize(
+    ("blame", "other", "last"),
+    [
+        ("settings", LOADING, GiveUp("there is no layer 99", Ending.SETTINGS)),
+        ("settings", IDLE, Kill("a", 1)),
+        ("device", IDLE, GiveUp("worker a: there is no layer 99", Ending.NODE, "reset the GPU")),
+        ("unknown", LOADING, Kill("a", 1)),
+    ],
+)
+def test_whom_a_failed_start_blames_decides_whether_the_tree_goes_on(
+    blame: Blame, other: Seen, last: policy.Action
+) -> None:
+    ladder = Ladder().holding()
+    ladder.at(1, LOADING, other)
+    failed = replace(LOADING, failed=("there is no layer 99", blame))
+    assert ladder.at(2, failed, other)[-1] == last
+
+
+def test_a_trial_kernel_that_does_not_end_condemns_the_device() -> None:
+    ladder = Ladder().holding()
+    assert ladder.at(1, replace(LOADING, trial_s=29.9), LOADING) == ()
+    assert ladder.at(2, replace(LOADING, trial_s=30.0), LOADING)[-1] == GiveUp(
+        "worker a: a trial kernel did not end within 30 s", Ending.NODE, "reset the GPU"
+    )
+
+
+def test_a_restart_waits_for_the_memory_of_the_killed_and_gives_up_without_it() -> None:
+    taken = Seen(alive=False, memory_back=False)
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, taken, IDLE)[0] == Fence("a", 1, "exit")
+    assert ladder.at(3.0, taken, IDLE) == (), "its pause is over"
+    assert ladder.at(3.5, ABSENT, IDLE) == (Start("a", 2, "exit"),)
+    ladder.at(4.0, taken, IDLE)
+    assert ladder.at(13.9, taken, IDLE) == ()
+    assert ladder.at(14.1, taken, IDLE) == (
+        GiveUp(
+            "worker a is gone, and its memory is still taken on the device after 10 s", Ending.NODE, "reset the GPU"
+        ),
+    )
+
+
+def test_a_condemned_device_is_given_up_whatever_else_there_is_to_do() -> None:
+    ladder = Ladder().serving()
+    condemned = Condemned("Xid 79: the GPU has fallen off the bus", "reboot the node")
+    _, actions = policy.decide(
+        ladder.state, Observation(2.0, {"a": ABSENT, "b": IDLE}, HELD, condemned=condemned), SETTINGS
+    )
+    assert actions == (GiveUp("Xid 79: the GPU has fallen off the bus", Ending.NODE, "reboot the node"),)
+
+
+# ---- the holder of the weights
+
+
+LOST = HolderSeen(alive=False)
+
+
+def test_workers_of_a_lost_holder_serve_on_and_move_one_after_the_other() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, IDLE, IDLE, LOST) == (HolderGone(1),)
+    assert ladder.at(2.4, IDLE, IDLE, LOST) == ()
+    assert ladder.at(2.5, IDLE, IDLE, LOST) == (StartHolder(2, "exit"),)
+    assert ladder.at(2.6, IDLE, IDLE, HolderSeen(alive=True)) == ()
+    # the standby first, while a serves
+    assert ladder.at(3.0, IDLE, IDLE) == (HolderReady(2), Fence("b", 1, "weights"), Kill("b", 1))
+    assert ladder.at(3.1, IDLE, ABSENT) == (Gone("b", 1),)
+    assert ladder.at(3.2, IDLE, ABSENT) == (Start("b", 2, "weights"),)
+    assert ladder.at(3.3, IDLE, LOADING) == ()
+    # then a, whose place b takes on the same path
+    assert ladder.at(3.4, IDLE, IDLE) == (
+        Fence("a", 1, "weights"),
+        SetPath("b", "fused", "fused", "route"),
+        Route("b", 2),
+        Kill("a", 1),
+    )
+    assert ladder.at(3.5, ABSENT, IDLE) == (Gone("a", 1),)
+    assert ladder.at(3.6, ABSENT, IDLE) == (Start("a", 2, "weights"),)
+    assert ladder.at(3.7, IDLE, IDLE) == ()
+    assert ladder.state.restarts == (), "none of which is anybody's fault"
+    assert {worker.weights for worker in ladder.state.workers.values()} == {2}
+
+
+def test_no_worker_starts_without_weights() -> None:
+    ladder = Ladder().serving()
+    ladder.at(2.0, IDLE, ABSENT, LOST)
+    ladder.at(2.5, IDLE, ABSENT, LOST)
+    assert ladder.at(9.0, IDLE, ABSENT, HolderSeen(alive=True)) == ()
+    assert ladder.at(9.1, IDLE, ABSENT) == (HolderReady(2), Start("b", 2, "exit"))
+
+
+def test_new_weights_that_have_no_room_beside_the_old_ones_wait_for_the_workers_to_go() -> None:
+    ladder = Ladder().serving()
+    ladder.at(2.0, IDLE, IDLE, LOST)
+    ladder.at(2.5, IDLE, IDLE, LOST)
+    no_room = HolderSeen(alive=True, failed=("80 GiB are wanted, 40 GiB are free", "settings"))
+    # the active one last, so that its batch is not sent to one that is about to go
+    assert ladder.at(3.0, IDLE, IDLE, no_room) == (
+        KillHolder(2), Fence("b", 1, "weights"), Kill("b", 1), Fence("a", 1, "weights"), Kill("a", 1),
+    )  # fmt: skip
+    assert ladder.at(3.1, IDLE, IDLE, LOST) == (HolderGone(2),)
+    assert ladder.at(5.0, IDLE, ABSENT, LOST) == (Gone("b", 1),), "a is not gone yet"
+    assert ladder.at(5.1, ABSENT, ABSENT, LOST) == (Gone("a", 1),)
+    assert ladder.at(5.2, ABSENT, ABSENT, LOST) == (StartHolder(3, "startup"),)
+    assert ladder.at(6.0, ABSENT, ABSENT)[1:] == (Start("a", 2, "weights"), Start("b", 2, "weights"))
+    # and if there is no room without them either, there never will be
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT, LOST)
+    assert ladder.at(1, ABSENT, ABSENT, no_room)[-1] == GiveUp("80 GiB are wanted, 40 GiB are free", Ending.SETTINGS)
+
+
+def test_a_holder_that_does_not_come_up_is_killed_and_tried_again_within_its_budget() -> None:
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT, LOST)
+    assert ladder.at(60, ABSENT, ABSENT, HolderSeen(alive=True)) == (KillHolder(1),)
+    now = 60.0
+    for generation in (2, 3, 4):
+        now += 0.1
+        assert ladder.at(now, ABSENT, ABSENT, LOST) == (HolderGone(generation - 1),)
+        now = ladder.state.holder.until
+        assert [type(action) for action in ladder.at(now, ABSENT, ABSENT, LOST)] == [StartHolder]
+    assert ladder.at(now + 0.1, ABSENT, ABSENT, LOST) == (HolderGone(4), BudgetGone("weights"))
+    assert ladder.at(now + 0.2, ABSENT, ABSENT, LOST) == (
+        GiveUp("the weights holder ends again and again, and no worker is left", Ending.RESTART_ME),
+    )
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -285,8 +491,12 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         self.state = policy.initial(("a", "b"), 0.0)
         self.seen = {"a": ABSENT, "b": ABSENT}
+        self.holder = HolderSeen(alive=False)
         self.fenced: set[tuple[str, int]] = set()
         self.started: list[float] = []
+        self.routed: tuple[str, int] | None = None
+        self.lag_s = 0.0
+        self.memory_back = True
         self.given_up = False
 
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.6, 3.0, 61.0]))
@@ -294,27 +504,70 @@ class AnyOrder(RuleBasedStateMachine):
         if self.given_up:
             return
         self.now += seconds
-        self.state, actions = policy.decide(self.state, Observation(self.now, dict(self.seen)), SETTINGS)
+        before = self.state
+        observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s)
+        self.state, actions = policy.decide(self.state, observation, SETTINGS)
         for action in actions:
             match action:
                 case Start(worker=name, generation=generation, reason=reason):
                     assert (name, generation) not in self.fenced
+                    assert self.state.holder.life is Life.READY, "no worker starts without weights"
+                    assert self.seen[name].memory_back, "nor beside what its predecessor left on the device"
                     self.seen[name] = LOADING
-                    if reason != "start":
+                    if reason not in ("start", "weights"):
                         self.started.append(self.now)
+                        recent = [at for at in self.started if at > self.now - SETTINGS.restart_period_s]
+                        assert len(recent) <= SETTINGS.restart_budget, "never more restarts than the budget"
+                case StartHolder():
+                    self.holder = HolderSeen(alive=True)
+                case HolderGone():
+                    self.holder = HolderSeen(alive=False)
+                case Abort(worker=name, launch=launch):
+                    assert before.workers[name].suspect == launch, "confirmed by a second reading"
+                    assert self.lag_s <= SETTINGS.watchdog_lag_max_s, "not by a watchdog that was starved itself"
                 case Fence(worker=name, generation=generation):
                     self.fenced.add((name, generation))
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
                     assert self.state.workers[name].generation == generation
+                    self.routed = (name, generation)
                 case Gone(worker=name, generation=generation):
                     assert (name, generation) in self.fenced, "fenced before it is gone"
-                    self.seen[name] = ABSENT
+                    self.seen[name] = replace(ABSENT, memory_back=self.memory_back)
                 case Kill(worker=name, generation=generation):
                     assert (name, generation) in self.fenced, "fenced before it is killed"
                 case GiveUp():
                     self.given_up = True
-        self.seen = {name: Seen(seen.alive, seen.ready, seen.launch, seen.ended) for name, seen in self.seen.items()}
+        self.seen = {name: replace(seen, checks=()) for name, seen in self.seen.items()}
+        self.lag_s = 0.0
+
+    @rule()
+    def starve_the_watchdog(self) -> None:
+        self.lag_s = 0.5
+
+    @rule(back=st.booleans())
+    def keep_memory(self, back: bool) -> None:
+        self.memory_back = back
+        self.seen = {name: seen if seen.alive else replace(seen, memory_back=back) for name, seen in self.seen.items()}
+
+    @rule()
+    def hold(self) -> None:
+        if self.holder.alive:
+            self.holder = HELD
+
+    @rule()
+    def lose_the_holder(self) -> None:
+        self.holder = HolderSeen(alive=False)
+
+    @rule(blame=st.sampled_from(["settings", "unknown"]))
+    def fail_the_holder(self, blame: Blame) -> None:
+        if self.holder.alive and not self.holder.ready:
+            self.holder = replace(self.holder, failed=("no room", blame))
+
+    @rule(name=st.sampled_from("ab"), blame=st.sampled_from(["settings", "device", "unknown"]))
+    def fail(self, name: str, blame: Blame) -> None:
+        if self.seen[name].alive:
+            self.seen[name] = replace(self.seen[name], failed=("it cannot", blame))
 
     @rule(name=st.sampled_from("ab"))
     def come_up(self, name: str) -> None:
@@ -335,10 +588,28 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             self.seen[name] = stalled(launch)
 
-    @rule(name=st.sampled_from("ab"), ok=st.booleans())
-    def end(self, name: str, ok: bool) -> None:
+    @rule(name=st.sampled_from("ab"), bucket=st.sampled_from([1, 16]), ok=st.booleans())
+    def end(self, name: str, bucket: int, ok: bool) -> None:
         if self.seen[name].ready:
-            self.seen[name] = ended(5, shadow=(ok,))
+            self.seen[name] = ended(5, checks=(Check(bucket, ok),))
+
+    @precondition(lambda self: not self.given_up)
+    @invariant()
+    def there_is_always_a_way_up(self) -> None:
+        """Whatever has happened, weights and workers that behave from now on end in a worker that serves."""
+        state, now = self.state, self.now
+        holder, seen = self.holder, dict(self.seen)
+        for _ in range(40):
+            now += SETTINGS.restart_period_s
+            observation = Observation(now, seen, holder)
+            state, actions = policy.decide(state, observation, SETTINGS)
+            if any(isinstance(action, GiveUp) for action in actions) or state.active is not None:
+                return
+            lives = {name: worker.life for name, worker in state.workers.items()}
+            up = (Life.STARTING, Life.READY, Life.ABORTING)
+            seen = {name: IDLE if life in up else ABSENT for name, life in lives.items()}
+            holder = HELD if state.holder.life in (Life.STARTING, Life.READY) else HolderSeen(alive=False)
+        raise AssertionError(f"nobody serves and nobody gave up: {state}")
 
     @precondition(lambda self: not self.given_up)
     @invariant()
@@ -346,6 +617,7 @@ class AnyOrder(RuleBasedStateMachine):
         active = self.state.active
         if active is not None:
             assert self.state.workers[active].life in (Life.READY, Life.ABORTING)
+            assert self.routed == (active, self.state.workers[active].generation), "never two active generations"
             assert (active, self.state.workers[active].generation) not in self.fenced
 
     @invariant()
@@ -355,7 +627,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.given_up)
     @invariant()
-    def there_is_always_a_way_up(self) -> None:
+    def not_everybody_is_absent(self) -> None:
         lives = {worker.life for worker in self.state.workers.values()}
         assert lives != {Life.ABSENT}
 

@@ -18,20 +18,41 @@ import pytest
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.policy import Life, Worker
+from fdmoe_watchdog.policy import Ending, GiveUp, Life, Worker
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
-from fdmoe_watchdog.supervisor import EXIT_RESTART_ME, Supervisor
+from fdmoe_watchdog.supervisor import EXIT_NODE, EXIT_RESTART_ME, Supervisor
 
 IDLE = (sys.executable, "-c", "import signal; signal.pause()")
+# a holder of no weights: it says that it is ready, and stays
+HOLDER = """
+import os, signal, sys
+from pathlib import Path
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+generation = int(options["--generation"])
+hello = messages.Hello(messages.PROTOCOL, "weights", options["--name"], generation, os.getpid())
+channel = Channel.connect(Path(sys.argv[1]) / "watchdog.sock", hello)
+channel.send(messages.WeightsReady(generation, "manifest", 4096))
+signal.pause()
+"""
 RECOVERY = RecoverySettings(backoff_initial_s=0.01, backoff_max_s=0.02, restart_budget=3)
 
 
-def plan(directory: Path, *, worker: tuple[str, ...], gateway: tuple[str, ...] = IDLE) -> TreePlan:
+def plan(
+    directory: Path,
+    *,
+    worker: tuple[str, ...],
+    gateway: tuple[str, ...] = IDLE,
+    weights: tuple[str, ...] | None = None,
+) -> TreePlan:
     return TreePlan(
         run_dir=directory / "run",
         flight_dir=directory / "flights",
-        device="cpu",
+        devices=("cpu",),
         arena_bytes=4096,
+        drain_s=1.0,
+        weights_command=(sys.executable, "-c", HOLDER, str(directory / "run")) if weights is None else weights,
         worker_command=worker,
         gateway_command=gateway,
         environment={},
@@ -67,11 +88,12 @@ def test_workers_that_end_at_once_are_started_again_within_the_budget(in_memory:
 def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, life: Life, events: list[str]) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
     (in_memory / "run").mkdir()
-    process = supervisor._processes["a"] = supervisor._spawn("a", 1)
+    pair = supervisor._pairs[0]
+    process = pair.processes["a"] = pair._spawn("a", 1)
     try:
-        supervisor._state = replace(supervisor._state, workers={"a": Worker(life, 1), "b": Worker()})
-        supervisor._link_lost(messages.LinkLost("a", 1, "peer closed the connection"))
-        supervisor._link_lost(messages.LinkLost("a", 2, "of another generation"))
+        pair.state = replace(pair.state, workers={"a": Worker(life, 1), "b": Worker()})
+        pair.link_lost(messages.LinkLost("a", 1, "peer closed the connection"))
+        pair.link_lost(messages.LinkLost("a", 2, "of another generation"))
         assert [event["event"] for event in supervisor._events.last] == events
         assert process.cut_off == bool(events)
         assert process.alive, "what becomes of it is the policy's to say"
@@ -87,6 +109,37 @@ def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> N
     assert supervisor.run() == EXIT_RESTART_ME
     assert str(supervisor._events.last[-1]["reason"]).startswith("the gateway ends again and again")
     assert [event["exit_code"] for event in supervisor._events.last if event["event"] == "gateway_exit"] == [4] * 4
+
+
+def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(sys.executable, "-c", "raise SystemExit(5)")))
+    assert supervisor.run() == EXIT_RESTART_ME
+    events = [event["event"] for event in supervisor._events.last]
+    assert events.count("weights_gone") == 1 + RECOVERY.restart_budget
+    assert "worker_start" not in events
+    last = supervisor._events.last[-1]
+    assert last["reason"] == "the weights holder ends again and again, and no worker is left"
+
+
+def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path) -> None:
+    supervisor = Supervisor(replace(plan(in_memory, worker=IDLE), devices=("cpu:0", "cpu:1")))
+    (in_memory / "run").mkdir()
+    first, second = supervisor._pairs
+    assert [(*pair.workers, pair.holder_name) for pair in supervisor._pairs] == [
+        ("a0", "b0", "weights0"), ("a1", "b1", "weights1"),
+    ]  # fmt: skip
+    process = first.processes["a0"] = first._spawn("a0", 1)
+    first.ended = GiveUp("Xid 79", Ending.NODE, "reboot the node")
+    supervisor._leave_out_what_ended()
+    assert process.wait(10)
+    first.reap()
+    assert first.processes == {}
+    assert supervisor._exit is None
+    out = supervisor._events.last[0]
+    assert (out["event"], out["device"], out["node_action"]) == ("device_out", "cpu:0", "reboot the node")
+    second.ended = GiveUp("Xid 48", Ending.NODE, "reset the GPU")
+    supervisor._leave_out_what_ended()
+    assert supervisor._exit == EXIT_NODE
 
 
 def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:

@@ -7,11 +7,12 @@ import struct
 
 import pytest
 
-from fdmoe_watchdog.page import Exit, Snapshot, Stage
+from fdmoe_watchdog.buckets import token_bucket
+from fdmoe_watchdog.page import Exit, Phase, Snapshot, Stage
 from fdmoe_watchdog.settings import RecoverySettings
-from fdmoe_watchdog.tracker import StallTimes, Tracker, token_bucket
+from fdmoe_watchdog.tracker import StallTimes, Tracker
 
-SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_ceiling_s=1.0, stall_factor=4.0)
+SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_first_s=0.25, stall_ceiling_s=1.0, stall_factor=4.0)
 BLANK = Snapshot(
     pid=1, generation=1, abort=0, begun=0, begun_at_ns=0, tokens=16, layer=0, deadline_ns=0, ended=0, exit=Exit.NONE,
     items=(0, 0, 0, 0), stage=Stage.SERVING, host_beats=0, answered=0, baseline_begun=0, baseline_ended=0,
@@ -23,9 +24,9 @@ def page(**words: object) -> Snapshot:
     return dataclasses.replace(BLANK, **words)  # type: ignore[arg-type]
 
 
-def beat(launch: int, ticket: int) -> bytes:
+def beat(launch: int, ticket: int, phase: Phase = Phase.UP) -> bytes:
     """The slot of one CTA."""
-    return struct.pack("<8Q", launch, ticket, 2, 0, 0, 0, 0, 0)
+    return struct.pack("<8Q", launch, ticket, phase, 0, 0, 0, 0, 0)
 
 
 def follow(history: list[tuple[float, Snapshot]], stall_times: StallTimes | None = None) -> Tracker:
@@ -40,14 +41,34 @@ def test_silence_counts_from_the_last_beat_of_the_outstanding_launch() -> None:
     history += [(0.01 * turn, page(begun=1, slots=beat(1, min(turn, 5)))) for turn in range(1, 11)]
     tracker = follow(history)
     assert tracker.quiet_s == pytest.approx(0.05)
-    seen = tracker.seen(alive=True, ready=True, shadow=())
-    assert (seen.launch, seen.ended, seen.stall_after_s) == (1, 0, 0.05)
+    assert tracker.serving_launch() == 1
+    assert tracker.stall_after_s() == 0.25, "of this size nothing is known yet"
+
+
+def test_the_slowest_cta_at_work_decides_and_one_that_has_left_does_not() -> None:
+    def slots(turn: int) -> bytes:
+        return beat(1, turn) + beat(1, 3) + beat(1, 2, Phase.LEFT) + beat(0, 9)
+
+    tracker = follow([(0.0, page()), *[(0.01 * turn, page(begun=1, slots=slots(turn))) for turn in range(1, 11)]])
+    assert tracker.quiet_s == pytest.approx(0.09), "the second CTA, at its item since the first turn"
+    last = beat(1, 9, Phase.LEFT) * 3 + beat(0, 9)
+    tracker.read(page(begun=1, slots=last), 0.11)
+    assert tracker.quiet_s == 0, "all have left, and nobody has said that the launch is over"
+    tracker.read(page(begun=1, slots=last), 0.12)
+    assert tracker.quiet_s == pytest.approx(0.01)
+
+
+def test_beats_from_before_a_launch_was_seen_do_not_count_against_it() -> None:
+    tracker = follow([(0.0, page()), (0.02, page(slots=beat(1, 1))), (0.04, page(slots=beat(1, 1)))])
+    tracker.read(page(begun=1, slots=beat(1, 1)), 0.06)
+    tracker.read(page(begun=1, slots=beat(1, 1)), 0.07)
+    assert tracker.quiet_s == pytest.approx(0.01)
 
 
 def test_no_silence_while_nothing_is_outstanding() -> None:
     tracker = follow([(0.01 * turn, page(begun=3, ended=3)) for turn in range(100)])
     assert tracker.quiet_s == 0
-    assert tracker.seen(alive=True, ready=True, shadow=()).launch == 0
+    assert tracker.serving_launch() == 0
 
 
 def test_a_new_launch_starts_a_new_silence() -> None:
@@ -62,7 +83,7 @@ def test_a_starved_watchdog_does_not_take_its_own_sleep_for_a_stall() -> None:
 
 def test_warm_up_launches_have_no_stall_time() -> None:
     tracker = follow([(0.02 * turn, page(begun=1, stage=Stage.COMPILING)) for turn in range(100)])
-    assert tracker.seen(alive=True, ready=False, shadow=()).launch == 0
+    assert tracker.serving_launch() == 0
 
 
 def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
@@ -72,7 +93,8 @@ def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
     # the slots moved every 0.04 s
     assert stall_times.stall_after_s(0, 16) == pytest.approx(0.16)
     assert stall_times.stall_after_s(0, 9) == pytest.approx(0.16)
-    assert stall_times.stall_after_s(0, 17) == 0.05
+    assert stall_times.stall_after_s(0, 17) == stall_times.stall_after_s(1, 16) == 0.25, "the first of its size"
+    stall_times.learn(1, 16, 0.001)
     assert stall_times.stall_after_s(1, 16) == 0.05
     stall_times.learn(0, 16, 10.0)
     assert stall_times.stall_after_s(0, 16) == 1.0
@@ -108,11 +130,16 @@ def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:
 def test_a_launch_that_the_device_has_not_shown_yet_has_the_launch_deadline() -> None:
     def seen_after(beats_of_launch: int) -> float:
         slots = beat(beats_of_launch, 1)
-        silent = [(0.02 * turn, page(begun=2, ended=1, slots=slots)) for turn in range(5)]
-        return follow(silent).seen(alive=True, ready=True, shadow=()).stall_after_s
+        silent = [(0.02 * turn, page(begun=2, ended=1, slots=slots)) for turn in range(15)]
+        return follow(silent).stall_after_s()
 
-    assert seen_after(beats_of_launch=2) == 0.05
+    assert seen_after(beats_of_launch=2) == 0.25
     assert seen_after(beats_of_launch=1) == SETTINGS.launch_deadline_s == 1.0
+
+
+def test_the_time_at_a_trial_kernel_counts_from_its_start() -> None:
+    assert follow([(0.02 * turn, page(stage=Stage.TRIAL)) for turn in range(6)]).trial_s == pytest.approx(0.1)
+    assert follow([(0.00, page(stage=Stage.TRIAL)), (0.02, page(stage=Stage.LOADING))]).trial_s == 0
 
 
 @pytest.mark.parametrize(("tokens", "bucket"), [(0, 1), (1, 1), (2, 2), (3, 4), (16, 16), (17, 32), (4096, 4096)])

@@ -22,15 +22,16 @@ class GatewayKeeper:
         self._url = ""
         self._restarts: tuple[float, ...] = ()
         self._start_at = now
-        self._knows_a_route = False
+        self._knows: set[str] = set()
         self._beat_at = now
+        self.draining = False
 
     @property
     def view(self) -> GatewayView:
         return GatewayView(self._url, self.child.pid if self.child else 0)
 
     def tend(self, now: float) -> None:
-        """Start it if it is time to, and end it if it says nothing any more."""
+        """Start it if it is time to, and end it if it says nothing any more. While it drains it is left to end."""
         silent_s = now - self._beat_at
         if (
             self.child is not None
@@ -44,8 +45,9 @@ class GatewayKeeper:
             self._events.add("gateway_exit", level="warning", exit_code=self.child.exit_code or 0)
             self.child = None
             self._url = ""
-            self._retry(now)
-        if self.child is None and not self.spent and now >= self._start_at:
+            if not self.draining:
+                self._retry(now)
+        if self.child is None and not self.spent and not self.draining and now >= self._start_at:
             try:
                 self.child = Child(self._plan.gateway_command, self._plan.environment)
             except OSError as error:
@@ -54,8 +56,14 @@ class GatewayKeeper:
 
     def connected(self, now: float) -> None:
         """A gateway process has said hello: it knows nothing yet."""
-        self._knows_a_route = False
+        self._knows.clear()
         self._beat_at = now
+
+    def drain(self) -> None:
+        """It is to finish what it has and to end; none is started after it."""
+        self.draining = True
+        if self.child is not None:
+            self.child.signal(signal.SIGTERM)
 
     def beat(self, now: float) -> None:
         self._beat_at = now
@@ -64,16 +72,16 @@ class GatewayKeeper:
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._events.add("gateway_listening", url=self._url)
 
-    def wants_route(self, *, new: bool, dying: bool) -> bool:
-        """Whether it is to be told the route now. A new gateway hands out the arena anew and knows of no fenced worker
-        that may still write to it: it gets its first route when no worker is dying."""
+    def wants_route(self, device: str, *, new: bool, dying: bool) -> bool:
+        """Whether it is to be told the device's route now. A new gateway hands out the arena anew and knows of no
+        fenced worker that may still write to it: it gets its first routes when no worker is dying."""
         if self.child is None or self.child.channel is None:
             return False
-        if self._knows_a_route:
+        if device in self._knows:
             return new
         if dying:
             return False
-        self._knows_a_route = True
+        self._knows.add(device)
         return True
 
     def _retry(self, now: float) -> None:

@@ -79,11 +79,13 @@ class WeightsReady(Message, frozen=True):
     size_bytes: int
 
 
-class ShadowChecked(Message, frozen=True):
-    """One batch was computed on both paths. `relative_error` is ||fused - baseline|| / ||baseline||."""
+class Compared(Message, frozen=True):
+    """One batch was computed on both paths, of which `served` gave the answer. `relative_error` is
+    ||fused - baseline|| / ||baseline||."""
 
     layer: str
     tokens: int
+    served: Path
     relative_error: float
     ok: bool
 
@@ -100,9 +102,13 @@ class FaultArmed(Message, frozen=True):
 
 
 class SetPath(Message, frozen=True):
-    """Which path serves from the next batch on; `shadow`: baseline answers, fused runs beside it and is compared."""
+    """Which path serves from the next batch on; `shadow`: baseline answers, fused runs beside it and is compared.
+
+    `buckets`: the token buckets that `fused` is for, all others being served as in `shadow`; None: all.
+    """
 
     path: Path
+    buckets: tuple[int, ...] | None = None
 
 
 class ArmFault(Message, frozen=True):
@@ -217,7 +223,7 @@ AnyMessage = (
     | WorkerReady
     | ChildFailed
     | WeightsReady
-    | ShadowChecked
+    | Compared
     | FaultArmed
     | SetPath
     | ArmFault

@@ -18,6 +18,7 @@ PATHS: tuple[str, ...] = get_args(Path)
 SWITCHES = (
     *((path, "baseline", reason) for path in ("fused", "shadow") for reason in ("stall", "frozen", "exit", "budget")),
     ("shadow", "baseline", "mismatch"),
+    ("fused", "baseline", "mismatch"),
     ("fused", "baseline", "unproven"),
     ("baseline", "shadow", "cooled_down"),
     ("shadow", "fused", "proven"),
@@ -84,7 +85,7 @@ class Metrics:
         # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
         for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
-        for reason in ("stall", "frozen", "exit", "startup"):
+        for reason in ("stall", "frozen", "exit", "startup", "weights"):
             self.worker_restarts.labels(reason)
         for hop in SWITCHES:
             self.path_switches.labels(*hop)
@@ -109,8 +110,9 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         view = self._view()
         family = GaugeMetricFamily("fdmoe_path_active", "1 for the path that serves.", labels=["device", "path"])
-        for path in PATHS:
-            family.add_metric([view.device, path], float(view.active is not None and path == view.path))
+        for device in view.devices:
+            for path in PATHS:
+                family.add_metric([device.name, path], float(device.active is not None and path == device.path))
         yield family
         states = GaugeMetricFamily("fdmoe_worker_state", "1 for the worker's state.", labels=["worker", "state"])
         generations = GaugeMetricFamily("fdmoe_worker_generation", "Starts of this worker.", labels=["worker"])

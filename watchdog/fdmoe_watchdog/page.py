@@ -105,6 +105,7 @@ class Stage(IntEnum):
     LOADING = 1
     COMPILING = 2
     SERVING = 3
+    TRIAL = 4  # a kernel that shows whether the device works; before LOADING
 
 
 class Phase(IntEnum):

@@ -11,19 +11,24 @@ from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 @dataclass(frozen=True)
 class TreePlan:
-    """One tree: a gateway and a pair of workers on one device.
+    """One tree: a gateway, and a holder of weights and a pair of workers on each device.
 
     run_dir         made by the watchdog (mode 0700), removed when it ends; holds sockets, pages and the arena
     flight_dir      where flight records are kept; outlives the tree
-    worker_command  is run with `--name NAME --generation N` behind it
+    devices         cpu or cuda:N, each once
+    weights_command is run with `--device D --name NAME --generation N` behind it
+    worker_command  is run with `--device D --weights MANIFEST --name NAME --generation N` behind it
+    drain_s         how long the gateway may take to end once it was told to
     prepare         is called with run_dir once it exists, before any child starts (writes the children's settings)
     announce        is called with the gateway's and the watchdog's URL once the tree serves
     """
 
     run_dir: Path
     flight_dir: Path
-    device: str
+    devices: tuple[str, ...]
     arena_bytes: int
+    drain_s: float
+    weights_command: tuple[str, ...]
     worker_command: tuple[str, ...]
     gateway_command: tuple[str, ...]
     environment: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""The watchdog's child processes: a worker generation with its page and channel, and the gateway."""
+"""The watchdog's child processes: a worker generation with its page and channel, a holder of weights, any other."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fdmoe_watchdog.channel import Channel
-from fdmoe_watchdog.messages import WorkerReady
+from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
 from fdmoe_watchdog.page import Page
+from fdmoe_watchdog.policy import Check, Seen
 from fdmoe_watchdog.tracker import Tracker
 
 
@@ -66,8 +67,31 @@ class Child:
         return True
 
 
+class HolderProcess(Child):
+    """One generation of the process that holds a device's weights."""
+
+    def __init__(
+        self, name: str, generation: int, *, command: tuple[str, ...], environment: Mapping[str, str], run_dir: Path
+    ) -> None:
+        self.name, self.generation = name, generation
+        self._run_dir = run_dir
+        self.ready: WeightsReady | None = None
+        self.failed: tuple[str, Blame] | None = None
+        super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
+
+    def discard(self) -> None:
+        """Remove what a reaped generation left in the run directory; what workers have mapped stays mapped."""
+        for path in self._run_dir.glob(f"{self.name}-g{self.generation}[-.]*"):
+            path.unlink(missing_ok=True)
+
+
 class WorkerProcess(Child):
-    """One generation of a worker. The watchdog makes the page, so that it can be read whatever the worker does."""
+    """One generation of a worker. The watchdog makes the page, so that it can be read whatever the worker does.
+
+    ready, failed  what it said of its start
+    checks         comparisons of the paths that it has reported since the last turn
+    cut_off        the gateway's connection to it broke
+    """
 
     def __init__(
         self,
@@ -85,7 +109,8 @@ class WorkerProcess(Child):
         self.page = Page.create(run_dir / f"worker-{name}-g{generation}.page", generation=generation, slots=slots)
         self.tracker = tracker
         self.ready: WorkerReady | None = None
-        self.shadow: list[bool] = []
+        self.failed: tuple[str, Blame] | None = None
+        self.checks: list[Check] = []
         self.cut_off = False
         try:
             super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
@@ -94,8 +119,28 @@ class WorkerProcess(Child):
             self.page.path.unlink()
             raise
 
+    def seen(self, *, memory_back: bool) -> Seen:
+        """What the ladder is told of it this turn; its comparisons are told once."""
+        checks, self.checks = tuple(self.checks), []
+        tracker, ready = self.tracker, self.ready
+        return Seen(
+            alive=self.alive,
+            ready=ready is not None,
+            launch=tracker.serving_launch(),
+            ended=tracker.last.ended if tracker.last is not None else 0,
+            quiet_s=tracker.quiet_s,
+            stall_after_s=tracker.stall_after_s(),
+            untouched_s=tracker.untouched_s,
+            trial_s=tracker.trial_s,
+            checks=checks,
+            fused=ready is not None and ready.fused,
+            cut_off=self.cut_off,
+            failed=self.failed,
+            memory_back=memory_back,
+        )
+
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""
         self.page.close()
-        for path in (self.page.path, self.socket_path):
+        for path in self.page.path.parent.glob(f"worker-{self.name}-g{self.generation}.*"):
             path.unlink(missing_ok=True)

@@ -31,6 +31,14 @@ class RecoverySettings(Group):
         ge=1,
         description="The stall time is the longest gap seen between beats times this, floor and ceiling kept.",
     )
+    stall_first_s: float = Field(
+        0.25,
+        gt=0,
+        description="The stall time of a layer and size of which no launch has ended yet, floor and ceiling kept.",
+    )
+    watchdog_lag_max_s: float = Field(
+        0.1, gt=0, description="A turn of the watchdog that comes later than this judges nobody's silence."
+    )
     launch_deadline_s: float = Field(
         1.0, gt=0, description="How long a launch may take until the device shows its first beat."
     )
@@ -41,6 +49,12 @@ class RecoverySettings(Group):
         description="How long the baseline path may work on one batch, and how long a worker may leave one untouched.",
     )
     kill_deadline_s: float = Field(10.0, gt=0, description="Rung 3: how long a killed process may take to be reaped.")
+    reclaim_deadline_s: float = Field(
+        10.0, gt=0, description="Rung 3: how long a killed process's memory may stay taken on the device."
+    )
+    trial_deadline_s: float = Field(
+        30.0, gt=0, description="Rung 4: how long a trial kernel may take before the device counts as broken."
+    )
     startup_deadline_s: float = Field(
         300.0, gt=0, description="How long a worker may load, compile and warm up before it counts as stuck."
     )
@@ -58,5 +72,16 @@ class RecoverySettings(Group):
         description="A stall later than this after the fused path came back starts again at the first pause.",
     )
     shadow_checks: int = Field(
-        3, ge=1, description="Clean comparisons of the fused path with the baseline before it serves again."
+        3, ge=1, description="Clean comparisons of a token bucket before the fused path serves it again."
+    )
+    compare_ratio: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Share of the fused path's batches that also run on the baseline and are compared.",
+    )
+    compare_interval_s: float = Field(
+        60.0,
+        gt=0,
+        description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0.",
     )

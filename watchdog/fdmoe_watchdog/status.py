@@ -6,9 +6,11 @@ import msgspec
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """`state`: a policy.Life value. `path`: what this worker serves on, `standby` if it is not active."""
+    """`state`: a policy.Life value. `path`: what this worker serves on, `standby` if it is not active. `weights`: the
+    generation of the holder that it maps from."""
 
     name: str
+    device: str
     generation: int
     pid: int
     state: str
@@ -20,6 +22,28 @@ class WorkerView(msgspec.Struct, frozen=True):
     stalled_ctas: int
     slots: int
     batches: dict[str, int]
+    weights: int
+
+
+class HolderView(msgspec.Struct, frozen=True):
+    """The process that holds a device's weights; `state`: a policy.Life value."""
+
+    name: str
+    generation: int
+    pid: int
+    state: str
+    size_bytes: int
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    """`buckets`: the token buckets that the fused path is proven for; None: all."""
+
+    name: str
+    path: str
+    active: str | None
+    buckets: tuple[int, ...] | None
+    restarts_left: int
+    holder: HolderView
 
 
 class GatewayView(msgspec.Struct, frozen=True):
@@ -32,15 +56,15 @@ Event = dict[str, str | int | float]
 
 
 class TreeView(msgspec.Struct, frozen=True):
-    """The status document (JSON) of `fdmoe status --json`."""
+    """The status document (JSON) of `fdmoe status --json`. `path`: of all devices' the one that is nearest to the
+    baseline; "down" if no device serves."""
 
     version: str
-    device: str
     path: str
-    active: str | None
     chaos: bool
+    draining: bool
     uptime_s: float
-    restarts_left: int
+    devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
     gateway: GatewayView
     events: tuple[Event, ...]

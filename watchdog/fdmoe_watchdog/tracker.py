@@ -5,21 +5,18 @@ The tracker is given snapshots and the time; it reads no clock and no file itsel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fdmoe_watchdog.page import LINE_WORDS, Exit, SlotWord, Snapshot, Stage
-from fdmoe_watchdog.policy import Seen
+from fdmoe_watchdog.buckets import token_bucket
+from fdmoe_watchdog.page import Exit, Snapshot, Stage
 from fdmoe_watchdog.settings import RecoverySettings
+from fdmoe_watchdog.slots import SlotClock
 
 # A reading that comes later than this many poll intervals says more of the watchdog than of the worker: only so much
 # of the time counts as silence.
 _COUNTED_POLLS = 5
-
-
-def token_bucket(tokens: int) -> int:
-    """The power of two at or above `tokens`: stall times are learned per layer and bucket."""
-    return 1 << max(tokens - 1, 0).bit_length()
 
 
 @dataclass
@@ -34,26 +31,44 @@ class StallTimes:
         self.worst_s[key] = max(self.worst_s.get(key, 0.0), silence_s)
 
     def stall_after_s(self, layer: int, tokens: int) -> float:
-        worst = self.worst_s.get((layer, token_bucket(tokens)), 0.0)
-        return min(max(worst * self.settings.stall_factor, self.settings.stall_floor_s), self.settings.stall_ceiling_s)
+        settings = self.settings
+        worst = self.worst_s.get((layer, token_bucket(tokens)))
+        wanted = settings.stall_first_s if worst is None else worst * settings.stall_factor
+        return min(max(wanted, settings.stall_floor_s), settings.stall_ceiling_s)
 
 
 class Tracker:
-    """Follows one generation of one worker."""
+    """Follows one generation of one worker.
+
+    quiet_s      how long the slowest CTA of the outstanding launch has shown no beat
+    untouched_s  how long batches have waited without any sign of work
+    trial_s      how long the worker has been at its trial kernel
+    beat_at      when any beat was last seen, on the caller's clock; 0 if none was
+    """
 
     def __init__(self, stall_times: StallTimes, poll_interval_s: float) -> None:
         self._stall_times = stall_times
         self._counted_s = poll_interval_s * _COUNTED_POLLS
         self._last: Snapshot | None = None
         self._last_at = 0.0
+        # the watchdog's own time, in which long gaps between readings count as short ones
+        self._clock_s = 0.0
+        self._begun_s = 0.0
         self._worst_gap_s = 0.0
+        self.slots = SlotClock()
         self.quiet_s = 0.0
         self.untouched_s = 0.0
+        self.trial_s = 0.0
         self.beat_at = 0.0
 
     @property
     def last(self) -> Snapshot | None:
         return self._last
+
+    @property
+    def clock_s(self) -> float:
+        """The time that `slots` counts in."""
+        return self._clock_s
 
     def items_since(self, before: Snapshot | None) -> Iterator[int]:
         """Work items finished since `before`, per phase (route, up, down, combine)."""
@@ -65,41 +80,31 @@ class Tracker:
         last, elapsed = self._last, min(now - self._last_at, self._counted_s)
         self._last, self._last_at = snapshot, now
         if last is None:
+            self.slots.read(snapshot.slots, self._clock_s)
             return
-        if snapshot.slots != last.slots:
+        self._clock_s += elapsed
+        if self.slots.read(snapshot.slots, self._clock_s):
             self.beat_at = now
         self._follow_launch(last, snapshot, elapsed)
         waiting = snapshot.submitted > snapshot.answered
         # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
         words = _work_words if waiting else _life_words
         self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
+        self.trial_s = self.trial_s + elapsed if snapshot.stage is Stage.TRIAL else 0.0
 
-    def seen(
-        self, *, alive: bool, ready: bool, shadow: tuple[bool, ...], fused: bool = True, cut_off: bool = False
-    ) -> Seen:
+    def serving_launch(self) -> int:
+        """The outstanding launch that serves; a launch of the warm-up compiles, and has the start-up deadline."""
         page = self._last
-        if page is None:
-            return Seen(alive=alive, ready=ready, shadow=shadow, fused=fused, cut_off=cut_off)
-        # a launch of the warm-up compiles: it has the start-up deadline, not the stall time
-        serving = page.outstanding and page.stage is Stage.SERVING
-        return Seen(
-            alive=alive,
-            ready=ready,
-            launch=page.begun if serving else 0,
-            ended=page.ended,
-            quiet_s=self.quiet_s,
-            stall_after_s=self._stall_after_s(page),
-            untouched_s=self.untouched_s,
-            shadow=shadow,
-            fused=fused,
-            cut_off=cut_off,
-        )
+        return page.begun if page is not None and page.outstanding and page.stage is Stage.SERVING else 0
 
-    def _stall_after_s(self, page: Snapshot) -> float:
+    def stall_after_s(self) -> float:
         """The learned time once the device has shown a beat. Before that the host may not even have launched: a worker
         that the scheduler holds back for a while is no stalled kernel."""
+        page = self._last
+        if page is None:
+            return math.inf
         stall_after_s = self._stall_times.stall_after_s(page.layer, page.tokens)
-        if self.quiet_s >= stall_after_s and not _shows_launch(page):
+        if self.quiet_s >= stall_after_s and self.slots.still_since(page.begun) is None:
             return max(stall_after_s, self._stall_times.settings.launch_deadline_s)
         return stall_after_s
 
@@ -110,11 +115,12 @@ class Tracker:
         serving = snapshot.outstanding and snapshot.stage is Stage.SERVING
         if ended or snapshot.begun != last.begun or not serving:
             self.quiet_s = self._worst_gap_s = 0.0
-        elif snapshot.slots != last.slots:
-            self._worst_gap_s = max(self._worst_gap_s, self.quiet_s + elapsed)
-            self.quiet_s = 0.0
-        else:
-            self.quiet_s += elapsed
+            self._begun_s = self._clock_s
+            return
+        self._worst_gap_s = max(self._worst_gap_s, self.quiet_s + elapsed)
+        # slots may hold beats from before the launch was seen to begin
+        still_since = self.slots.still_since(snapshot.begun)
+        self.quiet_s = self._clock_s - max(self._begun_s, still_since or 0.0)
 
 
 def _work_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
@@ -131,9 +137,3 @@ def _work_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
 
 def _life_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
     return (snapshot.host_beats, snapshot.submitted, *_work_words(snapshot))
-
-
-def _shows_launch(snapshot: Snapshot) -> bool:
-    """Whether any CTA has shown a beat of the outstanding launch."""
-    words = memoryview(snapshot.slots).cast("Q")
-    return snapshot.begun in words[SlotWord.LAUNCH :: LINE_WORDS].tolist()

@@ -83,8 +83,10 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     return TreePlan(
         run_dir=settings.run_dir,
         flight_dir=settings.flight_dir,
-        device=settings.device,
+        devices=(settings.device,),
         arena_bytes=settings.arena.size_bytes,
+        drain_s=8.0,
+        weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),
         gateway_command=command("fdmoe_ops.gateway"),
         environment=_additions(settings.device, environment),

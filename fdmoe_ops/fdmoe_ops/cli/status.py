@@ -40,7 +40,7 @@ def status(
 
 def render(document: dict[str, Any]) -> RenderableType:
     """The document for people. Raises KeyError when it is not one of fdmoe_watchdog.status."""
-    parts: list[RenderableType] = [_summary(document), _workers(document["workers"])]
+    parts: list[RenderableType] = [_summary(document), _devices(document["devices"]), _workers(document["workers"])]
     if events := document["events"][-EVENTS_SHOWN:]:
         parts.append(_events(events))
     return Group(*parts)
@@ -59,17 +59,33 @@ def _summary(document: dict[str, Any]) -> Table:
     gateway = document["gateway"]
     rows: list[tuple[str, str | Text]] = [
         ("path", Text(path, style=PATH_STYLES.get(path, ""))),
-        ("device", document["device"]),
-        ("active worker", document["active"] or "none"),
         ("gateway", f"{gateway['url'] or 'not listening'} (pid {gateway['pid'] or 'none'})"),
         ("up for", _duration(document["uptime_s"])),
-        ("restarts left", str(document["restarts_left"])),
         ("version", document["version"]),
     ]
+    if document["draining"]:
+        rows.append(("draining", Text("told to stop: what is in flight is finished", style="yellow")))
     if document["chaos"]:
         rows.append(("chaos", Text("enabled: kernels may be broken on purpose", style="yellow")))
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(value))
+    return table
+
+
+def _devices(devices: Iterable[dict[str, Any]]) -> Table:
+    table = _plain_table("devices")
+    for heading in ("name", "path", "active", "weights"):
+        table.add_column(heading)
+    for heading in ("pid", "MiB", "restarts left"):
+        table.add_column(heading, justify="right")
+    for device in devices:
+        holder = device["holder"]
+        path = "down" if device["active"] is None else device["path"]
+        table.add_row(
+            Text(device["name"]), Text(path, style=PATH_STYLES.get(path, "")), Text(device["active"] or "none"),
+            Text(holder["state"]), Text(_number(holder["pid"] or None)),
+            Text(f"{holder['size_bytes'] / 2**20:.0f}"), Text(str(device["restarts_left"])),
+        )  # fmt: skip
     return table
 
 

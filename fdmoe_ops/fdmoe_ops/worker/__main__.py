@@ -16,6 +16,7 @@ import structlog
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.checkpoint.errors import CheckpointError
+from fdmoe_ops.worker.errors import DeviceBroken
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.child import die_with_parent
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except CheckpointError as error:
         return _fail(control, str(error), "settings")
+    except DeviceBroken as error:
+        return _fail(control, str(error), "device")
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
@@ -71,13 +74,17 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
     import torch
 
     from fdmoe_ops.checkpoint import Checkpoint
+    from fdmoe_ops.worker.choice import Choice
     from fdmoe_ops.worker.engine import Engine
     from fdmoe_ops.worker.loop import Loop
+    from fdmoe_ops.worker.trial import run_trial
 
-    page.write(Line.HOST, Host.STAGE, Stage.LOADING)
+    page.write(Line.HOST, Host.STAGE, Stage.TRIAL)
     device = torch.device(settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    run_trial(device)
+    page.write(Line.HOST, Host.STAGE, Stage.LOADING)
     assert settings.model.path is not None, "a resolved tree has a model path"
     checkpoint = Checkpoint.open(settings.model.path)
     dtype: torch.dtype = getattr(torch, settings.model.dtype)
@@ -107,7 +114,8 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
             for name, layer in layers.items()
         )
         ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens, fused)
-        Loop(engine, page, control, listener, ready).run()
+        choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
+        Loop(engine, choice, page, control, listener, ready).run()
 
 
 def _prove(engine: Engine, *, faults: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ class Comparison:
     tokens: int
     relative_error: float | None
     ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The fused path's rows y [T, H], and whether each of their numbers is finite."""
+
+    y: torch.Tensor
+    finite: bool
 
 
 class Engine:
@@ -68,6 +77,8 @@ class Engine:
         self._x = torch.zeros(shape, dtype=some.dtype, device=self._device)
         self._fused_y = torch.zeros_like(self._x)
         self._baseline_y = torch.zeros_like(self._x)
+        self._peak = torch.zeros((), dtype=some.dtype, device=self._device)
+        self._peak_here = torch.zeros((), dtype=some.dtype, pin_memory=self._device.type == "cuda")
 
     def warm_up(self, *, faults: bool) -> float:
         """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths.
@@ -78,6 +89,7 @@ class Engine:
         for layer in self.layers.values():
             for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):
                 baseline_moe(self._x[:tokens], layer)
+        self._measure_peak(self._fused_y[:1])
         worst = max(warm_up(layer, self._workspace) for layer in self.layers.values())
         layer = next(iter(self.layers.values()))
         abort_drill(layer, self._workspace)
@@ -114,8 +126,8 @@ class Engine:
             start += segment.tokens
         return self._x[:start]
 
-    def run_fused(self, x: torch.Tensor, name: str) -> torch.Tensor | None:
-        """y [T, H] when the launch is done; None if it was aborted. Blocks until the device has left it."""
+    def run_fused(self, x: torch.Tensor, name: str) -> Fused | None:
+        """The rows when the launch is done; None if it was aborted. Blocks until the device has left it."""
         page, launch = self._page, self._workspace.launches + 1
         page.write(Line.LAUNCH, Launch.TOKENS, x.shape[0])
         page.write(Line.LAUNCH, Launch.LAYER, self._indices[name])
@@ -124,9 +136,17 @@ class Engine:
         fault, self._fault = self._fault, Fault.NONE
         out = self._fused_y[: x.shape[0]]
         fused_moe(x, self.layers[name], self._workspace, out=out, programs=self._programs, fault=fault)
+        self._measure_peak(out)
         self._synchronize()
         page.add(Line.HOST, Host.FUSED_BATCHES)
-        return out if page.exit_of(launch) is Exit.DONE else None
+        if page.exit_of(launch) is not Exit.DONE:
+            return None
+        return Fused(out, math.isfinite(float(self._peak_here)))
+
+    def _measure_peak(self, y: torch.Tensor) -> None:
+        """The largest absolute value, which NaN and infinity survive: one small kernel behind the layer's own."""
+        torch.linalg.vector_norm(y, math.inf, out=self._peak)
+        self._peak_here.copy_(self._peak, non_blocking=True)
 
     def run_baseline(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """y [T, H] by the baseline path."""
@@ -145,13 +165,10 @@ class Engine:
             start += segment.tokens
         self._synchronize()
 
-    def compare(self, x: torch.Tensor, name: str, baseline: torch.Tensor) -> Comparison | None:
-        """The fused path on a batch that the baseline has answered; None if the launch was aborted."""
-        fused = self.run_fused(x, name)
-        if fused is None:
-            return None
+    def compare(self, fused: torch.Tensor, baseline: torch.Tensor) -> Comparison:
+        """Both paths' rows of one batch; only those that are finite on the baseline tell anything."""
         error = difference(fused, baseline)
-        return Comparison(x.shape[0], error, error is None or error <= TOLERANCE[x.dtype])
+        return Comparison(fused.shape[0], error, error is None or error <= TOLERANCE[fused.dtype])
 
     def _rows(self, segment: Segment, offset: int) -> torch.Tensor:
         size = segment.tokens * self._x.shape[1] * self._x.element_size()

@@ -9,7 +9,8 @@ import time
 import structlog
 from torch import Tensor
 
-from fdmoe_ops.worker.engine import BatchError, Engine
+from fdmoe_ops.worker.choice import Choice
+from fdmoe_ops.worker.engine import BatchError, Comparison, Engine
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import Path
@@ -21,14 +22,22 @@ _IDLE_BEAT_S = 0.1
 class Loop:
     """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts."""
 
-    def __init__(self, engine: Engine, page: Page, control: Channel, listener: Listener, ready: messages.WorkerReady):
+    def __init__(
+        self,
+        engine: Engine,
+        choice: Choice,
+        page: Page,
+        control: Channel,
+        listener: Listener,
+        ready: messages.WorkerReady,
+    ) -> None:
         self._engine = engine
+        self._choice = choice
         self._page = page
         self._control = control
         self._listener = listener
         self._ready = ready
         self._gateway: Channel | None = None
-        self._path: Path = "baseline"
         self._log = structlog.get_logger("fdmoe.worker")
 
     def run(self) -> None:
@@ -47,8 +56,8 @@ class Loop:
     def _on_control(self) -> None:
         message = self._control.receive()
         match message:
-            case messages.SetPath(path=path):
-                self._path = path
+            case messages.SetPath(path=path, buckets=buckets):
+                self._choice.order(path, buckets)
             case messages.ArmFault(fault=fault):
                 self._arm(fault)
             case None:
@@ -57,10 +66,10 @@ class Loop:
                 raise ChannelClosed(f"a {type(message).__name__} is not for a worker")
 
     def _arm(self, fault: messages.Fault) -> None:
-        ok = self._path == "fused"
+        ok = self._choice.path == "fused"
         if ok:
             self._engine.arm(fault)
-        reason = "the next fused launch has it" if ok else f"the path is {self._path}"
+        reason = "the next fused launch has it" if ok else f"the path is {self._choice.path}"
         self._control.send(messages.FaultArmed(fault, ok, reason))
 
     def _on_connection(self, selector: selectors.BaseSelector) -> None:
@@ -104,33 +113,48 @@ class Loop:
         try:
             engine.check(batch)
         except BatchError as error:
-            self._answer(batch, self._path, started, str(error))
+            self._answer(batch, "baseline", started, str(error))
             return
         x = engine.load(batch)
-        path: Path = self._path
-        y = engine.run_fused(x, batch.layer) if path == "fused" else None
-        if y is None:
-            if path == "fused":
-                self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
-                self._path = path = "baseline"
-            y = engine.run_baseline(x, batch.layer)
+        taken = self._choice.take(x.shape[0], time.monotonic())
+        fused = self._run_fused(x, batch) if taken.path == "fused" else None
+        y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
-        self._answer(batch, "fused" if path == "fused" else "baseline", started)
-        if path == "shadow":
-            self._compare(x, batch, y)
+        self._answer(batch, "baseline" if fused is None else "fused", started)
+        if taken.compare and fused is not None:
+            self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
+        elif taken.compare and taken.path == "baseline":
+            fused = self._run_fused(x, batch)
+            if fused is not None:
+                self._tell(batch, "baseline", engine.compare(fused, y))
 
-    def _compare(self, x: Tensor, batch: messages.Batch, y: Tensor) -> None:
-        comparison = self._engine.compare(x, batch.layer, y)
-        if comparison is None:
+    def _run_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
+        """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""
+        result = self._engine.run_fused(x, batch.layer)
+        if result is None:
             self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
-            self._path = "baseline"
-            return
+            self._choice.stay_on_baseline()
+            return None
+        if result.finite:
+            return result.y
+        # no answer that is not finite leaves before the baseline has given the same
+        comparison = self._engine.compare(result.y, self._engine.run_baseline(x, batch.layer))
+        if not comparison.ok:
+            self._log.error("not_finite", batch=batch.batch, layer=batch.layer)
+            self._choice.stay_on_baseline()
+            self._tell(batch, "baseline", comparison)
+            return None
+        return result.y
+
+    def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
         error = comparison.relative_error
         if error is not None:
             # a watchdog that is held up does not read: a lost comparison only delays the way back. One that is gone is
             # seen where its messages are received.
             with contextlib.suppress(ChannelClosed):
-                self._control.send(messages.ShadowChecked(batch.layer, comparison.tokens, error, comparison.ok))
+                self._control.send(
+                    messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok)
+                )  # fmt: skip
 
     def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
         assert self._gateway is not None

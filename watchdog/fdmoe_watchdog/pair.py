@@ -1,0 +1,364 @@
+"""One device: the holder of its weights and two workers, seen and handled as policy.decide says.
+
+It never waits for a child: every message is sent without blocking, and every process is reaped by looking. A flight
+record is taken at the detection and written by a thread; only a kill waits for it, and not for long.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from fdmoe_watchdog import messages, policy
+from fdmoe_watchdog.buckets import token_bucket
+from fdmoe_watchdog.channel import Channel, ChannelClosed
+from fdmoe_watchdog.events import EventLog, Level
+from fdmoe_watchdog.flights import FlightRecorder
+from fdmoe_watchdog.metrics import PHASES, Metrics
+from fdmoe_watchdog.page import Line
+from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
+from fdmoe_watchdog.recovery import RecoveryClock
+from fdmoe_watchdog.tracker import StallTimes, Tracker
+
+_SAVE_S = 0.05
+# one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
+_CPU_SLOTS = 16
+_GPU_SLOTS = 768
+
+
+class Pair:
+    """`names` are those of its two workers and its holder, unique in the tree.
+
+    `tell` sends to a child, `tell_gateway` to the gateway, `offer_route` this pair's route to the gateway when it may
+    have it; none of them raises. `drop` closes a channel.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        names: tuple[str, str, str],
+        plan: TreePlan,
+        *,
+        events: EventLog,
+        metrics: Metrics,
+        recorder: FlightRecorder,
+        tell: Callable[[Child | None, messages.Message], None],
+        tell_gateway: Callable[[messages.Message], None],
+        offer_route: Callable[[Pair], None],
+        drop: Callable[[Channel], None],
+        now: float,
+    ) -> None:
+        self.device = device
+        self.workers, self.holder_name = names[:2], names[2]
+        self.state = policy.initial(self.workers, now)
+        self.processes: dict[str, WorkerProcess] = {}
+        self.holder: HolderProcess | None = None
+        self.route: messages.Route | None = None
+        self.ended: policy.GiveUp | None = None
+        self._manifest = ""
+        self._plan = plan
+        self._events = events
+        self._metrics = metrics
+        self._recorder = recorder
+        self._tell = tell
+        self._tell_gateway = tell_gateway
+        self._offer_route = offer_route
+        self._drop = drop
+        self._stall_times = StallTimes(plan.recovery)
+        self._recovery = RecoveryClock()
+        # processes that were reaped, and that the device may still have memory of
+        self._reaped: dict[str, int] = {}
+
+    # ---- one turn
+
+    def turn(self, now: float, lag_s: float, condemned: policy.Condemned | None, pids: frozenset[int]) -> bool:
+        """See, decide, act; whether anything was done. `pids`: the processes that have memory on the device, as far as
+        the device can be asked."""
+        self._read_pages()
+        if recovered := self._recovery.look(self.processes, now):
+            self._metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
+            self._events.add(
+                "recovered", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
+            )  # fmt: skip
+        observation = policy.Observation(
+            now, {name: self._see(name, pids) for name in self.workers}, self._see_holder(), lag_s, condemned
+        )
+        self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
+        for action in actions:
+            self._act(action, now)
+        return bool(actions)
+
+    def children(self) -> Iterator[Child]:
+        """The workers first: they map what the holder has."""
+        yield from self.processes.values()
+        if self.holder is not None:
+            yield self.holder
+
+    def end(self) -> None:
+        """This device is out: its processes are killed, and nothing of it is listened to any more. Reap it from then
+        on, instead of taking turns."""
+        for name, process in self.processes.items():
+            self._tell_gateway(messages.Fence(name, process.generation))
+        for child in self.children():
+            child.signal(signal.SIGKILL)
+        self.route = None
+        self.state = replace(self.state, active=None)
+
+    def reap(self) -> None:
+        for name in [name for name, process in self.processes.items() if not process.alive]:
+            generation = self.processes[name].generation
+            self._bury(name)
+            self._tell_gateway(messages.Gone(name, generation))
+        if self.holder is not None and not self.holder.alive:
+            self._bury_holder()
+
+    @property
+    def dying(self) -> bool:
+        return any(worker.life is policy.Life.DYING for worker in self.state.workers.values())
+
+    @property
+    def active(self) -> WorkerProcess | None:
+        return self.processes.get(self.state.active) if self.state.active is not None else None
+
+    def _read_pages(self) -> None:
+        now = time.monotonic()
+        for process in self.processes.values():
+            before = process.tracker.last
+            process.tracker.read(process.page.snapshot(), now)
+            for phase, items in zip(PHASES, process.tracker.items_since(before), strict=True):
+                if items:
+                    self._metrics.device_work_items.labels(phase).inc(items)
+
+    def _see(self, name: str, pids: frozenset[int]) -> policy.Seen:
+        memory_back = self._reaped.get(name, 0) not in pids
+        process = self.processes.get(name)
+        return policy.Seen(alive=False, memory_back=memory_back) if process is None else process.seen(memory_back=True)
+
+    def _see_holder(self) -> policy.HolderSeen:
+        holder = self.holder
+        if holder is None:
+            return policy.HolderSeen(alive=False)
+        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed)
+
+    # ---- messages
+
+    def adopt(self, channel: Channel, hello: messages.Hello) -> bool:
+        """Whether the connection is of one of this pair's living generations."""
+        child: HolderProcess | WorkerProcess | None
+        child = self.holder if hello.role == "weights" else self.processes.get(hello.name)
+        if child is None or (child.name, child.generation) != (hello.name, hello.generation):
+            return False
+        child.channel = channel
+        return True
+
+    def owns(self, channel: Channel) -> bool:
+        return any(child.channel is channel for child in self.children())
+
+    def handle(self, channel: Channel, message: messages.AnyMessage) -> None:
+        """What a child of this pair says. Raises ChannelClosed for what it may not say."""
+        if self.holder is not None and self.holder.channel is channel:
+            self._hear_holder(self.holder, message)
+            return
+        process = next(process for process in self.processes.values() if process.channel is channel)
+        match message:
+            case messages.WorkerReady():
+                process.ready = message
+                self._events.add(
+                    "worker_ready", level="info" if message.fused else "error", worker=process.name,
+                    generation=process.generation, fused=message.fused,
+                )  # fmt: skip
+            case messages.ChildFailed(reason=reason, blame=blame):
+                process.failed = (reason, blame)
+                self._events.add(
+                    "worker_failed", level="error", worker=process.name, generation=process.generation, blame=blame,
+                    reason=reason,
+                )  # fmt: skip
+            case messages.Compared():
+                self._compared(process, message)
+            case _:
+                raise ChannelClosed(f"a {type(message).__name__} is not a worker's to send")
+
+    def link_lost(self, message: messages.LinkLost) -> None:
+        """The gateway hears no more of a worker. Of one that is being killed that is no news."""
+        process = self.processes.get(message.worker)
+        if process is None or process.generation != message.generation:
+            return
+        if self.state.workers[process.name].life is not policy.Life.DYING:
+            self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
+            process.cut_off = True
+
+    def _hear_holder(self, holder: HolderProcess, message: messages.AnyMessage) -> None:
+        match message:
+            case messages.WeightsReady(size_bytes=size_bytes):
+                holder.ready = message
+                self._events.add(
+                    "weights_ready", holder=holder.name, generation=holder.generation, size_bytes=size_bytes
+                )  # fmt: skip
+            case messages.ChildFailed(reason=reason, blame=blame):
+                holder.failed = (reason, blame)
+                self._events.add(
+                    "weights_failed", level="error", holder=holder.name, generation=holder.generation, blame=blame,
+                    reason=reason,
+                )  # fmt: skip
+            case _:
+                raise ChannelClosed(f"a {type(message).__name__} is not a weights holder's to send")
+
+    def _compared(self, process: WorkerProcess, message: messages.Compared) -> None:
+        process.checks.append(policy.Check(token_bucket(message.tokens), message.ok))
+        # a histogram's sum that has met a NaN stays one for ever
+        error = message.relative_error if math.isfinite(message.relative_error) else math.inf
+        self._metrics.shadow_error.observe(error)
+        self._metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
+        if not message.ok:
+            self._events.add(
+                "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
+                served=message.served, relative_error=message.relative_error,
+            )  # fmt: skip
+
+    # ---- the ladder's hands
+
+    def _act(self, action: policy.Action, now: float) -> None:
+        match action:
+            case policy.StartHolder() | policy.HolderReady() | policy.KillHolder() | policy.HolderGone():
+                self._act_on_holder(action)
+            case policy.Start(worker=name, generation=generation, reason=reason):
+                self._start(name, generation, reason)
+            case policy.Abort(worker=name, launch=launch, cause=cause):
+                process = self.processes[name]
+                process.page.write(Line.ABORT, 0, launch)
+                self._metrics.stalls.labels(cause).inc()
+                self._metrics.stall_detection.observe(process.tracker.quiet_s)
+                self._recovery.start(process, now)
+                self._recorder.record(process, cause)
+            case policy.AbortEnded(worker=name, in_time=in_time):
+                self._metrics.aborts.labels("ended" if in_time else "timed_out").inc()
+                self._events.add("abort_ended" if in_time else "abort_timed_out", level="warning", worker=name)
+            case policy.Fence(worker=name, generation=generation, cause=cause):
+                self._fence(name, generation, cause, now)
+            case policy.Route(worker=name, generation=generation):
+                self._route_to(self.processes[name])
+            case policy.Kill(worker=name, generation=generation):
+                # the record first; a disk that takes longer than this does not hold up the kill
+                self._recorder.wait(_SAVE_S)
+                self._events.add("kill", level="warning", worker=name, generation=generation)
+                self.processes[name].signal(signal.SIGKILL)
+            case policy.Gone(worker=name, generation=generation):
+                self._bury(name)
+                self._tell_gateway(messages.Gone(name, generation))
+            case policy.SetPath():
+                self._set_path(action)
+            case policy.BudgetGone(worker=name):
+                self._events.add("restart_budget_gone", level="error", worker=name)
+            case policy.GiveUp():
+                self.ended = self.ended or action
+
+    def _act_on_holder(
+        self, action: policy.StartHolder | policy.HolderReady | policy.KillHolder | policy.HolderGone
+    ) -> None:
+        generation = action.generation
+        match action:
+            case policy.StartHolder(reason=reason):
+                self._events.add("weights_start", holder=self.holder_name, generation=generation, reason=reason)
+                try:
+                    self.holder = self._spawn_holder(generation)
+                except OSError as error:
+                    self._events.add("weights_not_started", level="error", holder=self.holder_name, reason=str(error))
+            case policy.HolderReady():
+                assert self.holder is not None
+                assert self.holder.ready is not None
+                self._manifest = self.holder.ready.manifest
+            case policy.KillHolder():
+                assert self.holder is not None
+                self._events.add("weights_kill", level="warning", holder=self.holder_name, generation=generation)
+                self.holder.signal(signal.SIGKILL)
+            case policy.HolderGone():
+                self._bury_holder()
+
+    def _fence(self, name: str, generation: int, cause: str, now: float) -> None:
+        self._events.add("fence", level="warning", worker=name, generation=generation, cause=cause)
+        self._tell_gateway(messages.Fence(name, generation))
+        process = self.processes.get(name)
+        if self.route is not None and (self.route.worker, self.route.generation) == (name, generation):
+            self.route = None
+            if process is not None:
+                self._recovery.hand_over(process, now)
+        if cause in ("frozen", "startup") and process is not None:
+            self._metrics.stalls.labels(cause).inc()
+            self._recorder.record(process, cause)
+
+    def _set_path(self, action: policy.SetPath) -> None:
+        name, path, previous, reason = action.worker, action.path, action.previous, action.reason
+        if path != previous:
+            self._metrics.path_switches.labels(previous, path, reason).inc()
+            level: Level = "warning" if path == "baseline" else "info"
+            self._events.add("path", level=level, worker=name, previous=previous, path=path, reason=reason)
+        elif action.buckets is not None and reason == "proven":
+            self._events.add("buckets_proven", worker=name, buckets=" ".join(map(str, action.buckets)))
+        if name:
+            self._tell(self.processes[name], messages.SetPath(path, action.buckets))
+
+    def _start(self, name: str, generation: int, reason: str) -> None:
+        if reason != policy.FIRST_START:
+            self._metrics.worker_restarts.labels(reason).inc()
+        self._events.add("worker_start", worker=name, generation=generation, reason=reason)
+        try:
+            self.processes[name] = self._spawn(name, generation)
+        except OSError as error:
+            # no process, no memory, no file descriptor: to the policy a worker that ended at once
+            self._events.add("worker_not_started", level="error", worker=name, reason=str(error))
+
+    def _spawn(self, name: str, generation: int) -> WorkerProcess:
+        plan = self._plan
+        return WorkerProcess(
+            name,
+            generation,
+            command=(*plan.worker_command, "--device", self.device, "--weights", self._manifest),
+            environment=plan.environment,
+            run_dir=plan.run_dir,
+            slots=_CPU_SLOTS if self.device.startswith("cpu") else _GPU_SLOTS,
+            tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
+        )
+
+    def _spawn_holder(self, generation: int) -> HolderProcess:
+        plan = self._plan
+        return HolderProcess(
+            self.holder_name,
+            generation,
+            command=(*plan.weights_command, "--device", self.device),
+            environment=plan.environment,
+            run_dir=plan.run_dir,
+        )
+
+    def _bury(self, name: str) -> None:
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        self._reaped[name] = process.pid
+        if process.channel is not None:
+            self._drop(process.channel)
+        self._events.add(
+            "worker_gone", level="warning", worker=name, generation=process.generation, exit_code=process.exit_code or 0
+        )  # fmt: skip
+        process.discard()
+
+    def _bury_holder(self) -> None:
+        holder, self.holder = self.holder, None
+        if holder is None:
+            return
+        if holder.channel is not None:
+            self._drop(holder.channel)
+        self._events.add(
+            "weights_gone", level="error", holder=holder.name, generation=holder.generation,
+            exit_code=holder.exit_code or 0,
+        )  # fmt: skip
+        holder.discard()
+
+    def _route_to(self, process: WorkerProcess) -> None:
+        self.route = messages.Route(process.name, process.generation, str(process.socket_path), str(process.page.path))
+        self._recovery.routed(process)
+        self._events.add("route", worker=process.name, generation=process.generation)
+        self._offer_route(self)

@@ -1,0 +1,153 @@
+"""What the ladder is told each turn, and what it remembers from one turn to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fdmoe_watchdog.messages import Blame, Path
+
+FIRST_START = "start"
+
+
+class Life(Enum):
+    ABSENT = "absent"
+    BACKOFF = "backoff"
+    STARTING = "starting"
+    READY = "ready"
+    ABORTING = "aborting"
+    DYING = "dying"
+
+
+# ---- what is seen
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One batch was computed on both paths. `bucket` is the token bucket of its size."""
+
+    bucket: int
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the watchdog saw of one worker.
+
+    launch        the outstanding fused launch, 0 if none
+    ended         the last launch that left the device, done or aborted
+    quiet_s       how long some CTA of the outstanding launch has shown no beat
+    stall_after_s the stall time that was learned for its layer and size
+    untouched_s   how long batches have waited in the worker without any sign of work
+    trial_s       how long it has been at the trial kernel of its start
+    checks        comparisons of the paths since the last observation
+    fused         its fused path was proven at warm-up; without that it serves on the baseline alone
+    cut_off       its connection to the gateway broke: no batch reaches it any more, whether it lives or not
+    failed        it said that it cannot serve: why, and whose fault it is
+    memory_back   nothing of a predecessor that ended is left on the device, as far as can be known
+    """
+
+    alive: bool
+    ready: bool = False
+    launch: int = 0
+    ended: int = 0
+    quiet_s: float = 0.0
+    stall_after_s: float = math.inf
+    untouched_s: float = 0.0
+    trial_s: float = 0.0
+    checks: tuple[Check, ...] = ()
+    fused: bool = True
+    cut_off: bool = False
+    failed: tuple[str, Blame] | None = None
+    memory_back: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HolderSeen:
+    """What the watchdog saw of the process that holds the weights. `failed` as in Seen."""
+
+    alive: bool
+    ready: bool = False
+    failed: tuple[str, Blame] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condemned:
+    """The device can no longer be trusted; `node_action` is what somebody must do to the node."""
+
+    reason: str
+    node_action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`lag_s`: how much later than planned this turn came; a watchdog that was starved judges nobody's silence."""
+
+    now: float
+    workers: Mapping[str, Seen]
+    holder: HolderSeen
+    lag_s: float = 0.0
+    condemned: Condemned | None = None
+
+
+# ---- what is remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """`since`: when this stage of life began. `until`: the end of a backoff. `launch`: the one being aborted.
+    `suspect`: the launch that the last reading found silent for too long. `weights`: the holder it maps from."""
+
+    life: Life = Life.ABSENT
+    generation: int = 0
+    since: float = 0.0
+    until: float = 0.0
+    launch: int = 0
+    suspect: int = 0
+    reason: str = FIRST_START
+    weights: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """`crowded`: there was no room for new weights beside those that workers of a lost holder still map."""
+
+    life: Life = Life.ABSENT
+    generation: int = 0
+    since: float = 0.0
+    until: float = 0.0
+    reason: str = FIRST_START
+    restarts: tuple[float, ...] = ()
+    crowded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The holder and a pair of workers on one device.
+
+    proven    token buckets whose batches may be served by the fused path; None: all, as after a warm-up
+    clean     good comparisons in a row, per token bucket
+    restarts  their times, oldest first
+    """
+
+    workers: Mapping[str, Worker]
+    holder: Holder
+    active: str | None = None
+    path: Path = "fused"
+    proven: frozenset[int] | None = None
+    clean: Mapping[int, int] = field(default_factory=dict)
+    retry_at: float = 0.0
+    cooldown_s: float = 0.0
+    fused_since: float = -math.inf
+    restarts: tuple[float, ...] = ()
+
+
+def initial(names: tuple[str, ...], now: float) -> State:
+    """The holder is to be started at once, and all workers when it is ready."""
+    return State(
+        workers={name: Worker(Life.BACKOFF, 0, now, now) for name in names},
+        holder=Holder(Life.BACKOFF, 0, now, now),
+        fused_since=now,
+    )
