@@ -57,6 +57,11 @@ class Tree:
         with WatchdogClient(self.run_dir) as client:
             return client.status()
 
+    def active(self) -> str:
+        """The active worker of the first device."""
+        active: str = self.status()["devices"][0]["active"]
+        return active
+
     def arm(self, fault: str) -> None:
         with WatchdogClient(self.run_dir) as client:
             reply = client.arm(fault)  # type: ignore[arg-type]
@@ -89,7 +94,9 @@ class Tree:
     def processes(self) -> list[int]:
         """Process ids of the tree: the watchdog and its children."""
         status = self.status()
-        return [self.process.pid, status["gateway"]["pid"], *(worker["pid"] for worker in status["workers"])]
+        holders = (device["holder"] for device in status["devices"])
+        children = (status["gateway"], *holders, *status["workers"])
+        return [self.process.pid, *(child["pid"] for child in children)]
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """End it as Ctrl-C does; returns the exit code."""

@@ -43,7 +43,7 @@ def test_the_plan_of_a_tree(tmp_path: Path) -> None:
     assert plan.worker_command == (sys.executable, "-m", "fdmoe_ops.worker", "--settings", file)
     assert plan.gateway_command == (sys.executable, "-m", "fdmoe_ops.gateway", "--settings", file)
     assert (plan.run_dir, plan.flight_dir) == (settings.run_dir, settings.flight_dir)
-    assert (plan.device, plan.arena_bytes, plan.chaos) == ("cpu", 256 * 2**20, False)
+    assert (plan.devices, plan.arena_bytes, plan.chaos) == (("cpu",), 256 * 2**20, False)
     assert (plan.watchdog, plan.recovery) == (settings.watchdog, settings.recovery)
 
 
@@ -153,7 +153,7 @@ def test_the_exit_code_is_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("fdmoe_watchdog.supervisor.run", run)
     arguments = ("--model-path", str(tmp_path), "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--enable-chaos")
     assert CliRunner().invoke(app, ["serve", *arguments]).exit_code == 70
-    assert [(plan.device, plan.chaos, plan.run_dir) for plan in plans] == [("cpu", True, tmp_path / "run")]
+    assert [(plan.devices, plan.chaos, plan.run_dir) for plan in plans] == [(("cpu",), True, tmp_path / "run")]
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

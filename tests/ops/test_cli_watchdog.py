@@ -18,10 +18,11 @@ from fdmoe_ops.cli import app, chaos, client
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import ChaosReply, ChaosRequest, Hello, StatusReply, StatusRequest
-from fdmoe_watchdog.status import Event, GatewayView, TreeView, WorkerView
+from fdmoe_watchdog.status import DeviceView, Event, GatewayView, HolderView, TreeView, WorkerView
 
 WORKER = WorkerView(
     name="a",
+    device="cpu",
     generation=1,
     pid=4711,
     state="serving",
@@ -33,18 +34,26 @@ WORKER = WorkerView(
     stalled_ctas=0,
     slots=16,
     batches={"fused": 120, "baseline": 3},
+    weights=1,
 )
 GONE = msgspec.structs.replace(
     WORKER, name="b", generation=4, pid=0, state="gone", path="standby", stage="none", outstanding=False, batches={}
 )
-TREE = TreeView(
-    version="0.1.0",
-    device="cpu",
+DEVICE = DeviceView(
+    name="cpu",
     path="fused",
     active="a",
-    chaos=True,
-    uptime_s=3725.4,
+    buckets=None,
     restarts_left=9,
+    holder=HolderView("weights", 1, 4712, "ready", 3 * 2**20),
+)
+TREE = TreeView(
+    version="0.1.0",
+    path="fused",
+    chaos=True,
+    draining=False,
+    uptime_s=3725.4,
+    devices=(DEVICE,),
     workers=(WORKER, GONE),
     gateway=GatewayView("http://127.0.0.1:8080", 4710),
     events=({"at": "2030-01-02T03:04:05.678+00:00", "event": "route", "worker": "a", "generation": 1},),
@@ -137,17 +146,16 @@ def test_status_fits_80_columns(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert max(map(len, lines)) <= 80
-    assert lines[:8] == [
-        "path           fused",
-        "device         cpu",
-        "active worker  a",
-        "gateway        http://127.0.0.1:8080 (pid 4710)",
-        "up for         1 h 2 min 5 s",
-        "restarts left  9",
-        "version        0.1.0",
-        "chaos          enabled: kernels may be broken on purpose",
+    assert lines[:5] == [
+        "path     fused",
+        "gateway  http://127.0.0.1:8080 (pid 4710)",
+        "up for   1 h 2 min 5 s",
+        "version  0.1.0",
+        "chaos    enabled: kernels may be broken on purpose",
     ]
-    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[9:]]
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines[6:]]
+    assert ["name", "path", "active", "weights", "pid", "MiB", "restarts left"] in cells
+    assert ["cpu", "fused", "a", "ready", "4712", "3", "9"] in cells
     assert ["name", "state", "path", "stage", "gen.", "pid", "beat age", "fused", "base"] in cells
     assert ["a", "serving", "fused", "serving", "1", "4711", "0.012 s", "120", "3"] in cells
     assert ["b", "gone", "standby", "none", "4", "-", "idle", "-", "-"] in cells
@@ -156,17 +164,20 @@ def test_status_fits_80_columns(tmp_path: Path) -> None:
 
 
 def test_status_while_the_tree_starts(tmp_path: Path) -> None:
+    device = msgspec.structs.replace(DEVICE, active=None, holder=HolderView("weights", 1, 0, "backoff", 0))
     starting = msgspec.structs.replace(
-        TREE, path="down", active=None, chaos=False, workers=(), gateway=GatewayView("", 0), events=(), uptime_s=0.2
-    )
+        TREE, path="down", chaos=False, draining=True, devices=(device,), workers=(), gateway=GatewayView("", 0),
+        events=(), uptime_s=0.2,
+    )  # fmt: skip
     with _watchdog(tmp_path, starting):
         lines = _invoke(tmp_path, "status").stdout.splitlines()
     assert {line.rstrip() for line in lines} >= {
-        "path           down",
-        "active worker  none",
-        "gateway        not listening (pid none)",
-        "up for         0 s",
+        "path      down",
+        "gateway   not listening (pid none)",
+        "up for    0 s",
+        "draining  told to stop: what is in flight is finished",
     }
+    assert ["cpu", "down", "none", "backoff", "-", "0", "9"] in [re.split(r"\s{2,}", line.strip()) for line in lines]
     assert not any("chaos" in line or "events" in line for line in lines)
 
 

@@ -11,7 +11,7 @@ import torch
 from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
 
 from fdmoe_kernels import reference_moe
-from fdmoe_ops.worker.engine import BatchError, Engine
+from fdmoe_ops.worker.engine import BatchError, Engine, Fused
 from fdmoe_watchdog.messages import Batch, Segment
 from fdmoe_watchdog.page import Host, Launch, Line, Page, Wait, parse_slots
 
@@ -41,6 +41,12 @@ class Bench:
         return raw.view(torch.float32).view(segment.tokens, 64)
 
 
+def rows_of(result: Fused | None) -> torch.Tensor:
+    assert result is not None
+    assert result.finite
+    return result.y
+
+
 @pytest.fixture
 def bench(in_memory: Path) -> Bench:
     return Bench(in_memory)
@@ -50,11 +56,10 @@ def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
     one, two = random_tokens(bench.layer, 3, seed=1), random_tokens(bench.layer, 2, seed=2)
     batch = Batch(1, 1, NAME, (bench.put(one, 4096), bench.put(two, 256)))
     bench.engine.check(batch)
-    for run in (bench.engine.run_fused, bench.engine.run_baseline):
+    for path in ("fused", "baseline"):
         x = bench.engine.load(batch)
         assert torch.equal(x, torch.cat([one, two]))
-        y = run(x, NAME)
-        assert y is not None
+        y = rows_of(bench.engine.run_fused(x, NAME)) if path == "fused" else bench.engine.run_baseline(x, NAME)
         bench.engine.store(y, batch)
         for rows, segment in zip((one, two), batch.segments, strict=True):
             assert relative_error(bench.answer(segment), reference_moe(rows, bench.layer)) < 1e-5
@@ -92,23 +97,36 @@ def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(
     assert bench.engine.run_fused(x, NAME) is None
     watcher.join()
     # the fault was for one launch
-    y = bench.engine.run_fused(x, NAME)
-    assert y is not None
+    y = rows_of(bench.engine.run_fused(x, NAME))
     assert relative_error(y, reference_moe(x, bench.layer)) < 1e-5
 
 
 def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
     batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
     x = bench.engine.load(batch)
-    y = bench.engine.run_baseline(x, NAME).clone()
-    good = bench.engine.compare(x, NAME, y)
-    assert good is not None
+    y = rows_of(bench.engine.run_fused(x, NAME))
+    baseline = bench.engine.run_baseline(x, NAME)
+    good = bench.engine.compare(y, baseline)
     assert (good.tokens, good.ok) == (5, True)
     y[3] *= 1.01
-    bad = bench.engine.compare(x, NAME, y)
-    assert bad is not None
+    bad = bench.engine.compare(y, baseline)
     assert not bad.ok
+    assert bad.relative_error is not None
     assert 1e-4 < bad.relative_error < 1e-2
+
+
+def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(bench: Bench) -> None:
+    rows = random_tokens(bench.layer, 5, seed=1)
+    rows[2, 7] = float("nan")
+    x = bench.engine.load(Batch(1, 1, NAME, (bench.put(rows, 0),)))
+    result = bench.engine.run_fused(x, NAME)
+    assert result is not None
+    assert not result.finite
+    baseline = bench.engine.run_baseline(x, NAME)
+    assert bench.engine.compare(result.y, baseline).ok, "the baseline says the same"
+    for wrong in (float("nan"), float("inf")):
+        result.y[4, 0] = wrong
+        assert not bench.engine.compare(result.y, baseline).ok
 
 
 @pytest.mark.parametrize(

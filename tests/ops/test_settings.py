@@ -125,6 +125,7 @@ def test_resolved_for_the_cpu(tmp_path: Path) -> None:
     assert settings.model.dtype is Dtype.FLOAT32
     assert settings.worker.max_batch_tokens == 64
     assert settings.recovery.stall_floor_s == 2.0
+    assert settings.recovery.stall_first_s == 5.0
     assert settings.recovery.stall_ceiling_s == 10.0
     assert settings.recovery.abort_deadline_s == 1.0
     assert settings.run_dir == Path(f"/dev/shm/fdmoe-{os.getuid()}-8080")
@@ -143,7 +144,7 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
     settings = _settings(
         model={"name": "mine", "dtype": "float16"},
         worker={"max_batch_tokens": 4096},
-        recovery={"stall_floor_s": 0.05, "stall_ceiling_s": 5.0, "abort_deadline_s": 0.05},
+        recovery={"stall_floor_s": 0.05, "stall_first_s": 0.25, "stall_ceiling_s": 5.0, "abort_deadline_s": 0.05},
         run_dir="/dev/shm/mine",
         flight_dir="~/flights",
     )

@@ -47,7 +47,7 @@ def test_a_stalled_kernel_costs_no_request(
     tree.wait_until("the fused path", lambda: whole(tree))
     before = metrics(tree, watchdog=True)
     generation = {worker["name"]: worker["generation"] for worker in tree.status()["workers"]}
-    active = tree.status()["active"]
+    active = tree.active()
     x = [torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens)) for tokens in (1, 2, 3, 5)]
     with torch.no_grad():
         expected = [blocks[1](rows[None])[0] for rows in x]
@@ -99,7 +99,7 @@ def test_a_stalled_kernel_costs_no_request(
     if fault == "endless":
         assert rise("fdmoe_worker_restarts_total", reason="stall") == 1
         assert value(after, "fdmoe_worker_generation", worker=active) == generation[active] + 1
-        assert tree.status()["active"] != active
+        assert tree.active() != active
     gateway = metrics(tree, watchdog=False)
     replayed = value(gateway, "fdmoe_replayed_requests_total")
     assert (replayed > 0) == (fault == "endless")
