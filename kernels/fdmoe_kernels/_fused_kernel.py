@@ -69,6 +69,11 @@ EXIT_ABORTED = tl.constexpr(2)
 FAULT_NONE = tl.constexpr(0)
 FAULT_STALL = tl.constexpr(1)
 FAULT_ENDLESS = tl.constexpr(2)
+FAULT_NAN = tl.constexpr(3)
+FAULT_WRONG = tl.constexpr(4)
+FAULT_SLOW = tl.constexpr(5)
+FAULT_ILLEGAL = tl.constexpr(6)
+SLOWER = tl.constexpr(10)
 
 
 @triton.jit
@@ -204,7 +209,7 @@ def _down_tile(
 def _combine_tile(
     part, weights, norms, y, token_tile, column_tile, T,
     H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, GIVEN: tl.constexpr,
-    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr, COLUMNS: tl.constexpr, FAULT: tl.constexpr,
 ):  # fmt: skip
     token = token_tile * TOKENS + tl.arange(0, TOKENS)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -224,6 +229,10 @@ def _combine_tile(
                 weight = weight / norm
         row = tl.load(part + entry[:, None] * H + column[None, :], mask=computed, other=0.0)
         result += weight[:, None] * row.to(tl.float32)
+    if FAULT == FAULT_NAN:
+        result = tl.where(token_tile + column_tile == 0, float("nan"), result)
+    if FAULT == FAULT_WRONG:
+        result = tl.where(token_tile + column_tile == 0, 1.0 - 2.0 * result, result)
     tl.store(y + token.to(tl.int64)[:, None] * H + column[None, :], result.to(y.dtype.element_ty), mask=mask)
 
 
@@ -362,6 +371,17 @@ def moe_layer_kernel(
                         stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
                         while stuck == 0:
                             stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
+                if FAULT == FAULT_ILLEGAL:
+                    if item == 0:
+                        if tl.atomic_add(control + NEVER, 0, sem="relaxed") == 0:
+                            nobodys = (item + 64).to(tl.int64).to(tl.pointer_type(tl.int32), bitcast=True)
+                            tl.store(nobodys, 1)
+                if FAULT == FAULT_SLOW:
+                    for _ in range(SLOWER - 1):
+                        _up_tile(
+                            x, gate_up, gate_up_bias, lists, act, expert, row_tile, column_tile, count, capacity,
+                            H, I, K + S, ALPHA, LIMIT, UP_OFFSET, ROWS, UP_COLUMNS, UP_DEPTH, PRECISION,
+                        )  # fmt: skip
                 _up_tile(
                     x, gate_up, gate_up_bias, lists, act, expert, row_tile, column_tile, count, capacity,
                     H, I, K + S, ALPHA, LIMIT, UP_OFFSET, ROWS, UP_COLUMNS, UP_DEPTH, PRECISION,
@@ -378,6 +398,12 @@ def moe_layer_kernel(
                     WAIT_UP, items, POLL, BEATS,
                 )  # fmt: skip
                 if aborted == 0:
+                    if FAULT == FAULT_SLOW:
+                        for _ in range(SLOWER - 1):
+                            _down_tile(
+                                act, down, down_bias, lists, part, expert, row_tile, column_tile, count, capacity,
+                                H, I, ROWS, DOWN_COLUMNS, DOWN_DEPTH, PRECISION,
+                            )  # fmt: skip
                     _down_tile(
                         act, down, down_bias, lists, part, expert, row_tile, column_tile, count, capacity,
                         H, I, ROWS, DOWN_COLUMNS, DOWN_DEPTH, PRECISION,
@@ -395,7 +421,7 @@ def moe_layer_kernel(
             if aborted == 0:
                 _combine_tile(
                     part, weights, norms, y, row_tile, column_tile, T,
-                    H, K, S, GIVEN, COMBINE_TOKENS, COMBINE_COLUMNS,
+                    H, K, S, GIVEN, COMBINE_TOKENS, COMBINE_COLUMNS, FAULT,
                 )  # fmt: skip
         items += 1
         ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")

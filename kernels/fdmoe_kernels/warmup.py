@@ -114,9 +114,11 @@ def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.T
 
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:
-    """Compile and load the builds that chaos may ask for. ENDLESS ends here, for its tile finds NEVER already set."""
+    """Compile and load the builds that chaos may ask for. ENDLESS ends here, and ILLEGAL stores nothing, for their tile
+    finds NEVER already set; STALL is the drill's."""
     workspace.control[kernel.NEVER.value] = 1
     for tokens in _token_count_of_each_form(workspace):
         x = torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device)
-        fused_moe(x, layer, workspace, fault=Fault.ENDLESS)
+        for fault in (Fault.ENDLESS, Fault.NAN, Fault.WRONG, Fault.SLOW, Fault.ILLEGAL):
+            fused_moe(x, layer, workspace, fault=fault)
     workspace.control[kernel.NEVER.value] = 0

@@ -85,7 +85,8 @@ def test_its_constants_are_those_of_the_page_the_faults_and_the_portable_form() 
             assert _constant(f"PHASE_{phase.name}") == phase
     assert (_constant("WAIT_ROUTE"), _constant("WAIT_UP"), _constant("WAIT_DOWN")) == (1, 2, 3)
     assert (_constant("EXIT_DONE"), _constant("EXIT_ABORTED")) == (beat_page.Exit.DONE, beat_page.Exit.ABORTED)
-    assert (_constant("FAULT_STALL"), _constant("FAULT_ENDLESS")) == (Fault.STALL, Fault.ENDLESS)
+    for fault in Fault:
+        assert fault is Fault.NONE or _constant(f"FAULT_{fault.name}") == fault
     assert _constant("MAX_EXPERTS") == scratch.MAX_EXPERTS
     assert _constant("MAX_ROUTE_TOKENS") == ROUTE_TOKENS
     assert max(build.WIDTHS) == _constant("MAX_TOKEN_TILE")

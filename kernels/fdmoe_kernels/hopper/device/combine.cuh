@@ -25,6 +25,10 @@ DEVICE void combine(const Context& c, const Item& item) {
                 sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
             }
         }
+#if FAULT == 3 || FAULT == 4
+        if (item.row_tile == 0 && item.column_tile == 0)
+            for (int j = 0; j < 8; ++j) sums[j] = FAULT == FAULT_NAN ? __int_as_float(0x7fc00000) : 1 - 2 * sums[j];
+#endif
         Vector result;
 #pragma unroll
         for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[2 * j], sums[2 * j + 1]);

@@ -77,6 +77,10 @@ enum Exit { EXIT_DONE = 1, EXIT_ABORTED = 2 };
 #endif
 constexpr int FAULT_STALL = 1;
 constexpr int FAULT_ENDLESS = 2;
+constexpr int FAULT_NAN = 3;
+constexpr int FAULT_WRONG = 4;
+constexpr int FAULT_SLOW = 5;
+constexpr int FAULT_ILLEGAL = 6;
 
 #define INFINITE __int_as_float(0x7f800000)
 constexpr u32 ABSENT = 0x7fc0dead;  // a NaN no computation gives
