@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import struct
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fdmoe_watchdog.page import (
     Line,
     Page,
     PageError,
+    PageFile,
     Phase,
     Slot,
     SlotWord,
@@ -123,6 +125,38 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     os.truncate(tmp_path / "page", 100)
     with pytest.raises(PageError, match="100 bytes; a beat page has whole memory pages, at least 4096"):
         Page.open(tmp_path / "page")
+
+
+@pytest.mark.parametrize("kind", [Page, PageFile])
+def test_a_page_reads_the_same_mapped_and_as_a_file(tmp_path: Path, kind: type[Page | PageFile]) -> None:
+    with kind.create(tmp_path / "page", generation=3, slots=2, pid=77) as page, Page.open(tmp_path / "page") as mapped:
+        page.write(Line.LAUNCH, Launch.BEGUN, 2**64 - 1)
+        assert page.add(Line.GATEWAY, 0, 5) == 5
+        mapped.write(Line.EXIT, ExitWord.ENDED, 7)
+        assert page.snapshot() == mapped.snapshot()
+        assert (page.read(Line.EXIT, ExitWord.ENDED), mapped.read(Line.LAUNCH, Launch.BEGUN)) == (7, 2**64 - 1)
+        assert page.slots == mapped.slots == 2
+
+
+def test_a_page_that_is_cut_short_while_it_is_read_is_an_error_and_no_sigbus(tmp_path: Path) -> None:
+    with PageFile.create(tmp_path / "page", generation=1, slots=768) as page:
+        page.snapshot()
+        os.truncate(tmp_path / "page", 4096)
+        with pytest.raises(PageError, match="page: it ends after 4096 bytes"):
+            page.snapshot()
+        os.truncate(tmp_path / "page", 0)
+        with pytest.raises(PageError, match="page: it ends after 320 bytes"):
+            page.add(Line.GATEWAY, 0)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_noise_all_over_a_page_is_an_error(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
+    path = tmp_path_factory.mktemp("noise") / "page"
+    with PageFile.create(path, generation=1, slots=1) as page:
+        path.write_bytes(random.Random(seed).randbytes(4096))
+        with pytest.raises(PageError, match="magic is"):
+            page.snapshot()
+    path.unlink()
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

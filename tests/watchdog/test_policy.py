@@ -134,7 +134,7 @@ def test_a_stall_that_an_abort_ends_costs_no_process() -> None:
 
 def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_killed() -> None:
     ladder = Ladder().serving()
-    cut_off = Seen(alive=True, ready=True, cut_off=True)
+    cut_off = Seen(alive=True, ready=True, cut_off="exit")
     assert ladder.at(2, cut_off, IDLE) == (
         Fence("a", 1, "exit"),
         SetPath("", "baseline", "fused", "exit", ()),
@@ -581,7 +581,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from("ab"))
     def cut_off(self, name: str) -> None:
         if self.seen[name].ready:
-            self.seen[name] = replace(self.seen[name], cut_off=True)
+            self.seen[name] = replace(self.seen[name], cut_off="exit")
 
     @rule(name=st.sampled_from("ab"), launch=st.integers(1, 5))
     def stall(self, name: str, launch: int) -> None:

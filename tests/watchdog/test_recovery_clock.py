@@ -25,7 +25,8 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made = Processes()
     for name in "ab":
         page = Page.create(tmp_path / name, generation=1, slots=1)
-        made[name] = SimpleNamespace(name=name, page=page, tracker=SimpleNamespace(last=page.snapshot()))
+        tracker = SimpleNamespace(last=page.snapshot())
+        made[name] = SimpleNamespace(name=name, page=page, read_page=page.snapshot, tracker=tracker)
     yield made
     for process in made.values():
         process.page.close()

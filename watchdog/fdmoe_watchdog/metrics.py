@@ -16,7 +16,11 @@ from fdmoe_watchdog.status import TreeView
 PATHS: tuple[str, ...] = get_args(Path)
 # every change of path that the policy knows, and why
 SWITCHES = (
-    *((path, "baseline", reason) for path in ("fused", "shadow") for reason in ("stall", "frozen", "exit", "budget")),
+    *(
+        (path, "baseline", reason)
+        for path in ("fused", "shadow")
+        for reason in ("stall", "frozen", "exit", "page", "budget")
+    ),
     ("shadow", "baseline", "mismatch"),
     ("fused", "baseline", "mismatch"),
     ("fused", "baseline", "unproven"),
@@ -85,7 +89,7 @@ class Metrics:
         # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
         for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
-        for reason in ("stall", "frozen", "exit", "startup", "weights"):
+        for reason in ("stall", "frozen", "exit", "page", "startup", "weights"):
             self.worker_restarts.labels(reason)
         for hop in SWITCHES:
             self.path_switches.labels(*hop)

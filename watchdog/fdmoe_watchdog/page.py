@@ -29,9 +29,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import struct
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Self
 
 MAGIC = int.from_bytes(b"fdmoe-bp", "little")
 VERSION = 1
@@ -193,70 +196,53 @@ def page_size_bytes(slots: int) -> int:
     return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-class Page:
-    """A mapped beat page. Words are read and written one by one, so that no reader sees half a word.
+def _make(path: Path, *, generation: int, slots: int, pid: int) -> None:
+    if slots < 1:
+        raise ValueError(f"slots is {slots}; a page has at least 1")
+    identity = dict.fromkeys(Identity, 0)
+    identity |= {Identity.MAGIC: MAGIC, Identity.VERSION: VERSION, Identity.PID: pid}
+    identity |= {Identity.GENERATION: generation, Identity.SLOTS: slots}
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # the memory itself, not only the size: a tmpfs that is full says so here, and not by SIGBUS at a write
+        os.posix_fallocate(descriptor, 0, page_size_bytes(slots))
+        os.pwrite(descriptor, struct.pack(f"<{len(identity)}Q", *identity.values()), 0)
+    finally:
+        os.close(descriptor)
 
-    `create` makes the file (mode 0600), `open` maps an existing one and checks its identity; both raise PageError for a
-    file that is no page of this layout. Close it, or use it as a context manager.
+
+class _Words(ABC):
+    """Words of a page, read and written one by one, so that no reader sees half a word.
+
+    `create` makes the file (mode 0600), which must not exist yet, and `open` takes an existing one and checks its
+    identity; both raise OSError, and PageError for a file that is no page of this layout. Close it, or use it as a
+    context manager.
     """
 
-    def __init__(self, path: Path, mapped: mmap.mmap) -> None:
-        self.path = path
-        self.mapped = mapped
-        self._words = memoryview(mapped).cast("Q")
+    path: Path
 
     @classmethod
-    def create(cls, path: Path, *, generation: int, slots: int, pid: int = 0) -> Page:
-        if slots < 1:
-            raise ValueError(f"slots is {slots}; a page has at least 1")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            # the memory itself, not only the size: a tmpfs that is full says so here, and not by SIGBUS at a write
-            os.posix_fallocate(descriptor, 0, page_size_bytes(slots))
-            mapped = mmap.mmap(descriptor, page_size_bytes(slots))
-        finally:
-            os.close(descriptor)
-        page = cls(path, mapped)
-        page.write(Line.IDENTITY, Identity.VERSION, VERSION)
-        page.write(Line.IDENTITY, Identity.PID, pid)
-        page.write(Line.IDENTITY, Identity.GENERATION, generation)
-        page.write(Line.IDENTITY, Identity.SLOTS, slots)
-        page.write(Line.IDENTITY, Identity.MAGIC, MAGIC)
-        return page
+    def create(cls, path: Path, *, generation: int, slots: int, pid: int = 0) -> Self:
+        _make(path, generation=generation, slots=slots, pid=pid)
+        return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> Page:
-        with path.open("r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < page_size_bytes(1) or size % mmap.PAGESIZE:
-                raise PageError(
-                    f"{path}: {size} bytes; a beat page has whole memory pages, at least {page_size_bytes(1)}"
-                )
-            page = cls(path, mmap.mmap(file.fileno(), size))
-        magic, version, slots = (
-            page.read(Line.IDENTITY, word) for word in (Identity.MAGIC, Identity.VERSION, Identity.SLOTS)
-        )
-        problem = None
-        if magic != MAGIC:
-            problem = f"magic is {magic:#x}; a beat page has {MAGIC:#x}"
-        elif version != VERSION:
-            problem = f"layout version is {version}; this program reads {VERSION}"
-        elif not 1 <= slots <= size // LINE_BYTES - FIRST_SLOT:
-            problem = f"{slots} slots do not fit {size} bytes"
-        if problem:
-            page.close()
-            raise PageError(f"{path}: {problem}")
-        return page
+    @abstractmethod
+    def open(cls, path: Path) -> Self: ...
+
+    @abstractmethod
+    def read(self, line: int, word: int) -> int: ...
+
+    @abstractmethod
+    def write(self, line: int, word: int, value: int) -> None: ...
+
+    @abstractmethod
+    def _bytes(self, start: int, size: int) -> bytes:
+        """What is there now. Raises PageError when the page is not whole."""
 
     @property
-    def slots(self) -> int:
-        return self.read(Line.IDENTITY, Identity.SLOTS)
-
-    def read(self, line: int, word: int) -> int:
-        return self._words[line * LINE_WORDS + word]
-
-    def write(self, line: int, word: int, value: int) -> None:
-        self._words[line * LINE_WORDS + word] = value
+    @abstractmethod
+    def slots(self) -> int: ...
 
     def add(self, line: int, word: int, amount: int = 1) -> int:
         """Add to a word that this process alone writes; returns the new value."""
@@ -266,47 +252,57 @@ class Page:
 
     def exit_of(self, launch: int) -> Exit:
         """How `launch` left the device; NONE while it has not, or when a later one has overwritten it."""
-        word = self.read(Line.EXIT, ExitWord.EXIT)
-        return _exit(word & 0xFF) if word >> 8 == launch else Exit.NONE
+        return _exit_of(launch, self.read(Line.EXIT, ExitWord.EXIT))
+
+    def snapshot(self) -> Snapshot:
+        # `ended` is read before `begun`: a launch that comes between the two reads looks outstanding, never finished
+        # before it began
+        exits = memoryview(self._bytes(Line.EXIT * LINE_BYTES, LINE_BYTES)).cast("Q")
+        first = FIRST_SLOT * LINE_BYTES
+        raw = self._bytes(0, first + self.slots * LINE_BYTES)
+        return _snapshot(memoryview(raw[:first]).cast("Q"), exits, raw[first:])
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Page(_Words):
+    """A beat page mapped into memory, as a worker has it."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap, slots: int) -> None:
+        self.path = path
+        self.mapped = mapped
+        self._slots = slots
+        self._words = memoryview(mapped).cast("Q")
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        slots = _check(path)
+        with path.open("r+b") as file:
+            return cls(path, mmap.mmap(file.fileno(), page_size_bytes(slots)), slots)
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def read(self, line: int, word: int) -> int:
+        return self._words[line * LINE_WORDS + word]
+
+    def write(self, line: int, word: int, value: int) -> None:
+        self._words[line * LINE_WORDS + word] = value
 
     def slot(self, index: int) -> Slot:
         start = (FIRST_SLOT + index) * LINE_WORDS
         return _slot(list(self._words[start : start + LINE_WORDS]))
 
-    def snapshot(self) -> Snapshot:
-        # `ended` is read before `begun`: a launch that comes between the two reads looks outstanding, never finished
-        # before it began.
-        read = self.read
-        ended = read(Line.EXIT, ExitWord.ENDED)
-        stage = read(Line.HOST, Host.STAGE)
-        first = FIRST_SLOT * LINE_BYTES
-        return Snapshot(
-            pid=read(Line.IDENTITY, Identity.PID),
-            generation=read(Line.IDENTITY, Identity.GENERATION),
-            abort=read(Line.ABORT, 0),
-            begun=read(Line.LAUNCH, Launch.BEGUN),
-            begun_at_ns=read(Line.LAUNCH, Launch.BEGUN_AT_NS),
-            tokens=read(Line.LAUNCH, Launch.TOKENS),
-            layer=read(Line.LAUNCH, Launch.LAYER),
-            deadline_ns=read(Line.LAUNCH, Launch.DEADLINE_NS),
-            ended=ended,
-            exit=self.exit_of(ended),
-            items=(
-                read(Line.EXIT, ExitWord.ROUTE),
-                read(Line.EXIT, ExitWord.UP),
-                read(Line.EXIT, ExitWord.DOWN),
-                read(Line.EXIT, ExitWord.COMBINE),
-            ),
-            stage=Stage(stage) if stage in Stage._value2member_map_ else Stage.STARTING,
-            host_beats=read(Line.HOST, Host.BEATS),
-            answered=read(Line.HOST, Host.ANSWERED),
-            baseline_ended=read(Line.HOST, Host.BASELINE_ENDED),
-            baseline_begun=read(Line.HOST, Host.BASELINE_BEGUN),
-            fused_batches=read(Line.HOST, Host.FUSED_BATCHES),
-            baseline_batches=read(Line.HOST, Host.BASELINE_BATCHES),
-            submitted=read(Line.GATEWAY, 0),
-            slots=bytes(self.mapped[first : first + self.slots * LINE_BYTES]),
-        )
+    def _bytes(self, start: int, size: int) -> bytes:
+        return bytes(self.mapped[start : start + size])
 
     def close(self) -> None:
         self._words.release()
@@ -314,11 +310,103 @@ class Page:
         with contextlib.suppress(BufferError):
             self.mapped.close()
 
-    def __enter__(self) -> Page:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class PageFile(_Words):
+    """A beat page read and written as a file, as the watchdog and the gateway have it: whoever maps a file dies with
+    SIGBUS when somebody cuts it short, and who reads it is told: reading raises PageError once it is no page any more.
+    """
+
+    def __init__(self, path: Path, descriptor: int, slots: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._slots = slots
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        slots = _check(path)
+        return cls(path, os.open(path, os.O_RDWR | os.O_CLOEXEC), slots)
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def read(self, line: int, word: int) -> int:
+        return int.from_bytes(self._bytes((line * LINE_WORDS + word) * WORD_BYTES, WORD_BYTES), "little")
+
+    def write(self, line: int, word: int, value: int) -> None:
+        """Raises OSError where the file was cut short and its file system has no room."""
+        os.pwrite(self._descriptor, value.to_bytes(WORD_BYTES, "little"), (line * LINE_WORDS + word) * WORD_BYTES)
+
+    def snapshot(self) -> Snapshot:
+        snapshot = super().snapshot()
+        if problem := _problem(self._bytes(0, LINE_BYTES), page_size_bytes(self._slots)):
+            raise PageError(f"{self.path}: {problem}")
+        return snapshot
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        raw = os.pread(self._descriptor, size, start)
+        if len(raw) != size:
+            raise PageError(f"{self.path}: it ends after {start + len(raw)} bytes")
+        return raw
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _check(path: Path) -> int:
+    """The number of slots of the page in this file. Raises OSError, or PageError for one that is none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < page_size_bytes(1) or size % mmap.PAGESIZE:
+            raise PageError(f"{path}: {size} bytes; a beat page has whole memory pages, at least {page_size_bytes(1)}")
+        identity = file.read(LINE_BYTES)
+    if problem := _problem(identity, size):
+        raise PageError(f"{path}: {problem}")
+    slots: int = struct.unpack_from("<Q", identity, Identity.SLOTS * WORD_BYTES)[0]
+    return slots
+
+
+def _problem(identity: bytes, size: int) -> str | None:
+    words = memoryview(identity).cast("Q")
+    magic, version, slots = (words[word] for word in (Identity.MAGIC, Identity.VERSION, Identity.SLOTS))
+    if magic != MAGIC:
+        return f"magic is {magic:#x}; a beat page has {MAGIC:#x}"
+    if version != VERSION:
+        return f"layout version is {version}; this program reads {VERSION}"
+    if not 1 <= slots <= size // LINE_BYTES - FIRST_SLOT:
+        return f"{slots} slots do not fit {size} bytes"
+    return None
+
+
+def _snapshot(words: memoryview, exits: memoryview, slots: bytes) -> Snapshot:
+    def word(line: int, index: int) -> int:
+        value: int = words[line * LINE_WORDS + index]
+        return value
+
+    ended: int = exits[ExitWord.ENDED]
+    stage = word(Line.HOST, Host.STAGE)
+    return Snapshot(
+        pid=word(Line.IDENTITY, Identity.PID),
+        generation=word(Line.IDENTITY, Identity.GENERATION),
+        abort=word(Line.ABORT, 0),
+        begun=word(Line.LAUNCH, Launch.BEGUN),
+        begun_at_ns=word(Line.LAUNCH, Launch.BEGUN_AT_NS),
+        tokens=word(Line.LAUNCH, Launch.TOKENS),
+        layer=word(Line.LAUNCH, Launch.LAYER),
+        deadline_ns=word(Line.LAUNCH, Launch.DEADLINE_NS),
+        ended=ended,
+        exit=_exit_of(ended, exits[ExitWord.EXIT]),
+        items=(exits[ExitWord.ROUTE], exits[ExitWord.UP], exits[ExitWord.DOWN], exits[ExitWord.COMBINE]),
+        stage=Stage(stage) if stage in Stage._value2member_map_ else Stage.STARTING,
+        host_beats=word(Line.HOST, Host.BEATS),
+        answered=word(Line.HOST, Host.ANSWERED),
+        baseline_ended=word(Line.HOST, Host.BASELINE_ENDED),
+        baseline_begun=word(Line.HOST, Host.BASELINE_BEGUN),
+        fused_batches=word(Line.HOST, Host.FUSED_BATCHES),
+        baseline_batches=word(Line.HOST, Host.BASELINE_BATCHES),
+        submitted=word(Line.GATEWAY, 0),
+        slots=slots,
+    )
 
 
 def parse_slots(raw: bytes) -> list[Slot]:
@@ -343,5 +431,6 @@ def _slot(words: list[int]) -> Slot:
     )
 
 
-def _exit(code: int) -> Exit:
-    return Exit(code) if code in Exit._value2member_map_ else Exit.NONE
+def _exit_of(launch: int, word: int) -> Exit:
+    code = word & 0xFF
+    return Exit(code) if word >> 8 == launch and code in Exit._value2member_map_ else Exit.NONE

@@ -18,7 +18,6 @@ from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.events import EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.metrics import PHASES, Metrics
-from fdmoe_watchdog.page import Line
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
 from fdmoe_watchdog.recovery import RecoveryClock
@@ -127,8 +126,13 @@ class Pair:
     def _read_pages(self) -> None:
         now = time.monotonic()
         for process in self.processes.values():
-            before = process.tracker.last
-            process.tracker.read(process.page.snapshot(), now)
+            before, known = process.tracker.last, process.page_problem
+            snapshot = process.read_page()
+            if process.page_problem and not known:
+                self._events.add("page_lost", level="error", worker=process.name, reason=process.page_problem)
+            if process.page_problem or snapshot is None:
+                continue
+            process.tracker.read(snapshot, now)
             for phase, items in zip(PHASES, process.tracker.items_since(before), strict=True):
                 if items:
                     self._metrics.device_work_items.labels(phase).inc(items)
@@ -189,7 +193,7 @@ class Pair:
             return
         if self.state.workers[process.name].life is not policy.Life.DYING:
             self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
-            process.cut_off = True
+            process.cut_off = process.cut_off or "exit"
 
     def _hear_holder(self, holder: HolderProcess, message: messages.AnyMessage) -> None:
         match message:
@@ -229,7 +233,7 @@ class Pair:
                 self._start(name, generation, reason)
             case policy.Abort(worker=name, launch=launch, cause=cause):
                 process = self.processes[name]
-                process.page.write(Line.ABORT, 0, launch)
+                process.abort(launch)
                 self._metrics.stalls.labels(cause).inc()
                 self._metrics.stall_detection.observe(process.tracker.quiet_s)
                 self._recovery.start(process, now)

@@ -8,10 +8,11 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
-from fdmoe_watchdog.page import Page
+from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
 from fdmoe_watchdog.tracker import Tracker
 
@@ -90,7 +91,8 @@ class WorkerProcess(Child):
 
     ready, failed  what it said of its start
     checks         comparisons of the paths that it has reported since the last turn
-    cut_off        the gateway's connection to it broke
+    cut_off        why nothing of it can be relied on any more, "" if it can
+    page_problem   what is wrong with its page, "" if nothing is
     """
 
     def __init__(
@@ -106,18 +108,33 @@ class WorkerProcess(Child):
     ) -> None:
         self.name, self.generation = name, generation
         self.socket_path = run_dir / f"worker-{name}-g{generation}.sock"
-        self.page = Page.create(run_dir / f"worker-{name}-g{generation}.page", generation=generation, slots=slots)
+        self.page = PageFile.create(run_dir / f"worker-{name}-g{generation}.page", generation=generation, slots=slots)
         self.tracker = tracker
         self.ready: WorkerReady | None = None
         self.failed: tuple[str, Blame] | None = None
         self.checks: list[Check] = []
-        self.cut_off = False
+        self.cut_off: Literal["", "exit", "page"] = ""
+        self.page_problem = ""
         try:
             super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
         except OSError:
             self.page.close()
             self.page.path.unlink()
             raise
+
+    def read_page(self) -> Snapshot | None:
+        """What the page says now; once it is no page any more, what it said last."""
+        if not self.page_problem:
+            try:
+                return self.page.snapshot()
+            except (PageError, OSError) as error:
+                self.page_problem, self.cut_off = str(error), "page"
+        return self.tracker.last
+
+    def abort(self, launch: int) -> None:
+        """Tell the kernel of this launch to end. Where the page cannot be written, the deadline does the rest."""
+        with contextlib.suppress(OSError):
+            self.page.write(Line.ABORT, 0, launch)
 
     def seen(self, *, memory_back: bool) -> Seen:
         """What the ladder is told of it this turn; its comparisons are told once."""

@@ -29,16 +29,16 @@ class RecoveryClock:
 
     def start(self, process: WorkerProcess, now: float) -> None:
         """A stall was detected, and its worker is to answer after the abort; a shadow run has been answered before."""
-        page = process.page.snapshot()
-        if page.submitted <= page.answered:
+        page = process.read_page()
+        if page is None or page.submitted <= page.answered:
             return
         self._detected_at, self._rung = now, "abort"
         self._wait_for(process)
 
     def hand_over(self, process: WorkerProcess, now: float) -> None:
         """The worker was fenced: whoever is routed to next is to answer what it had, if it had anything."""
-        page = process.page.snapshot()
-        if page.submitted <= page.answered:
+        page = process.read_page()
+        if page is None or page.submitted <= page.answered:
             self._detected_at = None
             return
         if self._detected_at is None:
@@ -60,4 +60,5 @@ class RecoveryClock:
         return Recovered(self._rung, process.name, seconds)
 
     def _wait_for(self, process: WorkerProcess) -> None:
-        self._worker, self._answered = process.name, process.page.snapshot().answered
+        page = process.read_page()
+        self._worker, self._answered = process.name, page.answered if page is not None else 0

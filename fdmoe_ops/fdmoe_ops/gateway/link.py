@@ -19,7 +19,7 @@ from fdmoe_ops.gateway.metrics import Metrics
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.messages import LayerInfo
-from fdmoe_watchdog.page import Line, Page, PageError
+from fdmoe_watchdog.page import Line, PageError, PageFile
 
 _RETRY_S = 0.05
 _BEAT_S = 0.5
@@ -31,9 +31,10 @@ class WorkerLink:
 
     key: Key
     channel: Channel
-    page: Page
+    page: PageFile
 
     def send(self, batch: messages.Batch) -> None:
+        """Raises ChannelClosed, and PageError or OSError for a page that is damaged: either way it is of no use."""
         # counted first: a batch that is sent and not counted could be lost unseen, the reverse only looks untouched
         self.page.add(Line.GATEWAY, 0)
         self.channel.send(batch)
@@ -91,7 +92,7 @@ class Links:
         self._metrics.replayed_requests.inc(departure.replayed)
         try:
             link.send(departure.batch)
-        except ChannelClosed as error:
+        except (ChannelClosed, PageError, OSError) as error:
             self._lost(link, error)
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ class Links:
         self._wanted = route
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
-            page = Page.open(Path(route.page))
+            page = PageFile.open(Path(route.page))
         except (OSError, PageError) as error:
             self._route_later(route, error)
             return
@@ -216,7 +217,7 @@ class Links:
             self._log.info("active", worker=link.key.worker, generation=link.key.generation)
             self.push()
 
-    def _lost(self, link: WorkerLink, error: ChannelClosed) -> None:
+    def _lost(self, link: WorkerLink, error: Exception) -> None:
         """Its batch waits for the next route. The watchdog is told, for a worker may live whose connection does not."""
         self._close(link)
         with contextlib.suppress(ChannelClosed):

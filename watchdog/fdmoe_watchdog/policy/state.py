@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from fdmoe_watchdog.messages import Blame, Path
 
@@ -44,7 +45,8 @@ class Seen:
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
-    cut_off       its connection to the gateway broke: no batch reaches it any more, whether it lives or not
+    cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its connection to the
+                  gateway broke; "page", its beat page is damaged
     failed        it said that it cannot serve: why, and whose fault it is
     memory_back   nothing of a predecessor that ended is left on the device, as far as can be known
     """
@@ -59,7 +61,7 @@ class Seen:
     trial_s: float = 0.0
     checks: tuple[Check, ...] = ()
     fused: bool = True
-    cut_off: bool = False
+    cut_off: Literal["", "exit", "page"] = ""
     failed: tuple[str, Blame] | None = None
     memory_back: bool = True
 

@@ -36,7 +36,7 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             _bury(turn, name, "exit")
         case life if life in _AT_WORK and seen.cut_off:
             # mostly it is ending, and the sockets of a process close some time before it can be reaped
-            kill(turn, name, "exit")
+            kill(turn, name, seen.cut_off)
         case Life.READY | Life.ABORTING if seen.failed is not None:
             # it is about to end by itself, and that may take longer than its requests can wait
             kill(turn, name, "exit")
