@@ -152,6 +152,7 @@ def find_causes(ctas: Sequence[Cta]) -> tuple[Cause, ...]:
         if cta.state != "waiting":
             continue
         thing = _awaited(cta)
+        root: Thing
         holding = holders.get(thing, _Holders())
         if at_work := _older(holding.working, cta):
             root, cause = ("held", at_work[0].number), Cause("held", _numbers(at_work), cta.number, 0)
@@ -160,6 +161,9 @@ def find_causes(ctas: Sequence[Cta]) -> tuple[Cause, ...]:
             cause = causes[root]
         elif before := _older(working, cta):
             root, cause = ("behind",), Cause("behind", _numbers(before), cta.number, 0)
+            if (told := ("held", before[0].number)) in causes:
+                # one that is known not to finish explains this wait as well
+                root, cause = told, causes[told]
         else:
             root, cause = ("lost", *thing), Cause("lost", (), cta.number, 0)
         roots[cta.number] = root

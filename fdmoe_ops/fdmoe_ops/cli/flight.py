@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from fdmoe_ops.cli.flags import MISUSE, fail
@@ -19,6 +20,15 @@ from fdmoe_watchdog import flight
 
 FLIGHT_OPTIONS = ("flight_dir",)
 UNREADABLE = 1  # the exit code for a record that is there and cannot be shown
+COLUMN_GAP = 2
+COLUMNS = (
+    ("id", 6),
+    ("time", 14),
+    ("worker", 8),
+    ("cause", 8),
+    ("layer", 10),
+    ("tokens", 6),
+)  # and their widths at most
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -29,7 +39,11 @@ def list_records(loaded: Loaded, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif rows:
-        Console(highlight=False).print(_table(rows))
+        console = Console(highlight=False)
+        console.print(_table(rows, console.width))
+        for row in rows:
+            if "unreadable" in row:
+                typer.echo(printable(f"unreadable: {row['file']}: {row['unreadable']}"))
     else:
         typer.echo(f"no flight records in {directory}")
 
@@ -71,7 +85,8 @@ def _find(directory: Path, record: str) -> Path:
             return path
     if not paths:
         raise fail(f"no flight records in {directory}", MISUSE)
-    raise fail(f"record is {record!r}; allowed: latest, or one of {', '.join(map(_id, paths))}", MISUSE)
+    ids = f"from {_id(paths[0])} to {_id(paths[-1])}"
+    raise fail(f"record is {record!r}; allowed: latest, or an id of `fdmoe flight list`, {ids}", MISUSE)
 
 
 def _id(path: Path) -> str:
@@ -95,19 +110,29 @@ def _reason(error: OSError | flight.RecordError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _table(rows: list[dict[str, Any]]) -> RenderableType:
+def _table(rows: list[dict[str, Any]], line_width: int) -> Table:
+    """The verdict is cut to what is left of the line; whatever else is longer than its column, too."""
     table = plain_table()
-    for heading, width in (("id", 12), ("time", 19), ("worker", 8), ("cause", 8), ("layer", 12)):
-        table.add_column(heading, no_wrap=True, max_width=width)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in rows:
-        if "unreadable" in row:
-            cells = [row["id"], "-", "-", "-", "-", "-", f"unreadable: {row['unreadable']}"]
-        else:
-            # the day and the time, to the second; the layer without its checkpoint
-            time = row["at"][5:19].replace("T", " ")
-            layer = row["layer"].rpartition("/")[2]
-            cells = [row["id"], time, row["worker"], row["cause"], layer, str(row["tokens"]), row["verdict"]]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+    lines = [[printable(cell) for cell in _cells(row)] for row in rows]
+    widths = [
+        min(max(len(heading), *(len(line[index]) for line in lines)), at_most)
+        for index, (heading, at_most) in enumerate(COLUMNS)
+    ]
+    widths.append(max(line_width - sum(widths) - COLUMN_GAP * len(COLUMNS), len("verdict")))
+    for heading, width in zip([*(heading for heading, _ in COLUMNS), "verdict"], widths, strict=True):
+        table.add_column(heading, no_wrap=True, width=width)
+    for line in lines:
+        cells = [Text(cell) for cell in line]
+        for cell, width in zip(cells, widths, strict=True):
+            cell.truncate(width, overflow="ellipsis")
+        table.add_row(*cells)
     return table
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "unreadable" in row:
+        return [row["id"] if row["id"] != row["file"] else "-", "-", "-", "-", "-", "-", "unreadable, see below"]
+    # the day and the time, to the second; the layer without its checkpoint
+    time = row["at"][5:19].replace("T", " ")
+    layer = row["layer"].rpartition("/")[2]
+    return [row["id"], time, row["worker"], row["cause"], layer, str(row["tokens"]), row["verdict"]]

@@ -31,7 +31,10 @@ def render(record: Record) -> RenderableType:
     if record.stacks and record.stacks.process:
         parts.append(_threads(record.stacks.process.threads, record.stacks.process.count))
     if record.stacks and record.stacks.python:
-        parts += [_heading("Python stacks, most recent call first"), Text(printable(record.stacks.python, lines=True))]
+        parts += [
+            _heading("Python stacks, most recent call first"),
+            Text(printable(record.stacks.python.rstrip(), lines=True)),
+        ]
     return Group(*parts)
 
 
@@ -41,7 +44,7 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def _heading(text: str) -> Text:
-    return Text(f"\n{text}", style="bold italic")
+    return Text(f"\n{text}", style="bold")
 
 
 def _facts(record: Record) -> Table:
