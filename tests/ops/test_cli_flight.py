@@ -47,7 +47,7 @@ APPENDED: dict[str, Any] = {
     "host": {"load": "0.50 0.40 0.30 2/345 6789"},
     "expert_tokens": {"0": 0, "93": 12, "7": 4, "8": 0},
     "stacks": {
-        "python": "Current thread 0x01 (most recent call first):\n  File \"engine.py\", line 160 in _synchronize\n",
+        "python": "Current thread 0x01 (most recent call first):\n  File \"" + "directory/" * 9 + "engine.py\", line 160 in _synchronize\n",
         "process": {"pid": 4711, "count": 2, "threads": [
             {"tid": 4711, "name": "python", "state": "R", "user_s": 12.5, "system_s": 0.25, "voluntary_switches": 7},
             {"tid": 4712, "name": "cuda-EvtHandlr", "state": "S", "waits_in": "do_sys_poll"},
@@ -174,9 +174,9 @@ def test_a_record_in_plain_words(tmp_path: Path) -> None:
         "4711    python          R      -              12.50 s  0.25 s         7",
         "4712    cuda-EvtHandlr  S      do_sys_poll          -       -         -",
         "",
-        "Python stacks, most recent call first",
+        "Python stacks",
         "Current thread 0x01 (most recent call first):",
-        '  File "engine.py", line 160 in _synchronize',
+        f'  File "{"directory/" * 9}engine.py", line 160 in _synchronize',
         "",
         f"record: {path}",
     ]

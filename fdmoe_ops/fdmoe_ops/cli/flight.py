@@ -65,7 +65,9 @@ def show_record(
         typer.echo(json.dumps(document, indent=2))
     else:
         Console(highlight=False).print(render(parsed))
-        # on a line of its own, which no table folds: it is there to be copied
+        # on lines of their own, which no table folds: they are there to be copied
+        if parsed.stacks and parsed.stacks.python:
+            typer.echo(f"\nPython stacks\n{printable(parsed.stacks.python.rstrip(), lines=True)}")
         typer.echo(f"\nrecord: {path}")
 
 

@@ -30,21 +30,12 @@ def render(record: Record) -> RenderableType:
         parts.append(_events(record.events[-EVENTS_SHOWN:]))
     if record.stacks and record.stacks.process:
         parts.append(_threads(record.stacks.process.threads, record.stacks.process.count))
-    if record.stacks and record.stacks.python:
-        parts += [
-            _heading("Python stacks, most recent call first"),
-            Text(printable(record.stacks.python.rstrip(), lines=True)),
-        ]
     return Group(*parts)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
     """What a file says, safe for a terminal: nothing in it moves the cursor."""
     return "".join(char if char.isprintable() or (lines and char == "\n") else "?" for char in text)
-
-
-def _heading(text: str) -> Text:
-    return Text(f"\n{text}", style="bold")
 
 
 def _facts(record: Record) -> Table:
