@@ -43,11 +43,12 @@ DOCUMENT: dict[str, Any] = {
     "events": [{"at": "2030-01-02T03:04:04.100+00:00", "event": "route", "worker": "a", "generation": 2}],
     "left_out": {},
 }  # fmt: skip
+FRAME = '  File "' + "directory/" * 9 + 'engine.py", line 160 in _synchronize'
 APPENDED: dict[str, Any] = {
     "host": {"load": "0.50 0.40 0.30 2/345 6789"},
     "expert_tokens": {"0": 0, "93": 12, "7": 4, "8": 0},
     "stacks": {
-        "python": "Current thread 0x01 (most recent call first):\n  File \"" + "directory/" * 9 + "engine.py\", line 160 in _synchronize\n",
+        "python": f"Current thread 0x01 (most recent call first):\n{FRAME}\n",
         "process": {"pid": 4711, "count": 2, "threads": [
             {"tid": 4711, "name": "python", "state": "R", "user_s": 12.5, "system_s": 0.25, "voluntary_switches": 7},
             {"tid": 4712, "name": "cuda-EvtHandlr", "state": "S", "waits_in": "do_sys_poll"},
@@ -176,7 +177,7 @@ def test_a_record_in_plain_words(tmp_path: Path) -> None:
         "",
         "Python stacks",
         "Current thread 0x01 (most recent call first):",
-        f'  File "{"directory/" * 9}engine.py", line 160 in _synchronize',
+        FRAME,  # not folded
         "",
         f"record: {path}",
     ]
