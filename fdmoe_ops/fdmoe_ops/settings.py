@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
-from fdmoe_watchdog.settings import Group, RecoverySettings, WatchdogSettings
+from fdmoe_watchdog.settings import MIB, Group, RecoverySettings, WatchdogSettings
 
 BranchT = TypeVar("BranchT", bound=Group)
-MIB = 1024 * 1024
 # sockaddr_un holds 107 bytes of path; the longest socket of a tree is "/worker-a-g" + a 10-digit generation + ".sock"
 RUN_DIR_MAX_BYTES = 80
 
@@ -162,6 +161,12 @@ def run_directory(settings: Settings) -> Path:
     return Path(f"/dev/shm/fdmoe-{os.getuid()}-{settings.gateway.port}")
 
 
+def flight_directory(settings: Settings) -> Path:
+    """Where the tree that these settings start keeps its flight records, resolved or not."""
+    directory = settings.flight_dir or _xdg("XDG_STATE_HOME", ".local/state") / "fdmoe" / "flights"
+    return directory.expanduser().absolute()
+
+
 def resolve(settings: Settings, device: str) -> Settings:
     """The same tree with a concrete value for every "auto" and None, for the device that was found (cpu or cuda:N).
 
@@ -171,7 +176,6 @@ def resolve(settings: Settings, device: str) -> Settings:
     model = settings.model
     path = (model.path.expanduser() if model.path else demo_directory()).absolute()
     name = model.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
-    flight_dir = settings.flight_dir or _xdg("XDG_STATE_HOME", ".local/state") / "fdmoe" / "flights"
     branches = {
         "model": model.model_copy(update={"path": path, "name": name, "dtype": _dtype(model, path, device)}),
         "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if device == "cpu" else {}),
@@ -180,7 +184,7 @@ def resolve(settings: Settings, device: str) -> Settings:
     values = {
         "device": device,
         "run_dir": run_directory(settings),
-        "flight_dir": flight_dir.expanduser().absolute(),
+        "flight_dir": flight_directory(settings),
     }
     return settings.model_copy(update=branches | values)
 

@@ -30,9 +30,7 @@ def baseline_moe(
     """
     layer.check_input(x)
     if routing is None:
-        bias = None if layer.router_bias is None else layer.router_bias.float()
-        logits = functional.linear(x.float(), layer.router.float(), bias)
-        weights, chosen, live = *_with_shared(x, choose(logits, layer.routing, layer.correction_bias), layer), None
+        weights, chosen, live = *_with_shared(x, route(x, layer), layer), None
     else:
         routing.check(x.shape[0], layer.routing.top_k, layer.device)
         weights, chosen = _with_shared(x, routing, layer)
@@ -55,6 +53,13 @@ def baseline_moe(
     if out is None:
         return y.to(x.dtype)
     return out.copy_(y)
+
+
+def route(x: torch.Tensor, layer: MoELayer) -> Routing:
+    """What the layer's own router chooses for x [T, H]."""
+    bias = None if layer.router_bias is None else layer.router_bias.float()
+    logits = functional.linear(x.float(), layer.router.float(), bias)
+    return choose(logits, layer.routing, layer.correction_bias)
 
 
 def _with_shared(x: torch.Tensor, routing: Routing, layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -14,6 +15,8 @@ import pytest
 import torch
 import tritonclient.http as triton_http
 from tree import Tree, is_running
+
+from fdmoe_watchdog import stacks
 
 QUICK = ("--model-layers=1", "--model-name=demo")
 
@@ -44,6 +47,14 @@ def test_the_watchdog_has_no_torch_and_files_are_for_their_owner_alone(tree: Tre
     assert tree.run_dir.stat().st_mode & 0o777 == 0o700
     for entry in tree.run_dir.iterdir():
         assert entry.stat().st_mode & 0o777 == 0o600, entry
+
+
+def test_a_worker_writes_its_stacks_when_it_is_asked(tree: Tree) -> None:
+    for worker in tree.status()["workers"]:
+        path = tree.run_dir / f"worker-{worker['name']}-g{worker['generation']}.stacks"
+        assert stacks.request(worker["pid"], path)
+        assert re.search(r'fdmoe_ops/worker/loop\.py", line \d+ in run\n', stacks.collect(path, 20.0))
+    assert {worker["state"] for worker in tree.status()["workers"]} == {"ready"}
 
 
 def test_health_of_both_servers(tree: Tree) -> None:

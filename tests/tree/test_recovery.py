@@ -76,7 +76,7 @@ def test_a_stalled_kernel_costs_no_request(
     assert (stall["worker"], stall["cause"]) == (active, "stall")
     record = json.loads(Path(tree.status()["last_flight"]).read_text())
     assert record["verdict"] == stall["verdict"]
-    expected_words = "does not finish it" if fault == "endless" else "up tiles of its row tile"
+    expected_words = "does not finish it" if fault == "endless" else "its completion was lost"
     assert expected_words in record["verdict"]
 
     after = metrics(tree, watchdog=True)

@@ -4,58 +4,109 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fdmoe_watchdog import flight
+from fdmoe_watchdog import flight, host, stacks
 from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import WorkerProcess
+
+# a process that is killed in the meantime has written what it could
+_STACKS_S = 0.5
+_STALLS = ("stall", "frozen", "startup")
 
 
 class FlightRecorder:
-    """`last` is the newest record that is safe on disk."""
+    """`last` is the newest record that is safe on disk. What can only be had later is appended to it: stacks, facts of
+    the host, the tokens of each expert."""
 
-    def __init__(self, directory: Path, events: EventLog) -> None:
+    def __init__(self, plan: TreePlan, events: EventLog) -> None:
         self.last: Path | None = None
-        self._directory = directory
+        self._directory = plan.flight_dir
+        self._settings = plan.watchdog
+        self._versions = {"fdmoe": plan.version, **host.versions()}
         self._events = events
         self._disk = Background("watchdog-disk")
         self._saved = threading.Event()
         self._saved.set()
+        # of each worker, the record of its last stalled launch; for the disk's thread alone
+        self._paths: dict[tuple[str, int, int], Path] = {}
 
-    def record(self, process: WorkerProcess, cause: str) -> None:
-        snapshot = process.tracker.last
+    def record(self, process: WorkerProcess, cause: str, device: str) -> None:
+        """Before the worker's process is reaped."""
+        tracker, snapshot = process.tracker, process.tracker.last
         if snapshot is None:
             return  # it ended before its page was read once
         document = flight.record(
             snapshot,
             worker=process.name,
             cause=cause,
-            quiet_s=process.tracker.quiet_s,
+            quiet_s=tracker.quiet_s,
             now_ns=time.monotonic_ns(),
             at=datetime.now(UTC),
+            ages_s=tracker.ages_s,
+            stall_after_s=tracker.stall_after_s(),
+            learned_gap_s=tracker.learned_gap_s,
+            exit_code=process.exit_code,
+            context=flight.launch_context(process.ready.layers if process.ready else (), snapshot.layer, device=device),
+            events=self._events.last,
+            versions=self._versions,
         )
-        self._events.add(
-            "stall",
-            level="warning",
-            worker=process.name,
-            generation=process.generation,
-            cause=cause,
-            launch=snapshot.begun,
-            quiet_s=round(process.tracker.quiet_s, 4),
-            begun_s_ago=float(str(document["begun_s_ago"])),
-            verdict=str(document["verdict"]),
-        )
-        self._saved = self._disk.submit(lambda: self._save(document))
+        if cause in _STALLS:
+            self._events.add(
+                "stall",
+                level="warning",
+                worker=process.name,
+                generation=process.generation,
+                cause=cause,
+                launch=snapshot.begun,
+                quiet_s=round(tracker.quiet_s, 4),
+                begun_s_ago=float(str(document["begun_s_ago"])),
+                verdict=str(document["verdict"]),
+            )
+        key = (process.name, process.generation, snapshot.begun)
+        asked = process.alive and stacks.request(process.pid, process.stacks_path)
+        self._saved = self._disk.submit(lambda: self._save(key, document))
+        self._disk.submit(lambda: self._append(key, lambda: self._surroundings(process, asked)))
+
+    def expert_tokens(self, process: WorkerProcess, launch: int, counts: tuple[int, ...]) -> None:
+        """Counted after the abort of a launch."""
+        key = (process.name, process.generation, launch)
+        self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": dict(enumerate(counts))}))
 
     def wait(self, timeout_s: float) -> None:
         """Until the last record is safe, but no longer than this."""
         self._saved.wait(timeout_s)
 
-    def _save(self, document: dict[str, object]) -> None:
-        """In the background: a full or hanging disk must not stop a recovery."""
+    # ---- in the disk's thread: a full or hanging disk must not stop a recovery
+
+    def _save(self, key: tuple[str, int, int], document: dict[str, object]) -> None:
         try:
-            self.last = flight.save(self._directory, document)
+            self.last = flight.save(self._directory, document, self._settings)
         except OSError as error:
-            self._events.add("flight_record_lost", level="error", directory=str(self._directory), reason=str(error))
+            self._lost(error)
+            return
+        # a worker has one record that anything is still appended to
+        self._paths = {other: path for other, path in self._paths.items() if other[:2] != key[:2]}
+        self._paths[key] = self.last
+
+    def _append(self, key: tuple[str, int, int], sections: Callable[[], dict[str, object]]) -> None:
+        path = self._paths.get(key)
+        if path is None:
+            return
+        try:
+            flight.append(path, sections(), self._settings)
+        except (OSError, flight.RecordError) as error:
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        self._events.add("flight_record_lost", level="error", directory=str(self._directory), reason=str(error))
+
+    def _surroundings(self, process: WorkerProcess, asked: bool) -> dict[str, object]:
+        sections: dict[str, object] = {"host": host.host_facts()}
+        if asked:
+            sections["stacks"] = stacks.gather(process.pid, process.stacks_path, _STACKS_S)
+        return sections

@@ -90,6 +90,13 @@ class Compared(Message, frozen=True):
     ok: bool
 
 
+class ExpertTokens(Message, frozen=True):
+    """Of an aborted launch, counted afterwards on the baseline: how many of its tokens went to each routed expert."""
+
+    launch: int
+    counts: tuple[int, ...]
+
+
 class FaultArmed(Message, frozen=True):
     """Answer to ArmFault: the next fused launch has the fault, or why not."""
 
@@ -224,6 +231,7 @@ AnyMessage = (
     | ChildFailed
     | WeightsReady
     | Compared
+    | ExpertTokens
     | FaultArmed
     | SetPath
     | ArmFault

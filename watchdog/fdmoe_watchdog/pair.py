@@ -183,6 +183,8 @@ class Pair:
                 )  # fmt: skip
             case messages.Compared():
                 self._compared(process, message)
+            case messages.ExpertTokens(launch=launch, counts=counts):
+                self._recorder.expert_tokens(process, launch, counts)
             case _:
                 raise ChannelClosed(f"a {type(message).__name__} is not a worker's to send")
 
@@ -237,7 +239,7 @@ class Pair:
                 self._metrics.stalls.labels(cause).inc()
                 self._metrics.stall_detection.observe(process.tracker.quiet_s)
                 self._recovery.start(process, now)
-                self._recorder.record(process, cause)
+                self._recorder.record(process, cause, self.device)
             case policy.AbortEnded(worker=name, in_time=in_time):
                 self._metrics.aborts.labels("ended" if in_time else "timed_out").inc()
                 self._events.add("abort_ended" if in_time else "abort_timed_out", level="warning", worker=name)
@@ -290,9 +292,11 @@ class Pair:
             self.route = None
             if process is not None:
                 self._recovery.hand_over(process, now)
-        if cause in ("frozen", "startup") and process is not None:
+        if cause in ("frozen", "startup"):
             self._metrics.stalls.labels(cause).inc()
-            self._recorder.record(process, cause)
+        # of a stall there is one already, and new weights are nobody's fault
+        if cause in ("frozen", "startup", "exit", "page") and process is not None:
+            self._recorder.record(process, cause, self.device)
 
     def _set_path(self, action: policy.SetPath) -> None:
         name, path, previous, reason = action.worker, action.path, action.previous, action.reason

@@ -108,6 +108,7 @@ class WorkerProcess(Child):
     ) -> None:
         self.name, self.generation = name, generation
         self.socket_path = run_dir / f"worker-{name}-g{generation}.sock"
+        self.stacks_path = run_dir / f"worker-{name}-g{generation}.stacks"
         self.page = PageFile.create(run_dir / f"worker-{name}-g{generation}.page", generation=generation, slots=slots)
         self.tracker = tracker
         self.ready: WorkerReady | None = None

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+MIB = 1024 * 1024
+# one record's ceiling: what 768 CTAs, 50 events and the stacks of a large process need, four times over
+FLIGHT_RECORD_MAX_BYTES = MIB
 
 
 class Group(BaseModel):
@@ -15,6 +19,10 @@ class WatchdogSettings(Group):
     host: str = Field("127.0.0.1", description="Address of the watchdog's HTTP server.")
     port: int = Field(9400, ge=0, le=65535, description="Port of the watchdog's HTTP server; 0 takes a free one.")
     poll_interval_s: float = Field(0.005, gt=0, le=1, description="How often the beat pages are read, in seconds.")
+    flight_keep: int = Field(100, ge=1, description="Flight records that are kept; the oldest go first.")
+    flight_max_bytes: ByteSize = Field(
+        ByteSize(64 * MIB), ge=FLIGHT_RECORD_MAX_BYTES, description="Most bytes of all flight records together."
+    )
 
 
 class RecoverySettings(Group):

@@ -50,7 +50,7 @@ class Supervisor:
         self._started = time.monotonic()
         self._turned_at = self._started
         self._events = EventLog()
-        self._recorder = FlightRecorder(plan.flight_dir, self._events)
+        self._recorder = FlightRecorder(plan, self._events)
         self._gateway = GatewayKeeper(plan, self._events, self._started)
         self.metrics = Metrics(lambda: self._view, plan.version)
         self._pairs = tuple(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fdmoe_watchdog.buckets import token_bucket
 from fdmoe_watchdog.page import Exit, Snapshot, Stage
 from fdmoe_watchdog.settings import RecoverySettings
-from fdmoe_watchdog.slots import SlotClock
+from fdmoe_watchdog.slot_clock import SlotClock
 
 # A reading that comes later than this many poll intervals says more of the watchdog than of the worker: only so much
 # of the time counts as silence.
@@ -66,9 +66,15 @@ class Tracker:
         return self._last
 
     @property
-    def clock_s(self) -> float:
-        """The time that `slots` counts in."""
-        return self._clock_s
+    def ages_s(self) -> tuple[float, ...]:
+        """How long each CTA's line has stayed as it is."""
+        return self.slots.ages_s(self._clock_s)
+
+    @property
+    def learned_gap_s(self) -> float | None:
+        """The longest silence that was seen in good launches of the present one's layer and size."""
+        page = self._last
+        return None if page is None else self._stall_times.worst_s.get((page.layer, token_bucket(page.tokens)))
 
     def items_since(self, before: Snapshot | None) -> Iterator[int]:
         """Work items finished since `before`, per phase (route, up, down, combine)."""

@@ -11,6 +11,7 @@ from fdmoe_ops.cli.chaos import chaos
 from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS
 from fdmoe_ops.cli.config import show
 from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
+from fdmoe_ops.cli.flight import FLIGHT_OPTIONS, list_records, show_record
 from fdmoe_ops.cli.serve import serve
 from fdmoe_ops.cli.status import status
 from fdmoe_ops.version import version
@@ -24,11 +25,15 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+flight_app = typer.Typer(help="Read what was recorded when workers failed.", no_args_is_help=True)
+app.add_typer(flight_app, name="flight")
 
 app.command(epilog=EPILOG)(with_settings(serve))
 app.command(epilog=EPILOG)(with_settings(status, only=RUN_DIRECTORY_OPTIONS))
 app.command(epilog=EPILOG)(with_settings(chaos, only=RUN_DIRECTORY_OPTIONS))
 config_app.command(epilog=EPILOG)(with_settings(show))
+flight_app.command("list", epilog=EPILOG)(with_settings(list_records, only=FLIGHT_OPTIONS))
+flight_app.command("show", epilog=EPILOG)(with_settings(show_record, only=FLIGHT_OPTIONS))
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.text import Text
 from fdmoe_ops.cli.client import UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.cli.flags import fail
 from fdmoe_ops.cli.sources import Loaded
+from fdmoe_ops.cli.tables import plain_table
 from fdmoe_ops.settings import run_directory
 
 EVENTS_SHOWN = 10
@@ -73,7 +74,7 @@ def _summary(document: dict[str, Any]) -> Table:
 
 
 def _devices(devices: Iterable[dict[str, Any]]) -> Table:
-    table = _plain_table("devices")
+    table = plain_table("devices")
     for heading in ("name", "path", "active", "weights"):
         table.add_column(heading)
     for heading in ("pid", "MiB", "restarts left"):
@@ -90,7 +91,7 @@ def _devices(devices: Iterable[dict[str, Any]]) -> Table:
 
 
 def _workers(workers: Iterable[dict[str, Any]]) -> Table:
-    table = _plain_table("workers")
+    table = plain_table("workers")
     for heading in ("name", "state", "path", "stage"):
         table.add_column(heading)
     for heading in ("gen.", "pid", "beat age", "fused", "base"):
@@ -106,24 +107,12 @@ def _workers(workers: Iterable[dict[str, Any]]) -> Table:
     return table
 
 
-def _plain_table(title: str) -> Table:
-    """Without lines between the columns: nine of them, with pids of 7 digits, fill 80 characters."""
-    return Table(
-        title=f"\n{title}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-    )
-
-
 def _number(value: int | str | None) -> str:
     return "-" if value is None else str(value)
 
 
 def _events(events: list[dict[str, Any]]) -> Table:
-    table = _plain_table(f"last {len(events)} events")
+    table = plain_table(f"last {len(events)} events")
     table.add_column("time", no_wrap=True)
     table.add_column("event")
     table.add_column("details", overflow="fold")

@@ -17,7 +17,7 @@ from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.worker.errors import DeviceBroken
-from fdmoe_watchdog import messages
+from fdmoe_watchdog import messages, stacks
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.child import die_with_parent
 from fdmoe_watchdog.page import Host, Identity, Line, Page, Stage
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     stem = settings.run_dir / f"worker-{options.name}-g{options.generation}"
     page = Page.open(stem.with_suffix(".page"))
     page.write(Line.IDENTITY, Identity.PID, os.getpid())
+    stacks.register(stem.with_suffix(".stacks"))
     hello = messages.Hello(messages.PROTOCOL, "worker", options.name, options.generation, os.getpid())
     control = Channel.connect(settings.run_dir / "watchdog.sock", hello)
     try:

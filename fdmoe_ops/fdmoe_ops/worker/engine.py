@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
+from fdmoe_kernels.baseline import route
 from fdmoe_kernels.tiles import token_counts_of_all_rows
 from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, load_faults, warm_up
 from fdmoe_watchdog import messages
@@ -97,6 +98,17 @@ class Engine:
             load_faults(layer, self._workspace)
         self._page.write(Line.LAUNCH, Launch.BEGUN, self._workspace.launches)
         return worst
+
+    @property
+    def launches(self) -> int:
+        """The number of the last launch."""
+        return self._workspace.launches
+
+    def expert_tokens(self, x: torch.Tensor, name: str) -> tuple[int, ...]:
+        """How many of these tokens go to each routed expert, by the baseline's router."""
+        layer = self.layers[name]
+        routing = route(x, layer)
+        return tuple(torch.bincount(routing.experts.flatten(), minlength=layer.experts).tolist())
 
     def arm(self, fault: messages.Fault) -> None:
         """The next fused launch that serves has this fault."""

@@ -38,6 +38,7 @@ class Loop:
         self._listener = listener
         self._ready = ready
         self._gateway: Channel | None = None
+        self._aborted = False
         self._log = structlog.get_logger("fdmoe.worker")
 
     def run(self) -> None:
@@ -127,6 +128,9 @@ class Loop:
             fused = self._run_fused(x, batch)
             if fused is not None:
                 self._tell(batch, "baseline", engine.compare(fused, y))
+        if self._aborted:
+            self._aborted = False
+            self._send(messages.ExpertTokens(engine.launches, engine.expert_tokens(x, batch.layer)))
 
     def _run_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
         """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""
@@ -134,6 +138,7 @@ class Loop:
         if result is None:
             self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
             self._choice.stay_on_baseline()
+            self._aborted = True
             return None
         if result.finite:
             return result.y
@@ -149,12 +154,13 @@ class Loop:
     def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
         error = comparison.relative_error
         if error is not None:
-            # a watchdog that is held up does not read: a lost comparison only delays the way back. One that is gone is
-            # seen where its messages are received.
-            with contextlib.suppress(ChannelClosed):
-                self._control.send(
-                    messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok)
-                )  # fmt: skip
+            self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok))
+
+    def _send(self, message: messages.Message) -> None:
+        # a watchdog that is held up does not read: a lost comparison only delays the way back, lost counts are missing
+        # from a record. One that is gone is seen where its messages are received.
+        with contextlib.suppress(ChannelClosed):
+            self._control.send(message)
 
     def _answer(self, batch: messages.Batch, path: Path, started: int, error: str = "") -> None:
         assert self._gateway is not None
