@@ -64,7 +64,7 @@ class Tree:
 
     def arm(self, fault: str) -> None:
         with WatchdogClient(self.run_dir) as client:
-            reply = client.arm(fault)  # type: ignore[arg-type]
+            reply = client.arm(fault)
         assert reply.ok, reply.reason
 
     def wait_until(self, what: str, condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:

@@ -79,7 +79,7 @@ def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(b
 def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(bench: Bench) -> None:
     bench.engine.warm_up(faults=True)
     batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
-    bench.engine.arm("stall")
+    bench.engine.arm("stall", 1)
     begun = bench.page.read(Line.LAUNCH, Launch.BEGUN)
 
     def abort() -> None:

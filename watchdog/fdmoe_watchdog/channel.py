@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,13 @@ class Channel:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def peer_pid(self) -> int:
+        """The process at the other end, by the kernel's word: of a listening peer, the one that called listen."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid: int = struct.unpack("3i", credentials)[0]
+        return pid
 
     def send(self, message: Message) -> None:
         packet = encode(message)

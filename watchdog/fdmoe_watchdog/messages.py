@@ -16,7 +16,14 @@ import msgspec
 
 PROTOCOL = 1
 Path = Literal["fused", "shadow", "baseline"]
-Fault = Literal["stall", "endless"]
+# what a fused launch can be given (fdmoe_kernels.faults), and what can be done to processes and their pages
+KernelFault = Literal["stall", "endless", "nan", "wrong", "slow", "illegal"]
+ProcessFault = Literal[
+    "kill-active", "stop-active", "kill-standby", "stop-standby", "kill-workers", "stop-workers", "block-worker",
+    "kill-holder", "stop-holder", "kill-gateway", "stop-gateway", "kill-probe", "stop-probe",
+    "truncate-page", "noise-page",
+]  # fmt: skip
+Fault = KernelFault | ProcessFault
 Role = Literal["worker", "gateway", "weights", "probe", "cli"]
 # whose fault a failed start is: the checkpoint or the settings (another try would end the same way), the device (the
 # node must be looked at), or nobody knows
@@ -98,9 +105,9 @@ class ExpertTokens(Message, frozen=True):
 
 
 class FaultArmed(Message, frozen=True):
-    """Answer to ArmFault: the next fused launch has the fault, or why not."""
+    """Answer to ArmFault: the next fused launches have the fault, or why not."""
 
-    fault: Fault
+    fault: KernelFault
     ok: bool
     reason: str
 
@@ -119,7 +126,16 @@ class SetPath(Message, frozen=True):
 
 
 class ArmFault(Message, frozen=True):
-    fault: Fault
+    """The next `launches` fused launches are to have this fault. Workers of a tree without chaos refuse."""
+
+    fault: KernelFault
+    launches: int
+
+
+class Block(Message, frozen=True):
+    """The worker's one thread is to do nothing for so long, where chaos is allowed."""
+
+    seconds: float
 
 
 # ---- watchdog -> gateway
@@ -235,6 +251,7 @@ AnyMessage = (
     | FaultArmed
     | SetPath
     | ArmFault
+    | Block
     | Route
     | Fence
     | Gone

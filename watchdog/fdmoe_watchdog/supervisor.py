@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
+from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
 from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.flights import FlightRecorder
@@ -71,7 +72,7 @@ class Supervisor:
         )
         self._out: set[str] = set()
         self._announced = False
-        self._chaos_askers: list[Channel] = []
+        self._chaos = Chaos(self._events, self._tell)
         self._stop_at: float | None = None
         self._exit: int | None = None
         self._view, self._viewed_at = self._look(), self._started
@@ -230,36 +231,19 @@ class Supervisor:
             case messages.LinkLost():
                 for pair in self._pairs:
                     pair.link_lost(message)
-            case messages.FaultArmed(ok=ok, reason=reason):
-                for asker in self._chaos_askers:
-                    with contextlib.suppress(ChannelClosed):
-                        asker.send(messages.ChaosReply(ok, reason))
-                self._chaos_askers.clear()
+            case messages.FaultArmed():
+                self._chaos.armed(message)
             case messages.StatusRequest():
                 channel.send(messages.StatusReply(self._look().to_json()))
-            case messages.ChaosRequest(fault=fault):
-                self._ask_for_fault(channel, fault)
+            case messages.ChaosRequest(fault=fault) if self.plan.chaos:
+                self._chaos.request(channel, fault, self._pairs, {"gateway": self._gateway.child, "probe": None})
+            case messages.ChaosRequest():
+                channel.send(messages.ChaosReply(False, "chaos is off in this tree; start it with --enable-chaos"))
             case _:
                 owner = next((pair for pair in self._pairs if pair.owns(channel)), None)
                 if owner is None:
                     raise ChannelClosed(f"a {type(message).__name__} from somebody who may not send it")
                 owner.handle(channel, message)
-
-    def _ask_for_fault(self, channel: Channel, fault: messages.Fault) -> None:
-        pair = next((pair for pair in self._pairs if pair.active is not None and pair.state.path == "fused"), None)
-        refusal = None
-        if not self.plan.chaos:
-            refusal = "chaos is off in this tree; start it with --enable-chaos"
-        elif pair is None:
-            refusal = f"the path is {self._look().path}; a fault needs the fused path"
-        if refusal is not None:
-            channel.send(messages.ChaosReply(False, refusal))
-            return
-        assert pair is not None
-        assert pair.active is not None
-        self._chaos_askers.append(channel)
-        self._events.add("fault_armed", worker=pair.active.name, fault=fault)
-        self._tell(pair.active, messages.ArmFault(fault))
 
     def _tell(self, child: Child | None, message: messages.Message) -> None:
         if child is None or child.channel is None:

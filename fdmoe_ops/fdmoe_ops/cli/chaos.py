@@ -1,55 +1,88 @@
-"""`fdmoe chaos`: break the next fused launch on purpose, and watch the tree go to the baseline and come back."""
+"""`fdmoe chaos`: break a running tree on purpose, and watch it recover."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Iterator
-from enum import StrEnum
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
-from fdmoe_ops.cli.client import UNREACHABLE, WatchdogClient, WatchdogUnreachable
-from fdmoe_ops.cli.flags import fail
+from fdmoe_ops.chaos.catalogue import FAULTS, FaultInfo, Means
+from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS, UNREACHABLE, WatchdogClient, WatchdogUnreachable
+from fdmoe_ops.cli.flags import EPILOG, fail, with_settings
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.cli.status import event_line
+from fdmoe_ops.cli.tables import plain_table
 from fdmoe_ops.settings import run_directory
+from fdmoe_watchdog.messages import ChaosReply
 
 # 20 events a second are told apart by an eye; the watchdog needs well under a millisecond for an answer
 POLL_INTERVAL_S = 0.05
 REFUSED = 1
+STOP_S = 2.0  # how long the watchdog is stopped
 
 
-class Fault(StrEnum):
-    STALL = "stall"
-    ENDLESS = "endless"
+Wait = Annotated[
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", min=0, help="Show events until the fused path serves again."),
+]
+
+app = typer.Typer(
+    help="Break a running tree on purpose (needs `fdmoe serve --enable-chaos`).", no_args_is_help=True
+)  # fmt: skip
 
 
-def chaos(
-    loaded: Loaded,
-    fault: Annotated[
-        Fault,
-        typer.Argument(
-            help="stall: the kernel waits for what never comes, and can be aborted. endless: it must be killed."
-        ),
-    ],
-    wait_s: Annotated[
-        float | None,
-        typer.Option("--wait", metavar="SECONDS", min=0, help="Show events until the fused path serves again."),
-    ] = None,
-) -> None:
-    """Give the next fused launch a fault (needs `fdmoe serve --enable-chaos`, and requests, so that there is one)."""
+def _command(fault: FaultInfo) -> Callable[..., None]:
+    def inject(loaded: Loaded, wait_s: Wait = None) -> None:
+        try:
+            with WatchdogClient(run_directory(loaded.settings)) as watchdog:
+                before = watchdog.status()["events"]
+                reply = _stop_for_a_while(watchdog) if fault.means is Means.OUTSIDE else watchdog.arm(fault.name)
+                if not reply.ok:
+                    raise fail(f"the watchdog refused: {reply.reason}", REFUSED)
+                typer.echo(f"{fault.name}: {reply.reason}" if reply.reason else fault.name)
+                if wait_s is not None and (problem := wait_for_return(watchdog, before, wait_s)):
+                    raise fail(problem, REFUSED)
+        except WatchdogUnreachable as error:
+            raise fail(str(error), UNREACHABLE) from error
+
+    return inject
+
+
+def _stop_for_a_while(watchdog: WatchdogClient) -> ChaosReply:
+    if not watchdog.status()["chaos"]:
+        return ChaosReply(False, "chaos is off in this tree; start it with --enable-chaos")
+    pid = watchdog.pid
+    os.kill(pid, signal.SIGSTOP)
     try:
-        with WatchdogClient(run_directory(loaded.settings)) as watchdog:
-            before = watchdog.status()["events"]
-            reply = watchdog.arm(fault.value)
-            if not reply.ok:
-                raise fail(f"the watchdog refused: {reply.reason}", REFUSED)
-            typer.echo(f"armed: {fault.value}")
-            if wait_s is not None and (problem := wait_for_return(watchdog, before, wait_s)):
-                raise fail(problem, REFUSED)
-    except WatchdogUnreachable as error:
-        raise fail(str(error), UNREACHABLE) from error
+        time.sleep(STOP_S)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    return ChaosReply(True, f"process {pid} was stopped for {STOP_S:g} s")
+
+
+for _fault in FAULTS:
+    if _fault.means is not Means.GAME_DAY:
+        app.command(_fault.name, help=f"{_fault.what} {_fault.follows}", epilog=EPILOG)(
+            with_settings(_command(_fault), only=RUN_DIRECTORY_OPTIONS)
+        )
+
+
+@app.command("list")
+def show() -> None:
+    """Show every fault, what it is, and how it is injected."""
+    table = plain_table("faults")
+    for heading in ("name", "where", "what"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for fault in FAULTS:
+        where = fault.place.name.lower() + (", game day" if fault.means is Means.GAME_DAY else "")
+        table.add_row(Text(fault.name), Text(where), Text(fault.what))
+    Console(highlight=False).print(table)
 
 
 def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait_s: float) -> str:

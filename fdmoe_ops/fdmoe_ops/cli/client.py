@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.messages import (
     PROTOCOL,
@@ -52,8 +54,14 @@ class WatchdogClient:
         assert isinstance(document, dict), document
         return document
 
-    def arm(self, fault: Fault) -> ChaosReply:
-        return self._ask(ChaosRequest(fault=fault), ChaosReply)
+    def arm(self, fault: str) -> ChaosReply:
+        """Inject a fault of messages.Fault."""
+        return self._ask(ChaosRequest(fault=msgspec.convert(fault, Fault)), ChaosReply)
+
+    @property
+    def pid(self) -> int:
+        """The watchdog's process, as the kernel knows it."""
+        return self._channel.peer_pid
 
     def close(self) -> None:
         self._channel.close()

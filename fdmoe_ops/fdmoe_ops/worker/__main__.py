@@ -116,7 +116,7 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
         )
         ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens, fused)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
-        Loop(engine, choice, page, control, listener, ready).run()
+        Loop(engine, choice, page, control, listener, ready, chaos=settings.chaos).run()
 
 
 def _prove(engine: Engine, *, faults: bool) -> bool:

@@ -61,7 +61,7 @@ class Engine:
         self.max_batch_tokens = max_batch_tokens
         self._page = page
         self._programs = programs
-        self._fault = Fault.NONE
+        self._fault, self._faulty_launches = Fault.NONE, 0
         some = next(iter(self.layers.values()))
         self._device = some.device
         self._indices = {name: index for index, name in enumerate(self.layers)}
@@ -110,9 +110,9 @@ class Engine:
         routing = route(x, layer)
         return tuple(torch.bincount(routing.experts.flatten(), minlength=layer.experts).tolist())
 
-    def arm(self, fault: messages.Fault) -> None:
-        """The next fused launch that serves has this fault."""
-        self._fault = Fault[fault.upper()]
+    def arm(self, fault: messages.KernelFault, launches: int) -> None:
+        """The next fused launches that serve have this fault."""
+        self._fault, self._faulty_launches = Fault[fault.upper()], launches
 
     def check(self, batch: messages.Batch) -> MoELayer:
         """The batch's layer. Raises BatchError for one that this worker cannot run."""
@@ -145,7 +145,8 @@ class Engine:
         page.write(Line.LAUNCH, Launch.LAYER, self._indices[name])
         page.write(Line.LAUNCH, Launch.BEGUN_AT_NS, time.monotonic_ns())
         page.write(Line.LAUNCH, Launch.BEGUN, launch)
-        fault, self._fault = self._fault, Fault.NONE
+        fault = self._fault if self._faulty_launches else Fault.NONE
+        self._faulty_launches = max(self._faulty_launches - 1, 0)
         out = self._fused_y[: x.shape[0]]
         fused_moe(x, self.layers[name], self._workspace, out=out, programs=self._programs, fault=fault)
         self._measure_peak(out)

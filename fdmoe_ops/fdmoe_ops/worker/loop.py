@@ -20,7 +20,8 @@ _IDLE_BEAT_S = 0.1
 
 
 class Loop:
-    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts."""
+    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts. `chaos`: faults
+    may be asked for."""
 
     def __init__(
         self,
@@ -30,6 +31,8 @@ class Loop:
         control: Channel,
         listener: Listener,
         ready: messages.WorkerReady,
+        *,
+        chaos: bool,
     ) -> None:
         self._engine = engine
         self._choice = choice
@@ -37,6 +40,7 @@ class Loop:
         self._control = control
         self._listener = listener
         self._ready = ready
+        self._chaos = chaos
         self._gateway: Channel | None = None
         self._aborted = False
         self._log = structlog.get_logger("fdmoe.worker")
@@ -59,18 +63,24 @@ class Loop:
         match message:
             case messages.SetPath(path=path, buckets=buckets):
                 self._choice.order(path, buckets)
-            case messages.ArmFault(fault=fault):
-                self._arm(fault)
+            case messages.ArmFault(fault=fault, launches=launches):
+                self._arm(fault, launches)
+            case messages.Block(seconds=seconds) if self._chaos:
+                time.sleep(seconds)
             case None:
                 pass
             case _:
                 raise ChannelClosed(f"a {type(message).__name__} is not for a worker")
 
-    def _arm(self, fault: messages.Fault) -> None:
-        ok = self._choice.path == "fused"
-        if ok:
-            self._engine.arm(fault)
-        reason = "the next fused launch has it" if ok else f"the path is {self._choice.path}"
+    def _arm(self, fault: messages.KernelFault, launches: int) -> None:
+        path = self._choice.path
+        if not self._chaos:
+            ok, reason = False, "chaos is off in this worker"
+        elif path != "fused":
+            ok, reason = False, f"the path is {path}"
+        else:
+            ok, reason = True, "the next fused launch has it" if launches == 1 else f"the next {launches} have it"
+            self._engine.arm(fault, launches)
         self._control.send(messages.FaultArmed(fault, ok, reason))
 
     def _on_connection(self, selector: selectors.BaseSelector) -> None:

@@ -1,0 +1,283 @@
+"""Every fault that can be injected: what it is, what the service does about it, what an operator sees and should do.
+
+dashboards/faults.md is made from it (`python -P -m fdmoe_ops.chaos.catalogue`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Place(Enum):
+    KERNEL = "In the kernel"
+    TREE = "In the process tree"
+    SURROUNDINGS = "In the surroundings"
+    DOOR = "At the door"
+
+
+class Means(Enum):
+    """How it is injected."""
+
+    WATCHDOG = "asked of the watchdog of a running tree"
+    OUTSIDE = "done to a running tree from outside"
+    GAME_DAY = "by a game day alone, in a tree of its own"
+
+
+@dataclass(frozen=True)
+class FaultInfo:
+    """`what` is the fault, `follows` what the service does, `seen` what shows it, `todo` what is left for people."""
+
+    name: str
+    place: Place
+    means: Means
+    what: str
+    follows: str
+    seen: str
+    todo: str
+
+
+_RESTARTED = "worker_gone and worker_start in the events, fdmoe_worker_restarts_total"
+_NOTHING = "Nothing."
+_LOOK = "Nothing for one; look into the flight records if it comes again."
+
+FAULTS: tuple[FaultInfo, ...] = (
+    FaultInfo(
+        "stall", Place.KERNEL, Means.WATCHDOG,
+        "One up tile never signals that it is done: all that need it wait for ever.",
+        "The silence is seen, the launch is aborted and ends by itself; the same worker answers from its baseline. The "
+        "fused path comes back by way of the shadow.",
+        "stall and abort_ended in the events, a flight record, fdmoe_stalls_total{cause=\"stall\"}.",
+        _LOOK,
+    ),
+    FaultInfo(
+        "endless", Place.KERNEL, Means.WATCHDOG,
+        "One up tile never ends, and never looks at the abort word.",
+        "The abort does not end it in time: the worker is fenced, its batch goes to the standby, the process is killed "
+        "and started again.",
+        "abort_timed_out, fence, route, kill; fdmoe_aborts_total{result=\"timed_out\"}.",
+        _LOOK,
+    ),
+    FaultInfo(
+        "illegal", Place.KERNEL, Means.WATCHDOG,
+        "One tile stores to an address that nobody has. On a GPU the context is lost; on the CPU the process ends.",
+        "The worker says so or ends; its batch goes to the standby, and it is started again.",
+        f"worker_failed or fence with cause exit; {_RESTARTED}.",
+        "On a GPU look for Xid 13 or 31 in the kernel's log: they name the process, and need no reset.",
+    ),
+    FaultInfo(
+        "nan", Place.KERNEL, Means.WATCHDOG,
+        "One tile of the output is NaN.",
+        "No answer that is not finite leaves before the baseline has given the same: the baseline's is sent, and the "
+        "fused path is taken out of service.",
+        "shadow_mismatch in the events, fdmoe_shadow_checks_total{result=\"mismatch\"}.",
+        "If it comes again, keep the baseline and send the flight records to the maintainers.",
+    ),
+    FaultInfo(
+        "wrong", Place.KERNEL, Means.WATCHDOG,
+        "One tile of the output is finite and wrong, in one launch.",
+        "Only a comparison can find it: one batch in 1 / recovery.compare_ratio, and at least one in "
+        "recovery.compare_interval_s. A batch that is not compared is answered wrong.",
+        "shadow_mismatch, if the launch was one of those that are compared.",
+        "A GPU that computes wrong numbers stays wrong: compare more (recovery.compare_ratio), look at its ECC counts.",
+    ),
+    FaultInfo(
+        "slow", Place.KERNEL, Means.WATCHDOG,
+        "Every tile of twenty launches takes about ten times as long, and beats all the same.",
+        "Nothing is ended: it makes progress.",
+        "fdmoe_request_duration_seconds; the learned stall times grow.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "kill-active", Place.TREE, Means.WATCHDOG,
+        "The active worker is killed.",
+        "Its batch goes to the standby at once; a new worker becomes the standby.",
+        f"fence with cause exit; {_RESTARTED}.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-active", Place.TREE, Means.WATCHDOG,
+        "The active worker is stopped (SIGSTOP): it lives and does nothing.",
+        "A batch that nobody works on for recovery.answer_deadline_s is taken away: fence, replay, kill, restart. With "
+        "a launch outstanding its silence is seen like any other.",
+        "stall with cause frozen or stall, a flight record with the process's state.",
+        "Look who stops processes: a debugger, a cgroup that is frozen.",
+    ),
+    FaultInfo(
+        "kill-standby", Place.TREE, Means.WATCHDOG,
+        "The standby is killed.",
+        "Serving goes on; the standby is started again.",
+        _RESTARTED + ".",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-standby", Place.TREE, Means.WATCHDOG,
+        "The standby is stopped.",
+        "Its loop shows no beat for recovery.answer_deadline_s: it is killed and started again.",
+        "stall with cause frozen, of the standby.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "kill-workers", Place.TREE, Means.WATCHDOG,
+        "Both workers are killed at once.",
+        "Requests wait in the gateway until the first is back.",
+        "readiness is lost (/readyz 503) for the time of a start.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-workers", Place.TREE, Means.WATCHDOG,
+        "Both workers are stopped at once.",
+        "Both are found frozen, killed and started again; requests wait.",
+        "stall with cause frozen, twice.",
+        "Look who stops processes.",
+    ),
+    FaultInfo(
+        "block-worker", Place.TREE, Means.WATCHDOG,
+        "The active worker's only thread does something else for an hour.",
+        "As stop-active.",
+        "stall with cause frozen; the flight record has the stack of the call that holds it.",
+        "Read the stack.",
+    ),
+    FaultInfo(
+        "kill-holder", Place.TREE, Means.WATCHDOG,
+        "The process that holds the weights is killed.",
+        "Workers serve on; a new holder loads the weights, then the standby is replaced, then the active worker.",
+        "weights_gone, weights_start, weights_ready, then one restart of each worker with reason weights.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-holder", Place.TREE, Means.WATCHDOG,
+        "The process that holds the weights is stopped.",
+        "Nothing: it runs no kernel, what it holds stays where it is, and new workers map it from the manifest.",
+        "Nothing.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "kill-gateway", Place.TREE, Means.WATCHDOG,
+        "The gateway is killed.",
+        "It is started again on the same address. Connections break: clients must send again.",
+        "gateway_exit in the events; broken connections at the clients.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-gateway", Place.TREE, Means.WATCHDOG,
+        "The gateway is stopped.",
+        "It says nothing for recovery.answer_deadline_s, is killed and started again.",
+        "gateway_frozen, gateway_exit.",
+        "Look who stops processes.",
+    ),
+    FaultInfo(
+        "kill-probe", Place.TREE, Means.WATCHDOG,
+        "The process that asks NVML is killed.",
+        "It is started again; serving knows nothing of it.",
+        "fdmoe_gpu_collector_success 0 for a moment.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "stop-probe", Place.TREE, Means.WATCHDOG,
+        "The process that asks NVML is stopped, as a call of NVML that never returns would.",
+        "Its silence is seen, it is killed and started again; serving knows nothing of it.",
+        "fdmoe_gpu_collector_success 0 until then.",
+        "If it comes by itself, the driver hangs: look for Xids.",
+    ),
+    FaultInfo(
+        "truncate-page", Place.SURROUNDINGS, Means.WATCHDOG,
+        "The active worker's beat page is cut to nothing.",
+        "Watchdog and gateway read it as a file and are told; the worker, which maps it, is replaced.",
+        "page_lost in the events, a restart with reason page or exit.",
+        "Look which program of the same user writes in the run directory.",
+    ),
+    FaultInfo(
+        "noise-page", Place.SURROUNDINGS, Means.WATCHDOG,
+        "The active worker's beat page is overwritten with random bytes.",
+        "As truncate-page.",
+        "page_lost in the events, a restart with reason page.",
+        "Look which program of the same user writes in the run directory.",
+    ),
+    FaultInfo(
+        "stop-watchdog", Place.TREE, Means.OUTSIDE,
+        "The watchdog itself is stopped for two seconds.",
+        "Serving goes on. When it turns again it judges nobody's silence by its own.",
+        "fdmoe_watchdog_loop_lag_seconds; no stall.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "kill-watchdog", Place.TREE, Means.GAME_DAY,
+        "The watchdog is killed.",
+        "All its children end with it. Whoever started it starts it again: systemd, the kubelet.",
+        "the pod restarts; connections break.",
+        "Look why: out of memory is the usual reason.",
+    ),
+    FaultInfo(
+        "failing-worker", Place.SURROUNDINGS, Means.GAME_DAY,
+        "A worker cannot start any more: what it needs is gone.",
+        "Restarts with growing pauses, until recovery.restart_budget is spent; the survivor serves the baseline.",
+        "restart_budget_gone in the events, FdmoeOnBaseline.",
+        "Read worker_failed's reason, repair it, restart the service.",
+    ),
+    FaultInfo(
+        "shared-memory-full", Place.SURROUNDINGS, Means.GAME_DAY,
+        "The file system of the run directory has no room left.",
+        "What serves goes on. A worker or a holder that must start fails with words, and is tried again.",
+        "worker_not_started or weights_failed, with the number of bytes.",
+        "Free /dev/shm, or give the pod more (emptyDir sizeLimit).",
+    ),
+    FaultInfo(
+        "disk-full", Place.SURROUNDINGS, Means.GAME_DAY,
+        "Flight records cannot be written during a stall.",
+        "The recovery does not wait for them.",
+        "flight_record_lost in the events.",
+        "Free the disk of flight_dir.",
+    ),
+    FaultInfo(
+        "slow-clients", Place.DOOR, Means.GAME_DAY,
+        "Clients that send their bodies a byte at a time.",
+        "They are cut off; others are served.",
+        "408 in fdmoe_request_duration_seconds{code=\"408\"}.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "half-bodies", Place.DOOR, Means.GAME_DAY,
+        "Clients that promise more than they send and hang up.",
+        "Their part of the arena is free again at once.",
+        "499 in fdmoe_request_duration_seconds.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "disconnects", Place.DOOR, Means.GAME_DAY,
+        "Clients that hang up while their request is computed.",
+        "The answer is dropped, and its part of the arena is free again.",
+        "499 in fdmoe_request_duration_seconds.",
+        _NOTHING,
+    ),
+    FaultInfo(
+        "flood", Place.DOOR, Means.GAME_DAY,
+        "Ten thousand requests at once.",
+        "As many wait as may; the others are told to come back.",
+        "503 with Retry-After; fdmoe_queue_depth.",
+        "Add replicas if it lasts.",
+    ),
+)  # fmt: skip
+
+
+def page() -> str:
+    """The page of all faults, as Markdown."""
+    lines = [
+        "# Faults",
+        "",
+        "Each of them can be injected: `fdmoe chaos NAME` in a running tree that was started with `--enable-chaos`,",
+        "and all of them, under load, with `fdmoe chaos game-day`.",
+    ]
+    for place in Place:
+        lines += ["", f"## {place.value}"]
+        for fault in FAULTS:
+            if fault.place is place:
+                lines += [
+                    "", f"### {fault.name}", "", fault.what, "",
+                    f"- What follows: {fault.follows}", f"- What is seen: {fault.seen}", f"- What to do: {fault.todo}",
+                ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
