@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Group(BaseModel):
@@ -15,6 +17,19 @@ class WatchdogSettings(Group):
     host: str = Field("127.0.0.1", description="Address of the watchdog's HTTP server.")
     port: int = Field(9400, ge=0, le=65535, description="Port of the watchdog's HTTP server; 0 takes a free one.")
     poll_interval_s: float = Field(0.005, gt=0, le=1, description="How often the beat pages are read, in seconds.")
+    gpu_interval_s: float = Field(1.0, ge=0.1, le=60, description="How often NVML is asked about each GPU, in seconds.")
+    gpu_deadline_s: float = Field(
+        5.0, gt=0, description="How long the NVML probe may say nothing of a GPU before it is killed and replaced."
+    )
+
+    @model_validator(mode="after")
+    def _deadline_allows_two_readings(self) -> Self:
+        least = 2 * self.gpu_interval_s
+        if self.gpu_deadline_s < least:
+            raise ValueError(
+                f"gpu_deadline_s is {self.gpu_deadline_s:g}; at least twice gpu_interval_s, {least:g}, is allowed"
+            )
+        return self
 
 
 class RecoverySettings(Group):
