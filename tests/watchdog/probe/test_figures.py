@@ -206,6 +206,13 @@ def test_one_mig_instance_by_its_uuid() -> None:
     assert [gpu.uuid for gpu in second_reading(MIG_UUID.format(index=1), mig=2).gpus] == [MIG_UUID.format(index=1)]
 
 
+def test_an_instance_without_its_number_has_no_averages_rather_than_its_gpus() -> None:
+    reading = second_reading(mig=1, errors={"nvmlDeviceGetGpuInstanceId": pynvml.NVML_ERROR_NO_PERMISSION})
+    (gpu,) = reading.gpus
+    assert (gpu.utilization, gpu.sm_activity, gpu.dram_bandwidth) == (None, None, None)
+    assert (gpu.memory_used_bytes, gpu.power_watts) == (WHOLE.memory_used_bytes, 139.0)
+
+
 # ---- Xids
 
 

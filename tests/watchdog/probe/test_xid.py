@@ -124,7 +124,7 @@ CASES: list[tuple[str, list[GpuReading], list[XidSeen], Health]] = [
         [],
         Health("fail_closed", "NVML asks for a recovery action: unknown", "drain_node"),
     ),
-    ("a changed action that has not been read yet", [reading(AT, recovery_action="none")], [seen(154)], Health("ok")),
+    ("a changed action that has not been asked for yet", [reading(AT)], [seen(154)], Health("ok")),
     ("a changed action that is none", [reading(AT + 1, recovery_action="none")], [seen(154), seen(149)], Health("ok")),
     (
         "a changed action that cannot be read",

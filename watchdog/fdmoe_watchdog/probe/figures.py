@@ -36,13 +36,13 @@ class Opened:
     name: str
     handle: Any
     board: Any
-    gpm: Gpm
+    gpm: Gpm | None
 
 
 def read(gpu: Opened) -> GpuFigures:
     """Raises Unreadable when the driver has gone; every other failure leaves its figure out."""
     ask = Asker()
-    gpm = gpu.gpm.since_before(ask)
+    gpm = gpu.gpm.since_before(ask) if gpu.gpm else {}
     figures: dict[str, Any] = {
         **_activity(ask, gpu, gpm),
         **_memory(ask, gpu),

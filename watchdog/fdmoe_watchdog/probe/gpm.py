@@ -26,7 +26,7 @@ _METRICS = (
 class Gpm:
     """Two sample buffers that take turns. `gpu_instance` is None for a whole GPU."""
 
-    def __init__(self, board: Any, gpu_instance: int | None) -> None:
+    def __init__(self, board: Any, gpu_instance: int | None = None) -> None:
         self._board = board
         self._gpu_instance = gpu_instance
         self._supported: bool | None = None

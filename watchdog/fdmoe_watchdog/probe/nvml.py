@@ -106,14 +106,21 @@ def _instances(handle: Any, board: Any) -> list[Any]:
 
 
 def _opened(handle: Any, board: Any) -> Opened:
-    gpu_instance = pynvml.nvmlDeviceGetGpuInstanceId(handle) if handle is not board else None
     return Opened(
         uuid=pynvml.nvmlDeviceGetUUID(handle),
         name=pynvml.nvmlDeviceGetName(board),
         handle=handle,
         board=board,
-        gpm=Gpm(board, gpu_instance),
+        gpm=Gpm(board) if handle is board else _gpm_of_instance(handle, board),
     )
+
+
+def _gpm_of_instance(handle: Any, board: Any) -> Gpm | None:
+    """None where its number is not to be had: the board's averages would be those of its neighbours too."""
+    try:
+        return Gpm(board, pynvml.nvmlDeviceGetGpuInstanceId(handle))
+    except pynvml.NVMLError:
+        return None
 
 
 def _xid_events(board: Any) -> Any:
