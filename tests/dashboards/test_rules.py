@@ -17,7 +17,11 @@ from fdmoe_watchdog.policy import Life
 from fdmoe_watchdog.settings import RecoverySettings
 
 ROOT = Path(__file__).parents[2]
-METRICS_MODULES = ("watchdog/fdmoe_watchdog/metrics.py", "fdmoe_ops/fdmoe_ops/gateway/metrics.py")
+METRICS_MODULES = (
+    "watchdog/fdmoe_watchdog/metrics.py",
+    "watchdog/fdmoe_watchdog/gpu_metrics.py",
+    "fdmoe_ops/fdmoe_ops/gateway/metrics.py",
+)
 RULES = ROOT / "dashboards/rules/alerts.yaml"
 RUNBOOKS = sorted((ROOT / "dashboards/runbooks").glob("*.md"))
 HISTOGRAM_SUFFIXES = ("_bucket", "_count", "_sum")

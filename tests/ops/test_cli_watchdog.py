@@ -68,6 +68,7 @@ TREE = TreeView(
     devices=(DEVICE,),
     workers=(WORKER, GONE),
     gateway=GatewayView("http://127.0.0.1:8080", 4710),
+    gpus=(),
     events=({"at": "2030-01-02T03:04:05.678+00:00", "event": "route", "worker": "a", "generation": 1},),
     last_flight=None,
 )

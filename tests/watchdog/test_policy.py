@@ -303,7 +303,7 @@ def test_a_process_that_cannot_be_reaped_is_given_up() -> None:
     ladder.at(2.06, stalled(7), IDLE)
     assert ladder.at(5.04, stalled(7), IDLE) == (SetPath("b", "shadow", "baseline", "cooled_down", ()),)
     assert ladder.at(5.07, stalled(7), IDLE) == (
-        GiveUp("worker a was killed and cannot be reaped after 3 s", Ending.NODE, "reset the GPU"),
+        GiveUp("worker a was killed and cannot be reaped after 3 s", Ending.NODE, "reset_gpu"),
     )
 
 
@@ -363,7 +363,7 @@ def test_a_worker_that_says_it_cannot_go_on_is_not_waited_for() -> None:
     [
         ("settings", LOADING, GiveUp("there is no layer 99", Ending.SETTINGS)),
         ("settings", IDLE, Kill("a", 1)),
-        ("device", IDLE, GiveUp("worker a: there is no layer 99", Ending.NODE, "reset the GPU")),
+        ("device", IDLE, GiveUp("worker a: there is no layer 99", Ending.NODE, "reset_gpu")),
         ("unknown", LOADING, Kill("a", 1)),
     ],
 )
@@ -380,7 +380,7 @@ def test_a_trial_kernel_that_does_not_end_condemns_the_device() -> None:
     ladder = Ladder().holding()
     assert ladder.at(1, replace(LOADING, trial_s=29.9), LOADING) == ()
     assert ladder.at(2, replace(LOADING, trial_s=30.0), LOADING)[-1] == GiveUp(
-        "worker a: a trial kernel did not end within 30 s", Ending.NODE, "reset the GPU"
+        "worker a: a trial kernel did not end within 30 s", Ending.NODE, "reset_gpu"
     )
 
 
@@ -393,19 +393,17 @@ def test_a_restart_waits_for_the_memory_of_the_killed_and_gives_up_without_it() 
     ladder.at(4.0, taken, IDLE)
     assert ladder.at(13.9, taken, IDLE) == ()
     assert ladder.at(14.1, taken, IDLE) == (
-        GiveUp(
-            "worker a is gone, and its memory is still taken on the device after 10 s", Ending.NODE, "reset the GPU"
-        ),
+        GiveUp("worker a is gone, and its memory is still taken on the device after 10 s", Ending.NODE, "reset_gpu"),
     )
 
 
 def test_a_condemned_device_is_given_up_whatever_else_there_is_to_do() -> None:
     ladder = Ladder().serving()
-    condemned = Condemned("Xid 79: the GPU has fallen off the bus", "reboot the node")
+    condemned = Condemned("Xid 79: the GPU has fallen off the bus", "drain_node")
     _, actions = policy.decide(
         ladder.state, Observation(2.0, {"a": ABSENT, "b": IDLE}, HELD, condemned=condemned), SETTINGS
     )
-    assert actions == (GiveUp("Xid 79: the GPU has fallen off the bus", Ending.NODE, "reboot the node"),)
+    assert actions == (GiveUp("Xid 79: the GPU has fallen off the bus", Ending.NODE, "drain_node"),)
 
 
 # ---- the holder of the weights

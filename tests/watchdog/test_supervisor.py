@@ -18,9 +18,10 @@ import pytest
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.policy import Ending, GiveUp, Life, Worker
+from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.supervisor import EXIT_NODE, EXIT_RESTART_ME, Supervisor
+from fdmoe_watchdog.xid import Health
 
 IDLE = (sys.executable, "-c", "import signal; signal.pause()")
 # a holder of no weights: it says that it is ready, and stays
@@ -52,6 +53,7 @@ def plan(
         devices=("cpu",),
         arena_bytes=4096,
         drain_s=1.0,
+        probe=None,
         weights_command=(sys.executable, "-c", HOLDER, str(directory / "run")) if weights is None else weights,
         worker_command=worker,
         gateway_command=gateway,
@@ -129,17 +131,52 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
         ("a0", "b0", "weights0"), ("a1", "b1", "weights1"),
     ]  # fmt: skip
     process = first.processes["a0"] = first._spawn("a0", 1)
-    first.ended = GiveUp("Xid 79", Ending.NODE, "reboot the node")
+    first.ended = GiveUp("Xid 79", Ending.NODE, "drain_node")
     supervisor._leave_out_what_ended()
     assert process.wait(10)
     first.reap()
     assert first.processes == {}
     assert supervisor._exit is None
     out = supervisor._events.last[0]
-    assert (out["event"], out["device"], out["node_action"]) == ("device_out", "cpu:0", "reboot the node")
-    second.ended = GiveUp("Xid 48", Ending.NODE, "reset the GPU")
+    assert (out["event"], out["device"], out["node_action"]) == ("device_out", "cpu:0", "drain_node")
+    second.ended = GiveUp("Xid 48", Ending.NODE, "reset_gpu")
     supervisor._leave_out_what_ended()
     assert supervisor._exit == EXIT_NODE
+
+
+class AskedDevice:
+    """In a probe's place: what the device holds, and how it is."""
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+        self.health_now = Health("ok")
+
+    def memory_is_back(self, name: str, pid: int, reaped_ns: int) -> bool:
+        assert (name, reaped_ns > 0) == ("cpu", True)
+        return pid not in self.held
+
+    def health(self, name: str, since_ns: int) -> Health:
+        assert (name, since_ns > 0) == ("cpu", True)
+        return self.health_now
+
+
+def test_what_the_device_says_of_memory_and_of_itself_reaches_the_ladder(in_memory: Path) -> None:
+    pair = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]
+    (in_memory / "run").mkdir()
+    probe = AskedDevice()
+    assert pair._see("a", probe).memory_back, "it has never run"
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    probe.held.add(process.pid)
+    process.signal(signal.SIGKILL)
+    assert process.wait(10)
+    pair.reap()
+    assert not pair._see("a", probe).memory_back
+    probe.held.clear()
+    assert pair._see("a", probe) == Seen(alive=False)
+    assert pair._see("a", None) == Seen(alive=False)
+    assert pair._doom(probe) is None
+    probe.health_now = Health("fail_closed", "Xid 79: it fell off the bus", "drain_node")
+    assert pair._doom(probe) == Condemned("Xid 79: it fell off the bus", "drain_node")
 
 
 def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:

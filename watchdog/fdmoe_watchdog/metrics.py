@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from fdmoe_watchdog.gpu_metrics import GpuCollector
 from fdmoe_watchdog.messages import Path
 from fdmoe_watchdog.policy import Life
 from fdmoe_watchdog.status import TreeView
@@ -100,6 +101,7 @@ class Metrics:
         for rung in ("abort", "replay"):
             self.recovery.labels(rung)
         registry.register(_Gauges(view))
+        registry.register(GpuCollector(lambda: view().gpus))
 
 
 class _Gauges(Collector):

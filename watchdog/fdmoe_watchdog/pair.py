@@ -19,6 +19,7 @@ from fdmoe_watchdog.events import EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.metrics import PHASES, Metrics
 from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
 from fdmoe_watchdog.recovery import RecoveryClock
 from fdmoe_watchdog.tracker import StallTimes, Tracker
@@ -69,14 +70,14 @@ class Pair:
         self._drop = drop
         self._stall_times = StallTimes(plan.recovery)
         self._recovery = RecoveryClock()
-        # processes that were reaped, and that the device may still have memory of
-        self._reaped: dict[str, int] = {}
+        self._started_ns = time.monotonic_ns()
+        # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
+        self._reaped: dict[str, tuple[int, int]] = {}
 
     # ---- one turn
 
-    def turn(self, now: float, lag_s: float, condemned: policy.Condemned | None, pids: frozenset[int]) -> bool:
-        """See, decide, act; whether anything was done. `pids`: the processes that have memory on the device, as far as
-        the device can be asked."""
+    def turn(self, now: float, lag_s: float, probe: ProbeKeeper | None) -> bool:
+        """See, decide, act; whether anything was done. `probe` knows the device, where it can be asked."""
         self._read_pages()
         if recovered := self._recovery.look(self.processes, now):
             self._metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
@@ -84,7 +85,7 @@ class Pair:
                 "recovered", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
             )  # fmt: skip
         observation = policy.Observation(
-            now, {name: self._see(name, pids) for name in self.workers}, self._see_holder(), lag_s, condemned
+            now, {name: self._see(name, probe) for name in self.workers}, self._see_holder(), lag_s, self._doom(probe)
         )
         self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
         for action in actions:
@@ -137,10 +138,20 @@ class Pair:
                 if items:
                     self._metrics.device_work_items.labels(phase).inc(items)
 
-    def _see(self, name: str, pids: frozenset[int]) -> policy.Seen:
-        memory_back = self._reaped.get(name, 0) not in pids
+    def _see(self, name: str, probe: ProbeKeeper | None) -> policy.Seen:
         process = self.processes.get(name)
-        return policy.Seen(alive=False, memory_back=memory_back) if process is None else process.seen(memory_back=True)
+        if process is not None:
+            return process.seen()
+        reaped = self._reaped.get(name)
+        memory_back = reaped is None or probe is None or probe.memory_is_back(self.device, *reaped)
+        return policy.Seen(alive=False, memory_back=memory_back)
+
+    def _doom(self, probe: ProbeKeeper | None) -> policy.Condemned | None:
+        """What the device itself says: a GPU that must be reset, or a node that must be drained."""
+        if probe is None:
+            return None
+        health = probe.health(self.device, self._started_ns)
+        return policy.Condemned(health.reason, health.node_action) if health.state == "fail_closed" else None
 
     def _see_holder(self) -> policy.HolderSeen:
         holder = self.holder
@@ -345,7 +356,7 @@ class Pair:
         process = self.processes.pop(name, None)
         if process is None:
             return
-        self._reaped[name] = process.pid
+        self._reaped[name] = (process.pid, time.monotonic_ns())
         if process.channel is not None:
             self._drop(process.channel)
         self._events.add(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fdmoe_watchdog.probe_keeper import ProbePlan
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 
@@ -19,6 +20,7 @@ class TreePlan:
     weights_command is run with `--device D --name NAME --generation N` behind it
     worker_command  is run with `--device D --weights MANIFEST --name NAME --generation N` behind it
     drain_s         how long the gateway may take to end once it was told to
+    probe           what NVML is asked for; None where there is nothing to ask
     prepare         is called with run_dir once it exists, before any child starts (writes the children's settings)
     announce        is called with the gateway's and the watchdog's URL once the tree serves
     """
@@ -28,6 +30,7 @@ class TreePlan:
     devices: tuple[str, ...]
     arena_bytes: int
     drain_s: float
+    probe: ProbePlan | None
     weights_command: tuple[str, ...]
     worker_command: tuple[str, ...]
     gateway_command: tuple[str, ...]

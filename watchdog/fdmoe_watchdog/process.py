@@ -137,7 +137,7 @@ class WorkerProcess(Child):
         with contextlib.suppress(OSError):
             self.page.write(Line.ABORT, 0, launch)
 
-    def seen(self, *, memory_back: bool) -> Seen:
+    def seen(self) -> Seen:
         """What the ladder is told of it this turn; its comparisons are told once."""
         checks, self.checks = tuple(self.checks), []
         tracker, ready = self.tracker, self.ready
@@ -154,7 +154,6 @@ class WorkerProcess(Child):
             fused=ready is not None and ready.fused,
             cut_off=self.cut_off,
             failed=self.failed,
-            memory_back=memory_back,
         )
 
     def discard(self) -> None:

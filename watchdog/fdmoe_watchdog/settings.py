@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 MIB = 1024 * 1024
 # one record's ceiling: what 768 CTAs, 50 events and the stacks of a large process need, four times over
@@ -23,6 +25,19 @@ class WatchdogSettings(Group):
     flight_max_bytes: ByteSize = Field(
         ByteSize(64 * MIB), ge=FLIGHT_RECORD_MAX_BYTES, description="Most bytes of all flight records together."
     )
+    gpu_interval_s: float = Field(1.0, ge=0.1, le=60, description="How often NVML is asked about each GPU, in seconds.")
+    gpu_deadline_s: float = Field(
+        5.0, gt=0, description="How long the NVML probe may say nothing of a GPU before it is killed and replaced."
+    )
+
+    @model_validator(mode="after")
+    def _deadline_allows_two_readings(self) -> Self:
+        least = 2 * self.gpu_interval_s
+        if self.gpu_deadline_s < least:
+            raise ValueError(
+                f"gpu_deadline_s is {self.gpu_deadline_s:g}; at least twice gpu_interval_s, {least:g}, is allowed"
+            )
+        return self
 
 
 class RecoverySettings(Group):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from fdmoe_watchdog.gpu_view import GpuView
+
 
 class WorkerView(msgspec.Struct, frozen=True):
     """`state`: a policy.Life value. `path`: what this worker serves on, `standby` if it is not active. `weights`: the
@@ -67,6 +69,7 @@ class TreeView(msgspec.Struct, frozen=True):
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...]
     gateway: GatewayView
+    gpus: tuple[GpuView, ...]
     events: tuple[Event, ...]
     last_flight: str | None
 

@@ -20,6 +20,7 @@ from fdmoe_watchdog.metrics import Metrics
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Ending
+from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.rundir import RunDirectory
 from fdmoe_watchdog.status import TreeView
@@ -53,6 +54,9 @@ class Supervisor:
         self._events = EventLog()
         self._recorder = FlightRecorder(plan, self._events)
         self._gateway = GatewayKeeper(plan, self._events, self._started)
+        self._probe = (
+            ProbeKeeper(plan.probe, plan.watchdog, plan.recovery, self._events, self._started) if plan.probe else None
+        )
         self.metrics = Metrics(lambda: self._view, plan.version)
         self._pairs = tuple(
             Pair(
@@ -126,11 +130,13 @@ class Supervisor:
         return time.monotonic() - self._turned_at < 5.0
 
     def _children(self) -> list[Child]:
-        gateway = self._gateway.child
-        return [*([gateway] if gateway else []), *(child for pair in self._pairs for child in pair.children())]
+        kept = (self._gateway.child, self._probe.child if self._probe else None)
+        return [*(child for child in kept if child), *(child for pair in self._pairs for child in pair.children())]
 
     def _stop_children(self) -> None:
-        """Asked first, then killed."""
+        """Asked first, then killed. The probe is not asked: it may sit in a call of the driver that never returns."""
+        if self._probe is not None and self._probe.child is not None:
+            self._probe.child.signal(signal.SIGKILL)
         for number, patience_s in ((signal.SIGTERM, _STOP_CHILDREN_S), (signal.SIGKILL, _REAP_S)):
             deadline = time.monotonic() + patience_s
             children = [child for child in self._children() if child.alive]
@@ -154,12 +160,14 @@ class Supervisor:
         self._gateway.tend(now)
         if self._gateway.spent:
             self._give_up("the gateway ends again and again and the restart budget is gone", Ending.RESTART_ME)
+        if self._probe is not None:
+            self._probe.tend(now)
         acted = False
         for pair in self._pairs:
             if pair.device in self._out:
                 pair.reap()
             else:
-                acted |= pair.turn(now, lag_s, None, frozenset())
+                acted |= pair.turn(now, lag_s, self._probe)
         self._leave_out_what_ended()
         for pair in self._pairs:
             self._offer_route(pair, new=False)
@@ -221,8 +229,17 @@ class Supervisor:
             case messages.Hello(role="worker" | "weights", name=name, generation=generation):
                 if not any(pair.adopt(channel, message) for pair in self._pairs):
                     raise ChannelClosed(f"{name} generation {generation} is not expected")
+            case messages.Hello(role="probe", pid=pid):
+                probe = self._probe.child if self._probe else None
+                if probe is None or probe.pid != pid:
+                    raise ChannelClosed(f"no probe of pid {pid} is expected")
+                probe.channel = channel
             case messages.Hello():
                 pass
+            case messages.GpuReading() | messages.GpuFailed() | messages.XidSeen():
+                if self._probe is None or self._probe.child is None or self._probe.child.channel is not channel:
+                    raise ChannelClosed("a probe's message from somebody who is no probe")
+                self._probe.heard(message)
             case messages.Listening(host=host, port=port):
                 self._gateway.listening(host, port)
                 self._announce()
@@ -236,7 +253,7 @@ class Supervisor:
             case messages.StatusRequest():
                 channel.send(messages.StatusReply(self._look().to_json()))
             case messages.ChaosRequest(fault=fault) if self.plan.chaos:
-                self._chaos.request(channel, fault, self._pairs, {"gateway": self._gateway.child, "probe": None})
+                self._chaos.request(channel, fault, self._pairs, self._named_children())
             case messages.ChaosRequest():
                 channel.send(messages.ChaosReply(False, "chaos is off in this tree; start it with --enable-chaos"))
             case _:
@@ -244,6 +261,9 @@ class Supervisor:
                 if owner is None:
                     raise ChannelClosed(f"a {type(message).__name__} from somebody who may not send it")
                 owner.handle(channel, message)
+
+    def _named_children(self) -> dict[str, Child | None]:
+        return {"gateway": self._gateway.child, "probe": self._probe.child if self._probe else None}
 
     def _tell(self, child: Child | None, message: messages.Message) -> None:
         if child is None or child.channel is None:
@@ -283,6 +303,7 @@ class Supervisor:
             now=time.monotonic(),
             draining=self._stop_at is not None,
             gateway=self._gateway.view,
+            gpus=self._probe.view() if self._probe else (),
             events=self._events.last,
             last_flight=self._recorder.last,
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fdmoe_watchdog import policy
+from fdmoe_watchdog.gpu_view import GpuView
 from fdmoe_watchdog.page import Phase, Snapshot, parse_slots
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
@@ -24,6 +25,7 @@ def look(
     now: float,
     draining: bool,
     gateway: GatewayView,
+    gpus: tuple[GpuView, ...],
     events: tuple[Event, ...],
     last_flight: Path | None,
 ) -> TreeView:
@@ -38,6 +40,7 @@ def look(
         devices=tuple(_device(plan, pair, now) for pair in pairs),
         workers=tuple(_worker(pair, name, now) for pair in pairs for name in pair.workers),
         gateway=gateway,
+        gpus=gpus,
         events=events,
         last_flight=str(last_flight) if last_flight else None,
     )

@@ -86,6 +86,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
         devices=(settings.device,),
         arena_bytes=settings.arena.size_bytes,
         drain_s=8.0,
+        probe=None,
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),
         gateway_command=command("fdmoe_ops.gateway"),

@@ -45,7 +45,7 @@ def look(turn: Turn) -> None:
             turn.give_up(
                 f"the weights holder was killed and cannot be reaped after {settings.kill_deadline_s:g} s",
                 Ending.NODE,
-                "reset the GPU",
+                "reset_gpu",
             )
         case Life.ABSENT if not _mappers(turn):
             turn.give_up("the weights holder ends again and again, and no worker is left", Ending.RESTART_ME)
@@ -79,7 +79,7 @@ def _mappers(turn: Turn) -> list[str]:
 def _blame(turn: Turn, reason: str, blame: str) -> None:
     mappers = _mappers(turn)
     if blame == "device":
-        turn.give_up(f"the weights holder: {reason}", Ending.NODE, "reset the GPU")
+        turn.give_up(f"the weights holder: {reason}", Ending.NODE, "reset_gpu")
     elif blame == "settings" and not mappers:
         turn.give_up(reason, Ending.SETTINGS)
     elif blame == "settings":

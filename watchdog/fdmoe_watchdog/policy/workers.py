@@ -50,7 +50,7 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             turn.give_up(
                 f"worker {name}: a trial kernel did not end within {settings.trial_deadline_s:g} s",
                 Ending.NODE,
-                "reset the GPU",
+                "reset_gpu",
             )
         case Life.STARTING if for_s >= settings.startup_deadline_s:
             kill(turn, name, "startup")
@@ -68,7 +68,7 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             turn.give_up(
                 f"worker {name} was killed and cannot be reaped after {settings.kill_deadline_s:g} s",
                 Ending.NODE,
-                "reset the GPU",
+                "reset_gpu",
             )
         case _:
             pass
@@ -116,7 +116,7 @@ def _start_when_due(turn: Turn, name: str, seen: Seen) -> None:
                 f"worker {name} is gone, and its memory is still taken on the device after "
                 f"{settings.reclaim_deadline_s:g} s",
                 Ending.NODE,
-                "reset the GPU",
+                "reset_gpu",
             )
         return
     if turn.now < worker.until or holder.life is not Life.READY:
@@ -150,7 +150,7 @@ def _blame(turn: Turn, name: str, failed: tuple[str, str]) -> None:
     reason, blame = failed
     others = (worker.life for other, worker in turn.state.workers.items() if other != name)
     if blame == "device":
-        turn.give_up(f"worker {name}: {reason}", Ending.NODE, "reset the GPU")
+        turn.give_up(f"worker {name}: {reason}", Ending.NODE, "reset_gpu")
     elif blame == "settings" and not any(life in (Life.READY, Life.ABORTING) for life in others):
         turn.give_up(reason, Ending.SETTINGS)
 
