@@ -22,10 +22,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
-from tree import describe_machine, free_port, reproduce, write_rows
+from rows import describe_machine, reproduce, write_rows
 
 from fdmoe_ops import settings as settings_tree
 from fdmoe_ops.arena import Arena
+from fdmoe_ops.chaos.tree import free_port
 from fdmoe_ops.settings import Settings
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import Answer, Batch, LayerInfo, Route, WorkerReady

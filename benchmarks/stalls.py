@@ -15,96 +15,22 @@ import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
-import tritonclient.http as triton_http
+from rows import describe_machine, reproduce, write_rows
 from safetensors.torch import save_file
-from tree import Tree, describe_machine, read_events, reproduce, running_tree, write_rows
 
-from fdmoe_kernels import reference_moe
-from fdmoe_kernels.layer import MoELayer
+from fdmoe_ops.chaos.load import Load, Pool, Sent
+from fdmoe_ops.chaos.tree import Tree, read_events, running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.demo import write_demo_model
 
 PROMISES = {"stall": (100, 250), "endless": (100, 500)}  # detection and answer, p99, ms
-_TOLERANCE = {"FP32": 1e-4, "BF16": 2e-2}
-_POOL = 32
-
-
-@dataclass
-class Sent:
-    """One request: wall-clock start and end, s; how it went."""
-
-    start: float
-    end: float
-    path: str
-    replayed: bool
-    failed: str = ""
-    wrong: bool = False
-
-
-@dataclass
-class Load:
-    """`clients` threads that send requests from a pool with known answers until told to stop."""
-
-    address: str
-    name: str
-    datatype: str
-    inputs: list[torch.Tensor]
-    expected: list[torch.Tensor]
-    clients: int
-    sent: list[Sent] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _threads: list[threading.Thread] = field(default_factory=list)
-
-    def __enter__(self) -> Load:
-        self._threads = [threading.Thread(target=self._send, args=(seed,)) for seed in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _send(self, seed: int) -> None:
-        picks = np.random.default_rng(seed)
-        client = triton_http.InferenceServerClient(self.address, connection_timeout=120, network_timeout=120)
-        while not self._stop.is_set():
-            index = int(picks.integers(len(self.inputs)))
-            x = self.inputs[index]
-            tensor = triton_http.InferInput("hidden_states", list(x.shape), self.datatype)
-            tensor.set_data_from_numpy(_as_numpy(x), binary_data=True)
-            start = time.time()
-            try:
-                result = client.infer(self.name, [tensor])
-            except triton_http.InferenceServerException as error:
-                self.sent.append(Sent(start, time.time(), "", False, failed=str(error)))
-                continue
-            end = time.time()
-            y = torch.from_numpy(np.array(result.as_numpy("output"), dtype=np.float32))
-            error_norm = ((y - self.expected[index]).norm() / self.expected[index].norm()).item()
-            parameters = result.get_response()["parameters"]
-            wrong = not error_norm <= _TOLERANCE[self.datatype]
-            self.sent.append(Sent(start, end, parameters["fdmoe_path"], parameters["fdmoe_replayed"], wrong=wrong))
-        client.close()
-
-
-def _as_numpy(x: torch.Tensor) -> np.ndarray:
-    """The same values; numpy itself has no bfloat16."""
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return x.numpy()
 
 
 def write_qwen3_layer(directory: Path) -> None:
@@ -131,16 +57,6 @@ def write_qwen3_layer(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
-def pool(layer: MoELayer, max_tokens: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Requests of 1 to `max_tokens` tokens and their answers in float32."""
-    generator = torch.Generator().manual_seed(1)
-    inputs = []
-    for _ in range(_POOL):
-        tokens = int(torch.randint(1, max_tokens + 1, (1,), generator=generator))
-        inputs.append(torch.randn(tokens, layer.hidden_size, generator=generator).to(layer.dtype))
-    return inputs, [reference_moe(x, layer) for x in inputs]
-
-
 def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, float]:
     """One fault from the fused path back to the fused path; the times of its detection and answer, ms."""
     tree.wait_until("the fused path", lambda: _is_whole(tree), timeout_s)
@@ -158,7 +74,9 @@ def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, fl
     rung = tree.wait_until("the recovery", recovered, timeout_s)["rung"]
     stall = next(event for event in events_since() if event["event"] == "stall")
     # half-way between the launch and the decision: whoever was in flight then waited for the stalled device
-    stalled = datetime.fromisoformat(stall["at"]).timestamp() - stall["begun_s_ago"] / 2
+    stalled = (
+        datetime.fromisoformat(stall["at"]).timestamp() - stall["begun_s_ago"] / 2 + time.monotonic() - time.time()
+    )
 
     def caught() -> list[Sent]:
         return [sent for sent in list(load.sent) if sent.start < stalled < sent.end]
@@ -200,8 +118,7 @@ def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, obj
     checkpoint = checkpoint_for(options.model, directory)
     index = checkpoint.moe_layers[0]
     layer = checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
-    inputs, expected = pool(layer, options.max_tokens)
-    datatype = "BF16" if layer.dtype == torch.bfloat16 else "FP32"
+    pool = Pool.of(f"m/layers.{index}", layer, options.max_tokens)
     flags = (
         f"--model-path={checkpoint.path}", "--model-name=m", f"--model-layers={index}", "--enable-chaos",
         f"--device={options.device}", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
@@ -211,7 +128,7 @@ def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, obj
         for fault, repetitions in (("stall", options.stalls), ("endless", options.endless)):
             if not repetitions:
                 continue
-            with Load(tree.gateway_address, f"m/layers.{index}", datatype, inputs, expected, options.clients) as load:
+            with Load(tree.gateway_address, pool, options.clients) as load:
                 times = [inject(tree, load, fault, options.timeout_s) for _ in range(repetitions)]
             detect, answer = ([row[key] for row in times] for key in ("detect_ms", "answer_ms"))
             for failure in [sent.failed for sent in load.sent if sent.failed][:5]:

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fdmoe_ops.chaos import catalogue
+from fdmoe_ops.chaos.events import new_events
 from fdmoe_ops.cli import app, chaos, client
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
@@ -357,4 +358,4 @@ def test_new_events(seen: list[int], events: list[int], new: list[int]) -> None:
     def log(numbers: list[int]) -> list[dict[str, object]]:
         return [{"at": "2030-01-01T00:00:00Z", "event": "beat", "number": number} for number in numbers]
 
-    assert chaos.new_events(log(seen), log(events)) == log(new)
+    assert new_events(log(seen), log(events)) == log(new)

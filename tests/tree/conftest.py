@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tree import Tree, running_tree
 
+from fdmoe_ops.chaos.tree import Tree, running_tree
 from fdmoe_ops.demo import write_demo_model
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from stalls import Load, inject
-from tree import Tree, running_tree
+
+from fdmoe_ops.chaos.tree import Tree, running_tree
 
 pytestmark = pytest.mark.gpu
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import tritonclient.http as triton_http
-from tree import Tree, is_running
 
+from fdmoe_ops.chaos.tree import Tree, is_running
 from fdmoe_watchdog import stacks
 
 QUICK = ("--model-layers=1", "--model-name=demo")

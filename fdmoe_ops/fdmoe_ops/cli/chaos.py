@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fdmoe_ops.chaos.catalogue import FAULTS, FaultInfo, Means
+from fdmoe_ops.chaos.events import new_events
 from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS, UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.cli.flags import EPILOG, fail, with_settings
 from fdmoe_ops.cli.sources import Loaded
@@ -85,6 +87,31 @@ def show() -> None:
     Console(highlight=False).print(table)
 
 
+@app.command("game-day", epilog=EPILOG)
+@with_settings
+def game_day(
+    loaded: Loaded,
+    report: Annotated[Path, typer.Option("--report", metavar="DIR", help="Where the report is written.")],
+    abortable: Annotated[int, typer.Option(min=1, help="Repetitions of faults that cost no process.")] = 50,
+    others: Annotated[int, typer.Option(min=1, help="Repetitions of all others.")] = 10,
+    only: Annotated[str, typer.Option(metavar="A,B", help="These faults alone, by name.")] = "",
+    clients: Annotated[int, typer.Option(min=1, help="Clients that send without a pause.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the largest request.")] = 16,
+    commit: Annotated[str, typer.Option(help="Written into each row.")] = "unknown",
+) -> None:
+    """Start a tree of its own, inject every fault under load, compare every answer, and write a report.
+
+    Ends with 1 if a request was lost or wrong, or a fault did not come to what it must come to.
+    """
+    # torch and numpy come with it, and the other commands do without
+    from fdmoe_ops.chaos.day import Day
+
+    day = Day(loaded.settings, report, commit, clients=clients, max_tokens=max_tokens)
+    names = day.names([name for name in only.split(",") if name])
+    if not day.play(names, abortable=abortable, others=others):
+        raise fail(f"not every fault came to what it must come to: {report}/game-day.html says which", REFUSED)
+
+
 def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait_s: float) -> str:
     """Print each event after those of `before` until the path has left fused and is back. What is wrong, or ""."""
     started = time.monotonic()
@@ -105,14 +132,6 @@ def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait
         f"the path stayed fused for {wait_s:g} s; the fault strikes at the next fused launch, and stays armed until "
         "then: are there requests?"
     )
-
-
-def new_events(seen: list[dict[str, Any]], events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was appended to a log since `seen` was read; the log keeps its newest entries only."""
-    for known in range(min(len(seen), len(events)), 0, -1):
-        if seen[-known:] == events[:known]:
-            return events[known:]
-    return events
 
 
 def _statuses(watchdog: WatchdogClient, deadline: float) -> Iterator[dict[str, Any]]:

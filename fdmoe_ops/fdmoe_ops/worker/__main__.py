@@ -15,7 +15,6 @@ import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
-from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.worker.errors import DeviceBroken
 from fdmoe_watchdog import messages, stacks
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
@@ -33,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--weights", type=Path, required=True, metavar="MANIFEST")
     parser.add_argument("--name", required=True)
     parser.add_argument("--generation", type=int, required=True)
     options = parser.parse_args(arguments)
@@ -46,13 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     hello = messages.Hello(messages.PROTOCOL, "worker", options.name, options.generation, os.getpid())
     control = Channel.connect(settings.run_dir / "watchdog.sock", hello)
     try:
-        _serve(settings, page, control, stem.with_suffix(".sock"), options.generation)
+        _serve(settings, page, control, stem.with_suffix(".sock"), options)
     except ChannelClosed as error:
         # the watchdog is gone or wants nothing more of this process
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
-    except CheckpointError as error:
-        return _fail(control, str(error), "settings")
     except DeviceBroken as error:
         return _fail(control, str(error), "device")
     except Exception as error:  # noqa: BLE001
@@ -70,30 +69,25 @@ def _fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
     os._exit(EXIT_FAILED)
 
 
-def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: Path, generation: int) -> None:
+def _serve(
+    settings: tree.Settings, page: Page, control: Channel, socket_path: Path, options: argparse.Namespace
+) -> None:
     # only now: a child's first milliseconds belong to the lines above, and torch takes seconds to import
     import torch
 
-    from fdmoe_ops.checkpoint import Checkpoint
+    from fdmoe_ops.weights.opening import open_layers
     from fdmoe_ops.worker.choice import Choice
     from fdmoe_ops.worker.engine import Engine
     from fdmoe_ops.worker.loop import Loop
     from fdmoe_ops.worker.trial import run_trial
 
     page.write(Line.HOST, Host.STAGE, Stage.TRIAL)
-    device = torch.device(settings.device)
+    device = torch.device(options.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     run_trial(device)
     page.write(Line.HOST, Host.STAGE, Stage.LOADING)
-    assert settings.model.path is not None, "a resolved tree has a model path"
-    checkpoint = Checkpoint.open(settings.model.path)
-    dtype: torch.dtype = getattr(torch, settings.model.dtype)
-    indices = checkpoint.moe_layers if settings.model.layers == "all" else settings.model.layers
-    checkpoint.check(indices)
-    layers = {
-        f"{settings.model.name}/layers.{index}": checkpoint.load(index, device=device, dtype=dtype) for index in indices
-    }
+    layers = open_layers(options.weights, device)
     page.write(Line.HOST, Host.STAGE, Stage.COMPILING)
     engine = Engine(
         layers,
@@ -114,7 +108,7 @@ def _serve(settings: tree.Settings, page: Page, control: Channel, socket_path: P
             messages.LayerInfo(name, layer.hidden_size, datatype, layer.experts, layer.routing.top_k)
             for name, layer in layers.items()
         )
-        ready = messages.WorkerReady(generation, infos, settings.worker.max_batch_tokens, fused)
+        ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
         Loop(engine, choice, page, control, listener, ready, chaos=settings.chaos).run()
 

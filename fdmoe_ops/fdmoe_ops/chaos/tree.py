@@ -1,9 +1,8 @@
-"""A real process tree for benchmarks and end-to-end tests: `fdmoe serve` in a process of its own, on free ports."""
+"""`fdmoe serve` in a process of its own, on free ports: for game days, benchmarks and end-to-end tests."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import http.client
 import os
 import signal
@@ -29,16 +28,21 @@ class Tree:
         self.run_dir = run_dir or Path(tempfile.mkdtemp(prefix="fdmoe-tree-", dir="/dev/shm"))
         self.flight_dir = directory / "flights"
         self.output = directory / "serve.log"
-        with self.output.open("wb") as output:
+        self._command = (
+            sys.executable, "-P", "-m", "fdmoe_ops.cli", "serve",
+            f"--gateway-port={self.gateway_port}", f"--watchdog-port={self.watchdog_port}",
+            f"--run-dir={self.run_dir}", f"--flight-dir={self.flight_dir}", *flags,
+        )  # fmt: skip
+        self._environment = {**os.environ, **(environment or {})}
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it; once more after it has ended: with the same directories and on the same ports."""
+        with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                (
-                    sys.executable, "-P", "-m", "fdmoe_ops.cli", "serve",
-                    f"--gateway-port={self.gateway_port}", f"--watchdog-port={self.watchdog_port}",
-                    f"--run-dir={self.run_dir}", f"--flight-dir={self.flight_dir}", *flags,
-                ),
-                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**os.environ, **(environment or {})},
-            )  # fmt: skip
+                self._command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
+            )
+        return self.process
 
     @property
     def gateway_address(self) -> str:
@@ -104,6 +108,14 @@ class Tree:
             self.process.send_signal(number)
         return self.process.wait(timeout_s)
 
+    def end(self) -> None:
+        """Stop it, and kill it if it does not stop."""
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
 
 @contextlib.contextmanager
 def running_tree(*flags: str, environment: dict[str, str] | None = None) -> Iterator[Tree]:
@@ -114,11 +126,7 @@ def running_tree(*flags: str, environment: dict[str, str] | None = None) -> Iter
             tree.wait_until_ready()
             yield tree
         finally:
-            try:
-                tree.stop()
-            except subprocess.TimeoutExpired:
-                tree.process.kill()
-                tree.process.wait()
+            tree.end()
 
 
 def free_port() -> int:
@@ -136,42 +144,6 @@ def is_running(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def describe_machine() -> dict[str, str]:
-    """What every row of a result says about where it was measured."""
-    import platform
-
-    import torch
-    import triton
-
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"CPU, {os.cpu_count()} cores"
-    versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
-    return {"device": device, "versions": versions}
-
-
-def reproduce() -> str:
-    """The command that gave a result, less where it was written and what commit it was told."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        name = word.partition("=")[0]
-        if name in ("--csv", "--commit"):
-            if "=" not in word:
-                next(words, None)
-            continue
-        kept.append(word)
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
-
-
-def write_rows(rows: list[dict[str, object]], path: Path | None) -> None:
-    """A result as CSV, to standard output without a path."""
-    with path.open("w", newline="") if path else sys.stdout as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_events(tree: Tree) -> list[dict[str, Any]]:

@@ -1,0 +1,97 @@
+"""A game day from settings to a report, as the command line runs it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import typer
+
+from fdmoe_ops.chaos import report
+from fdmoe_ops.chaos.game_day import Plan, Result, playable, run
+from fdmoe_ops.chaos.load import Pool
+from fdmoe_ops.chaos.plays import Group
+from fdmoe_ops.checkpoint import Checkpoint
+from fdmoe_ops.checkpoint.errors import CheckpointError
+from fdmoe_ops.demo import write_demo_model
+from fdmoe_ops.settings import Settings, SettingsError
+
+_MODEL = "game-day"
+
+
+class Day:
+    """Prints a line for each fault, and writes the report anew after each: a day that is cut off has one, too."""
+
+    def __init__(self, settings: Settings, directory: Path, commit: str, *, clients: int, max_tokens: int) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._commit = commit
+        self._clients = clients
+        self._max_tokens = max_tokens
+
+    def names(self, only: list[str]) -> list[str]:
+        """Those of `only`, or all that can be played here, in the catalogue's order. Raises SettingsError."""
+        possible = playable(probe=torch.cuda.is_available())
+        for name in only:
+            if name not in possible:
+                raise SettingsError(f"only names {name!r}; here can be played: {', '.join(possible)}")
+        return [name for name in possible if not only or name in only]
+
+    def play(self, names: list[str], *, abortable: int, others: int) -> bool:
+        """Whether every fault came to what it must come to. Raises SettingsError for a checkpoint that is none."""
+        with tempfile.TemporaryDirectory(prefix="fdmoe-game-day-") as directory:
+            model = self._settings.model.path or Path(directory) / "demo"
+            if self._settings.model.path is None:
+                write_demo_model(model)
+            plan = self._plan(model, {Group.ABORTABLE: abortable, Group.OTHER: others})
+            rows, ok = [], True
+            where = report.machine() | {"commit": self._commit, "command": _command()}
+            for result in run(plan, names):
+                rows.append(report.row(result, **where))
+                ok = ok and result.ok
+                typer.echo(_line(rows[-1], result))
+                report.write(self._directory, rows)
+        return ok
+
+    def _plan(self, model: Path, repetitions: dict[Group, int]) -> Plan:
+        settings = self._settings
+        try:
+            checkpoint = Checkpoint.open(model)
+            index = (checkpoint.moe_layers if settings.model.layers == "all" else settings.model.layers)[0]
+            layer = checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
+        except CheckpointError as error:
+            raise SettingsError(str(error)) from error
+        pool = Pool.of(f"{_MODEL}/layers.{index}", layer, self._max_tokens)
+        # one layer is enough to break, and starts in a moment
+        flags = (
+            f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
+            f"--device={settings.device}", f"--worker-programs={settings.worker.programs}",
+        )  # fmt: skip
+        return Plan(flags, pool, self._clients, repetitions)
+
+
+def _line(row: dict[str, object], result: Result) -> str:
+    times = ", ".join(
+        f"{name} {row[f'{name}_p50_ms']} / {row[f'{name}_max_ms']} ms"
+        for name in ("detect", "answer")
+        if row[f"{name}_p50_ms"] != ""
+    )
+    verdict = "ok" if result.ok else f"NOT OK {result.problem[:200]}"
+    return (
+        f"{row['fault']:<20} {row['repetitions']:>3} x  {row['requests']:>6} requests, {row['failed']} lost, "
+        f"{row['wrong']} wrong  {times}  {verdict}"
+    )
+
+
+def _command() -> str:
+    """The command line, less where the report goes and what commit it was told."""
+    words, kept = iter(sys.argv[1:]), ["fdmoe"]
+    for word in words:
+        if word.partition("=")[0] in ("--report", "--commit"):
+            if "=" not in word:
+                next(words, None)
+            continue
+        kept.append(word)
+    return " ".join([*kept, "--report", "DIR"])

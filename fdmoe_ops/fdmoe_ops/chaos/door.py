@@ -1,0 +1,104 @@
+"""Clients that nobody wants: slow ones, ones that hang up, and too many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from fdmoe_ops.chaos.load import Pool
+
+_SLOW_S = 3.0
+_PER_CONNECTION = 5
+
+
+def _raw(pool: Pool, index: int) -> bytes:
+    body, headers = pool.request(index % len(pool.inputs))
+    lines = [f"POST /v2/models/{pool.layer}/infer HTTP/1.1", "Host: door", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _sockets(address: tuple[str, int], count: int) -> list[socket.socket]:
+    return [socket.create_connection(address, timeout=10) for _ in range(count)]
+
+
+def slow_clients(address: tuple[str, int], pool: Pool, count: int = 20) -> Counter[str]:
+    """Each sends a byte ten times a second for three seconds, in the middle of its body."""
+    clients = _sockets(address, count)
+    raw = [_raw(pool, index) for index in range(count)]
+    heads = [request.index(b"\r\n\r\n") + 4 for request in raw]
+    for client, request, head in zip(clients, raw, heads, strict=True):
+        client.sendall(request[: head + 1])
+    end, sent = time.monotonic() + _SLOW_S, 1
+    while time.monotonic() < end:
+        for client, request, head in zip(clients, raw, heads, strict=True):
+            with contextlib.suppress(OSError):
+                client.sendall(request[head + sent : head + sent + 1])
+        sent += 1
+        time.sleep(0.1)
+    for client in clients:
+        client.close()
+    return Counter({"left": count})
+
+
+def half_bodies(address: tuple[str, int], pool: Pool, count: int = 50) -> Counter[str]:
+    """Each sends half of its body and hangs up."""
+    for index, client in enumerate(_sockets(address, count)):
+        request = _raw(pool, index)
+        client.sendall(request[: request.index(b"\r\n\r\n") + 4 + (len(request) // 4)])
+        client.close()
+    return Counter({"left": count})
+
+
+def disconnects(address: tuple[str, int], pool: Pool, count: int = 50) -> Counter[str]:
+    """Each sends a whole request and hangs up before the answer."""
+    for index, client in enumerate(_sockets(address, count)):
+        client.sendall(_raw(pool, index))
+        client.close()
+    return Counter({"left": count})
+
+
+def flood(address: tuple[str, int], pool: Pool, count: int = 10_000) -> Counter[str]:
+    """So many requests, five on each connection, all at once; how many got which status."""
+    return asyncio.run(_flood(address, pool, count))
+
+
+async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[str]:
+    raw = _raw(pool, 0)
+    open_at_once = asyncio.Semaphore(500)
+
+    async def client() -> list[str]:
+        async with open_at_once:
+            reader, writer = await asyncio.open_connection(*address)
+            statuses = []
+            for _ in range(_PER_CONNECTION):
+                writer.write(raw)
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = next(
+                    int(line.partition(b":")[2])
+                    for line in head.split(b"\r\n")
+                    if line.lower().startswith(b"content-length:")
+                )
+                await reader.readexactly(size)
+                statuses.append(head.split(b" ", 2)[1].decode())
+            writer.close()
+            return statuses
+
+    async with asyncio.timeout(120):
+        found = await asyncio.gather(*(client() for _ in range(count // _PER_CONNECTION)), return_exceptions=True)
+    counted: Counter[str] = Counter()
+    for statuses in found:
+        if isinstance(statuses, BaseException):
+            counted[f"broken: {type(statuses).__name__}"] += 1
+        else:
+            counted.update(statuses)
+    return counted
+
+
+VISITS: dict[str, Callable[[tuple[str, int], Pool], Counter[str]]] = {
+    "slow-clients": slow_clients, "half-bodies": half_bodies, "disconnects": disconnects, "flood": flood,
+}  # fmt: skip

@@ -1,0 +1,139 @@
+"""Clients that never pause: each sends requests with known answers, one after another, and judges what comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fdmoe_kernels import MoELayer, reference_moe
+
+DATATYPES = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
+# ||answer - float32|| / ||float32||: either path is within half of it
+TOLERANCE = {"FP32": 1e-4, "BF16": 2e-2, "FP16": 5e-3}
+_POOL = 32
+_RETRY_S = 0.02
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Requests of 1 to `max_tokens` tokens, as bytes, and their answers in float32."""
+
+    layer: str
+    datatype: str
+    hidden_size: int
+    inputs: tuple[bytes, ...]
+    expected: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, name: str, layer: MoELayer, max_tokens: int) -> Pool:
+        generator = torch.Generator().manual_seed(1)
+        inputs, expected = [], []
+        for _ in range(_POOL):
+            tokens = int(torch.randint(1, max_tokens + 1, (1,), generator=generator))
+            x = torch.randn(tokens, layer.hidden_size, generator=generator).to(layer.dtype)
+            inputs.append(x.view(torch.uint8).numpy().tobytes())
+            expected.append(reference_moe(x, layer))
+        return cls(name, DATATYPES[layer.dtype], layer.hidden_size, tuple(inputs), tuple(expected))
+
+    def request(self, index: int) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of request `index`: a JSON header, then the tensor."""
+        raw = self.inputs[index]
+        shape = [self.expected[index].shape[0], self.hidden_size]
+        tensor = {
+            "name": "hidden_states", "datatype": self.datatype, "shape": shape,
+            "parameters": {"binary_data_size": len(raw)},
+        }  # fmt: skip
+        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+        return head + raw, headers
+
+    def is_wrong(self, index: int, output: bytes) -> bool:
+        expected = self.expected[index]
+        dtype = next(dtype for dtype, name in DATATYPES.items() if name == self.datatype)
+        found = torch.frombuffer(bytearray(output), dtype=dtype)
+        if found.numel() != expected.numel():
+            return True
+        error = (found.view_as(expected).float() - expected).norm() / expected.norm()
+        return not float(error) <= TOLERANCE[self.datatype]
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request: start and end by the monotonic clock, s; which path answered; how often it had to be sent again for
+    a connection that broke or a 503; `failed` says why it was never answered."""
+
+    start: float
+    end: float
+    path: str = ""
+    replayed: bool = False
+    retries: int = 0
+    failed: str = ""
+    wrong: bool = False
+
+
+@dataclass
+class Load:
+    """`clients` threads that send until told to stop. A request is given up after `patience_s`."""
+
+    address: str
+    pool: Pool
+    clients: int
+    patience_s: float = 60.0
+    sent: list[Sent] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._threads = [threading.Thread(target=self._run, args=(seed,)) for seed in range(self.clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, seed: int) -> None:
+        picks = np.random.default_rng(seed)
+        connection = http.client.HTTPConnection(self.address, timeout=self.patience_s)
+        with contextlib.closing(connection):
+            while not self._stop.is_set():
+                self.sent.append(self._one(connection, int(picks.integers(len(self.pool.inputs)))))
+
+    def _one(self, connection: http.client.HTTPConnection, index: int) -> Sent:
+        body, headers = self.pool.request(index)
+        sent = Sent(time.monotonic(), 0.0)
+        while True:
+            try:
+                connection.request("POST", f"/v2/models/{self.pool.layer}/infer", body, headers)
+                answer = connection.getresponse()
+                data = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status == 200:
+                    break
+                problem = f"{answer.status}: {data[:200].decode(errors='replace')}"
+                if answer.status != 503:
+                    sent.failed = problem
+                    break
+            sent.retries += 1
+            if time.monotonic() - sent.start >= self.patience_s or self._stop.wait(_RETRY_S):
+                sent.failed = problem
+                break
+        sent.end = time.monotonic()
+        if not sent.failed:
+            size = int(answer.headers["Inference-Header-Content-Length"])
+            parameters = json.loads(data[:size])["parameters"]
+            sent.path, sent.replayed = parameters["fdmoe_path"], parameters["fdmoe_replayed"]
+            sent.wrong = self.pool.is_wrong(index, data[size:])
+        return sent

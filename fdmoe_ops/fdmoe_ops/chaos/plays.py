@@ -1,0 +1,76 @@
+"""How each fault of the catalogue is played on a game day, and what it must come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fdmoe_ops.chaos.catalogue import FAULTS
+
+
+class Group(Enum):
+    """How often a fault is played, by what it costs."""
+
+    ABORTABLE = "abortable"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Play:
+    """One fault.
+
+    decision     the events of which the first tells when the service had noticed; () where it has nothing to notice
+    then         an event that must have come before the tree counts as whole again
+    may_retry    clients must send again, because their connections break
+    may_be_wrong answers that nothing can check may be wrong
+    final_path   what serves in the end
+    """
+
+    name: str
+    group: Group = Group.OTHER
+    decision: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
+    may_retry: bool = False
+    may_be_wrong: bool = False
+    final_path: str = "fused"
+
+
+_GONE = ("fence", "worker_gone")
+
+PLAYS: dict[str, Play] = {
+    play.name: play
+    for play in (
+        Play("stall", Group.ABORTABLE, ("stall",), ("abort_ended",)),
+        Play("endless", decision=("stall",), then=("kill", "worker_gone")),
+        Play("illegal", decision=_GONE, then=("worker_gone",)),
+        Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path",)),
+        Play("wrong", Group.ABORTABLE, may_be_wrong=True),
+        Play("slow", Group.ABORTABLE),
+        Play("kill-active", decision=_GONE, then=("worker_gone",)),
+        Play("stop-active", decision=("stall",), then=("kill", "worker_gone")),
+        Play("kill-standby", decision=_GONE, then=("worker_gone",)),
+        Play("stop-standby", decision=("stall",), then=("kill", "worker_gone")),
+        Play("kill-workers", decision=_GONE, then=("worker_gone",)),
+        Play("stop-workers", decision=("stall",), then=("kill", "worker_gone")),
+        Play("block-worker", decision=("stall",), then=("kill", "worker_gone")),
+        Play("kill-holder", decision=("weights_gone",), then=("weights_ready", "worker_gone")),
+        Play("stop-holder"),
+        Play("kill-gateway", decision=("gateway_exit",), then=("gateway_listening",), may_retry=True),
+        Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), may_retry=True),
+        Play("kill-probe", decision=("probe_exit",), then=("gpu_readable",)),
+        Play("stop-probe", decision=("probe_silent",), then=("gpu_readable",)),
+        Play("truncate-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
+        Play("noise-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
+        Play("stop-watchdog"),
+        Play("kill-watchdog", may_retry=True),
+        Play("failing-worker", decision=_GONE, then=("restart_budget_gone",), final_path="baseline"),
+        Play("shared-memory-full", decision=_GONE, then=("worker_not_started",)),
+        Play("disk-full", Group.ABORTABLE, ("stall",), ("flight_record_lost",)),
+        Play("slow-clients"),
+        Play("half-bodies"),
+        Play("disconnects"),
+        Play("flood", may_retry=True),
+    )
+}
+
+assert list(PLAYS) == [fault.name for fault in FAULTS], "a play for each fault, in the catalogue's order"

@@ -1,0 +1,152 @@
+"""The report of a game day: a CSV for machines, a JSON document, and a page with plots for people."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fdmoe_ops.chaos.catalogue import FAULTS
+from fdmoe_ops.chaos.game_day import Result
+from fdmoe_ops.chaos.plays import Group
+
+# DESIGN 8, ms: stall to detection, and to the answer where an abort is enough and where a kill is needed
+PROMISES = {"detect": 100, Group.ABORTABLE: 250, Group.OTHER: 500}
+_TIMES = ("p50", "p99", "max")
+
+
+def machine() -> dict[str, str]:
+    """What every row says about where it was measured."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    names = ("torch", "triton", "fdmoe-ops")
+    return {
+        "device": device,
+        "versions": " ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]),
+    }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank: the smallest value that at least this share of all is not above."""
+    return sorted(values)[max(math.ceil(share * len(values)), 1) - 1]
+
+
+def row(result: Result, **more: str) -> dict[str, Any]:
+    """One line of the CSV; times in milliseconds, empty where the fault has none."""
+    fault = next(fault for fault in FAULTS if fault.name == result.play.name)
+    columns: dict[str, Any] = {
+        "fault": fault.name,
+        "place": fault.place.name.lower(),
+        "repetitions": result.repetitions,
+        "requests": len(result.sent),
+        "failed": sum(bool(sent.failed) for sent in result.sent),
+        "wrong": sum(sent.wrong for sent in result.sent),
+        "sent_again": sum(bool(sent.retries) for sent in result.sent),
+        "replayed": sum(sent.replayed for sent in result.sent),
+    }
+    for name, values in (("detect", result.detect_s), ("answer", result.answer_s)):
+        for time, share in zip(_TIMES, (0.5, 0.99, 1.0), strict=True):
+            columns[f"{name}_{time}_ms"] = round(percentile(values, share) * 1e3, 1) if values else ""
+    columns["final_path"] = result.final_path
+    columns["ok"] = "yes" if result.ok else "no"
+    columns["notes"] = "; ".join(f"{name} {count}" for name, count in sorted(result.notes.items()))
+    columns["problem"] = result.problem.replace("\n", " ")[:500]
+    return columns | more
+
+
+def write(directory: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
+    """game-day.csv, .json and .html, whole each time they are written. Raises OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    written = {
+        "game-day.csv": text.getvalue(),
+        "game-day.json": json.dumps(list(rows), indent=1) + "\n",
+        "game-day.html": page(rows),
+    }
+    for name, content in written.items():
+        (directory / name).write_text(content)
+    return [directory / name for name in written]
+
+
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """One HTML document without outside parts, in the reader's own light or dark."""
+    shown = [name for name in rows[0] if name not in ("place", "problem", "versions", "command", "device", "commit")]
+    head = "".join(f"<th scope=col>{html.escape(name.replace('_', ' '))}</th>" for name in shown)
+    body = "".join(_table_row(row, shown) for row in rows)
+    bad = sum(row["ok"] == "no" for row in rows)
+    lost, wrong = sum(row["failed"] for row in rows), sum(row["wrong"] for row in rows)
+    words = (
+        f"{len(rows)} faults, {sum(row['repetitions'] for row in rows)} injections, "
+        f"{sum(row['requests'] for row in rows)} requests: {lost} lost, {wrong} wrong. "
+        + ("Every fault came to what it must come to." if not bad else f"{bad} faults did not come to what they must.")
+    )
+    return _PAGE.format(
+        words=html.escape(words),
+        where=html.escape(f"{rows[0].get('device', '')}; {rows[0].get('versions', '')}"),
+        command=html.escape(str(rows[0].get("command", ""))),
+        head=head,
+        body=body,
+        plot=_plot(rows),
+    )
+
+
+def _table_row(row: dict[str, Any], shown: Sequence[str]) -> str:
+    cells = "".join(f"<td>{html.escape(str(row[name]))}</td>" for name in shown)
+    problem = f"<tr class=no><td></td><td colspan={len(shown) - 1}>{html.escape(row['problem'])}</td></tr>"
+    return f'<tr class="{row["ok"]}">{cells}</tr>' + (problem if row["problem"] else "")
+
+
+def _plot(rows: Sequence[dict[str, Any]]) -> str:
+    """Detection and answer, worst of each fault, as an SVG element; "" where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return ""
+    timed = [row for row in rows if row["answer_max_ms"] != ""][::-1]
+    figure = Figure(figsize=(9, 0.32 * len(timed) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(timed))
+    axes.barh([at + 0.2 for at in places], [row["answer_max_ms"] for row in timed], 0.38, label="answer, worst")
+    detect = [row["detect_max_ms"] or 0 for row in timed]
+    axes.barh([at - 0.2 for at in places], detect, 0.38, label="detection, worst")
+    axes.set_yticks(list(places), [row["fault"] for row in timed])
+    axes.set_xscale("log")
+    axes.set_xlabel("ms")
+    axes.legend(loc="lower right")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>fdmoe game day</title>
+<style>
+:root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
+body {{ margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
+div {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+th, td {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+tr.no td {{ color: #d33; font-weight: 600 }}
+figure {{ background: #fff; margin: 1.5rem 0; padding: .5rem; overflow-x: auto }}
+</style>
+<h1>Game day</h1>
+<p>{words}</p>
+<p><small>{where}<br><code>{command}</code></small></p>
+<figure role=img aria-label="Worst times of detection and answer of each fault">{plot}</figure>
+<div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+</html>
+"""
