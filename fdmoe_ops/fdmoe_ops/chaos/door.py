@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from fdmoe_ops.chaos.load import Pool
 
 _SLOW_S = 3.0
 _PER_CONNECTION = 5
+_FLOOD_DEADLINE_S = 120.0
 
 
 def _raw(pool: Pool, index: int) -> bytes:
@@ -63,32 +65,36 @@ def disconnects(address: tuple[str, int], pool: Pool, count: int = 50) -> Counte
 
 
 def flood(address: tuple[str, int], pool: Pool, count: int = 10_000) -> Counter[str]:
-    """So many requests, five on each connection, all at once; how many got which status."""
-    return asyncio.run(_flood(address, pool, count))
+    """So many requests of one token or few, five on each connection, all connections at once; how many got which
+    status."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        return asyncio.run(_flood(address, pool, count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[str]:
-    raw = _raw(pool, 0)
-    open_at_once = asyncio.Semaphore(500)
+    raw = _raw(pool, min(range(len(pool.inputs)), key=lambda index: len(pool.inputs[index])))
 
     async def client() -> list[str]:
-        async with open_at_once:
-            reader, writer = await asyncio.open_connection(*address)
-            statuses = []
-            for _ in range(_PER_CONNECTION):
-                writer.write(raw)
-                head = await reader.readuntil(b"\r\n\r\n")
-                size = next(
-                    int(line.partition(b":")[2])
-                    for line in head.split(b"\r\n")
-                    if line.lower().startswith(b"content-length:")
-                )
-                await reader.readexactly(size)
-                statuses.append(head.split(b" ", 2)[1].decode())
-            writer.close()
-            return statuses
+        reader, writer = await asyncio.open_connection(*address)
+        statuses = []
+        for _ in range(_PER_CONNECTION):
+            writer.write(raw)
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = next(
+                int(line.partition(b":")[2])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length:")
+            )
+            await reader.readexactly(size)
+            statuses.append(head.split(b" ", 2)[1].decode())
+        writer.close()
+        return statuses
 
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(_FLOOD_DEADLINE_S):
         found = await asyncio.gather(*(client() for _ in range(count // _PER_CONNECTION)), return_exceptions=True)
     counted: Counter[str] = Counter()
     for statuses in found:
