@@ -17,9 +17,10 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
+from fdmoe_ops import client
 from fdmoe_ops.chaos import catalogue
 from fdmoe_ops.chaos.events import new_events
-from fdmoe_ops.cli import app, chaos, client
+from fdmoe_ops.cli import app, chaos
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import (

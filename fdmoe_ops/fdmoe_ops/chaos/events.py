@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from fdmoe_ops.cli.client import WatchdogClient, WatchdogUnreachable
+from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 
 _LOOK_S = 0.02
 Event = dict[str, Any]

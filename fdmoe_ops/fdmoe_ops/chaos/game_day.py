@@ -25,7 +25,7 @@ from fdmoe_ops.chaos.events import Event, EventTail, monotonic_of
 from fdmoe_ops.chaos.load import Load, Pool, Sent
 from fdmoe_ops.chaos.plays import PLAYS, Group, Play
 from fdmoe_ops.chaos.tree import Tree
-from fdmoe_ops.cli.client import WatchdogClient, WatchdogUnreachable
+from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 
 _DEADLINE_S = 120.0
 # a fault that nobody decides about has this long to do harm

@@ -16,7 +16,7 @@ from typing import Any
 
 from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result
-from fdmoe_ops.chaos.plays import Group
+from fdmoe_ops.chaos.plays import PLAYS, Group
 
 # DESIGN 8, ms: stall to detection, and to the answer where an abort is enough and where a kill is needed
 PROMISES = {"detect": 100, Group.ABORTABLE: 250, Group.OTHER: 500}
@@ -87,10 +87,13 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     body = "".join(_table_row(row, shown) for row in rows)
     bad = sum(row["ok"] == "no" for row in rows)
     lost, wrong = sum(row["failed"] for row in rows), sum(row["wrong"] for row in rows)
+    allowed = sum(row["wrong"] for row in rows if PLAYS[row["fault"]].may_be_wrong)
     words = (
         f"{len(rows)} faults, {sum(row['repetitions'] for row in rows)} injections, "
-        f"{sum(row['requests'] for row in rows)} requests: {lost} lost, {wrong} wrong. "
-        + ("Every fault came to what it must come to." if not bad else f"{bad} faults did not come to what they must.")
+        f"{sum(row['requests'] for row in rows)} requests: {lost} lost, {wrong} wrong"
+        + (f", {allowed} of them by the fault 'wrong', which only a comparison can find" if allowed else "")
+        + ". "
+        + ("Every fault came to what it must come to." if not bad else f"{bad} did not come to what they must.")
     )
     return _PAGE.format(
         words=html.escape(words),
@@ -124,6 +127,7 @@ def _plot(rows: Sequence[dict[str, Any]]) -> str:
     axes.set_yticks(list(places), [row["fault"] for row in timed])
     axes.set_xscale("log")
     axes.set_xlabel("ms")
+    axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
@@ -137,8 +141,8 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif }}
 body {{ margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
 div {{ overflow-x: auto }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-th, td {{ padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }}
+th, td {{ padding: .2rem .4rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap }}
 th:first-child, td:first-child {{ text-align: left }}
 tr.no td {{ color: #d33; font-weight: 600 }}
 figure {{ background: #fff; margin: 1.5rem 0; padding: .5rem; overflow-x: auto }}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fdmoe_ops.cli.client import WatchdogClient, WatchdogUnreachable
+from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 
 
 class Tree:

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from fdmoe_ops.chaos.catalogue import FAULTS, FaultInfo, Means
 from fdmoe_ops.chaos.events import new_events
-from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS, UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.cli.flags import EPILOG, fail, with_settings
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.cli.status import event_line
 from fdmoe_ops.cli.tables import plain_table
+from fdmoe_ops.client import RUN_DIRECTORY_OPTIONS, UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.settings import run_directory
 from fdmoe_watchdog.messages import ChaosReply
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from fdmoe_ops.cli import chaos
-from fdmoe_ops.cli.client import RUN_DIRECTORY_OPTIONS
 from fdmoe_ops.cli.config import show
 from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
 from fdmoe_ops.cli.flight import FLIGHT_OPTIONS, list_records, show_record
 from fdmoe_ops.cli.serve import serve
 from fdmoe_ops.cli.status import status
+from fdmoe_ops.client import RUN_DIRECTORY_OPTIONS
 from fdmoe_ops.version import version
 
 app = typer.Typer(

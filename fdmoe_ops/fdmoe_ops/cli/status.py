@@ -11,10 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fdmoe_ops.cli.client import UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.cli.flags import fail
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.cli.tables import plain_table
+from fdmoe_ops.client import UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.settings import run_directory
 
 EVENTS_SHOWN = 10

@@ -1,0 +1,108 @@
+"""What a game day's report says of its repetitions, and when a fault has come to what it must."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fdmoe_ops.chaos import report
+from fdmoe_ops.chaos.catalogue import FAULTS
+from fdmoe_ops.chaos.game_day import Result, playable
+from fdmoe_ops.chaos.load import Sent
+from fdmoe_ops.chaos.plays import PLAYS
+
+ANSWERED = Sent(1.0, 1.5, "fused")
+
+
+def result(name: str = "stall", *, sent: tuple[Sent, ...] = (ANSWERED,), **more: object) -> Result:
+    values: dict[str, object] = {"repetitions": 3, "final_path": "fused", **more}
+    return Result(PLAYS[name], sent=list(sent), **values)  # type: ignore[arg-type]
+
+
+def test_a_row_holds_counts_and_milliseconds() -> None:
+    sent = (
+        ANSWERED,
+        replace(ANSWERED, replayed=True),
+        replace(ANSWERED, wrong=True),
+        replace(ANSWERED, failed="503: full", retries=4),
+        replace(ANSWERED, retries=1),
+    )
+    row = report.row(
+        result(sent=sent, detect_s=[0.06, 0.05, 0.0701], answer_s=[0.2, 0.1], notes={"503": 7, "200": 3}), commit="abc"
+    )
+    assert row == {
+        "fault": "stall", "place": "kernel", "repetitions": 3, "requests": 5, "failed": 1, "wrong": 1, "sent_again": 2,
+        "replayed": 1, "detect_p50_ms": 60.0, "detect_p99_ms": 70.1, "detect_max_ms": 70.1, "answer_p50_ms": 100.0,
+        "answer_p99_ms": 200.0, "answer_max_ms": 200.0, "final_path": "fused", "ok": "no", "notes": "200 3; 503 7",
+        "problem": "", "commit": "abc",
+    }  # fmt: skip
+
+
+def test_a_fault_that_nobody_decides_about_has_no_time_of_detection() -> None:
+    row = report.row(result("stop-holder", answer_s=[0.25]))
+    assert [row[f"detect_{time}_ms"] for time in ("p50", "p99", "max")] == ["", "", ""]
+    assert row["answer_max_ms"] == 250.0
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.0, 1), (0.5, 5), (0.51, 6), (0.9, 9), (0.99, 10), (1.0, 10)])
+def test_percentiles_by_nearest_rank(share: float, found: int) -> None:
+    assert report.percentile([7, 3, 10, 1, 9, 2, 8, 4, 6, 5], share) == found
+    assert report.percentile([4.0], share) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "ok"),
+    [
+        ("stall", {}, True),
+        ("stall", {"problem": "TimeoutError: none of stall came"}, False),
+        ("stall", {"final_path": "baseline"}, False),
+        ("failing-worker", {"final_path": "baseline"}, True),
+        ("stall", {"sent": (replace(ANSWERED, failed="504: too late"),)}, False),
+        ("stall", {"sent": (replace(ANSWERED, wrong=True),)}, False),
+        ("wrong", {"sent": (replace(ANSWERED, wrong=True),)}, True),
+        ("stall", {"sent": (replace(ANSWERED, retries=1),)}, False),
+        ("kill-gateway", {"sent": (replace(ANSWERED, retries=1),)}, True),
+        ("flood", {"notes": {"200": 9000, "503": 1000}}, True),
+        ("flood", {"notes": {"200": 9000, "broken: ConnectionResetError": 1}}, False),
+        ("flood", {"notes": {"500": 1}}, False),
+    ],
+)
+def test_when_a_fault_has_come_to_what_it_must(name: str, change: dict[str, object], ok: bool) -> None:
+    assert result(name, **change).ok is ok
+
+
+def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:
+    rows = [
+        report.row(
+            result(answer_s=[0.1], detect_s=[0.05]), device="a <GPU>", versions="v", commit="c", command="fdmoe"
+        ),
+        report.row(result("wrong", sent=(replace(ANSWERED, wrong=True),), answer_s=[0.3])),
+        report.row(result("nan", problem="TimeoutError: <none>")),
+    ]
+    rows = [{**dict.fromkeys(rows[0], ""), **row} for row in rows]
+    paths = report.write(tmp_path / "new", rows)
+    assert [path.name for path in paths] == ["game-day.csv", "game-day.json", "game-day.html"]
+    assert json.loads(paths[1].read_text()) == rows
+    with paths[0].open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["fault"] for row in read] == ["stall", "wrong", "nan"]
+    assert read == [{name: str(value) for name, value in row.items()} for row in rows]
+    page = paths[2].read_text()
+    assert "3 faults, 9 injections, 3 requests: 0 lost, 1 wrong, 1 of them by the fault &#x27;wrong&#x27;" in page
+    assert "1 did not come to what they must." in page
+    assert "a &lt;GPU&gt;" in page
+    assert "TimeoutError: &lt;none&gt;" in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "https://matplotlib.org", ""
+    ).replace("http://creativecommons.org", ""), "no part of it lies elsewhere"
+
+
+def test_the_probes_faults_need_a_probe() -> None:
+    everything = [fault.name for fault in FAULTS]
+    assert playable(probe=True) == everything == list(PLAYS)
+    assert set(everything) - set(playable(probe=False)) == {"kill-probe", "stop-probe"}
