@@ -62,10 +62,8 @@ class Day:
         """No fault, and whether none was found; adds soak.csv to the report."""
         with self._model() as model:
             plan = self._plan(model, {})
-            pools = [
-                plan.pool,
-                *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= self._most_tokens()),
-            ]
+            most = resolve(self._settings, find_device(self._settings.device)).worker.max_batch_tokens
+            pools = [plan.pool, *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
             with running_tree(*plan.flags) as tree:
                 soaked = soak(tree, pools, self._settings.device, minutes)
         row = report.soak_row(soaked, **report.machine(), commit=self._commit, command=_command())
