@@ -20,7 +20,8 @@ from fdmoe_ops.chaos.tree import running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
-from fdmoe_ops.settings import Settings, SettingsError
+from fdmoe_ops.devices import find_device
+from fdmoe_ops.settings import Settings, SettingsError, resolve
 
 _MODEL = "game-day"
 # the sizes that a soak comes to after the first, as far as a batch may hold them
