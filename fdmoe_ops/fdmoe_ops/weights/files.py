@@ -1,0 +1,81 @@
+"""Blocks on the CPU: files in the run directory, which is on tmpfs. What is in them is in memory, once for all."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fdmoe_ops.weights.errors import WeightsError
+from fdmoe_ops.weights.manifest import TmpfsFile
+from fdmoe_watchdog.rundir import RunDirectory, RunDirectoryError
+
+
+class FileBlocks:
+    """The holder's side: one file a layer, weights-g<generation>-<number>.bin."""
+
+    def __init__(self, run_dir: Path, generation: int) -> None:
+        self._run_dir = run_dir
+        self._stem = f"weights-g{generation}"
+        self._paths: list[Path] = []
+
+    def reserve(self, sizes: Sequence[int]) -> None:
+        """Take the memory of all blocks. Raises WeightsError, and takes none, where there is not enough."""
+        directory = RunDirectory(self._run_dir)
+        tmpfs = os.statvfs(self._run_dir)
+        free = tmpfs.f_bavail * tmpfs.f_frsize
+        for number, size in enumerate(sizes):
+            name = f"{self._stem}-{number}.bin"
+            # a failed reservation leaves its empty file
+            self._paths.append(self._run_dir / name)
+            try:
+                directory.reserve(name, size)
+            except RunDirectoryError as error:
+                self.release()
+                raise WeightsError(
+                    f"{self._run_dir}: the weights of {len(sizes)} layers take {sum(sizes)} bytes, and {free} are free "
+                    "on this tmpfs; a larger one or fewer model.layers are needed"
+                ) from error
+
+    def release(self) -> None:
+        """Remove the files. Processes that have mapped them keep what they have."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
+
+    @contextmanager
+    def fill(self, number: int) -> Iterator[torch.Tensor]:
+        """Block `number` as uint8, to be written to; keep no view of it."""
+        with self._paths[number].open("r+b") as file:
+            yield torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=torch.uint8)
+
+    def lend(self, number: int) -> TmpfsFile:
+        return TmpfsFile(self._paths[number].name)
+
+
+def map_read_only(path: Path, size_bytes: int) -> torch.Tensor:
+    """The file as uint8 [size_bytes]. A write to it ends this process by SIGSEGV: the weights are its siblings', too.
+
+    Raises WeightsError unless it is a regular file of that size.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
+            raise WeightsError(f"{path}: {status.st_size} bytes; the manifest promises a file of {size_bytes}")
+        mapped = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    with warnings.catch_warnings():
+        # torch has no tensors that know that they are read-only; the memory itself does
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return torch.frombuffer(mapped, dtype=torch.uint8)
