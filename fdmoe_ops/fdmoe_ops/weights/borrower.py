@@ -15,7 +15,7 @@ from fdmoe_ops.weights.manifest import CudaAllocation, HeldLayer, read
 from fdmoe_ops.weights.places import views
 
 
-def open_layers(manifest: Path, device: torch.device, driver: Driver | None = None) -> dict[str, MoELayer]:
+def open_layers(manifest: Path, device: torch.device) -> dict[str, MoELayer]:
     """The layers that the manifest names, by name, over the holder's memory: nothing is copied.
 
     They are for reading. On the CPU a write ends the process by SIGSEGV; on a GPU nothing stops it. On a CUDA device
@@ -25,8 +25,7 @@ def open_layers(manifest: Path, device: torch.device, driver: Driver | None = No
     held = read(manifest)
     if held.device != str(device):
         raise WeightsError(f"{manifest}: holds weights on {held.device}; this process computes on {device}")
-    if device.type == "cuda" and driver is None:
-        driver = Driver(device.index)
+    driver = Driver(device.index) if device.type == "cuda" else None
     layers: dict[str, MoELayer] = {}
     for layer in held.layers:
         try:

@@ -15,24 +15,27 @@ from fdmoe_ops.weights.manifest import CudaAllocation
 class DeviceBlocks:
     """The holder's side: one allocation a layer, there for as long as the process."""
 
-    def __init__(self, device: torch.device, driver: Driver | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._driver = driver or Driver(device.index)
+        self._driver = Driver(device.index)
         self._addresses: list[int] = []
         self._sizes: tuple[int, ...] = ()
 
     def reserve(self, sizes: Sequence[int]) -> None:
         """Take the memory of all blocks. Raises WeightsError, and takes none, where there is not enough."""
         free, total = self._driver.memory()
-        self._sizes = tuple(sizes)
+        self._sizes, wanted = tuple(sizes), sum(sizes)
+        refusal = WeightsError(
+            f"{self._device}: the weights of {len(sizes)} layers take {wanted} bytes, and {free} of {total} are free; "
+            "a device with more memory or fewer model.layers are needed"
+        )
+        if wanted > free:
+            raise refusal
         for size in sizes:
             address = self._driver.allocate(size)
             if address is None:
                 self.release()
-                raise WeightsError(
-                    f"{self._device}: the weights of {len(sizes)} layers take {sum(sizes)} bytes, and {free} of "
-                    f"{total} are free; a device with more memory or fewer model.layers are needed"
-                )
+                raise refusal
             self._addresses.append(address)
 
     def release(self) -> None:

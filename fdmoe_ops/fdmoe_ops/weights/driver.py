@@ -22,12 +22,12 @@ class CudaError(RuntimeError):
 class Driver:
     """The driver with the primary context of CUDA device `index` current in this thread.
 
-    The primary context is the one that torch uses; it stays until the process ends. `api` is cuda.bindings.driver,
-    which comes with torch's CUDA build. All calls raise CudaError.
+    The primary context is the one that torch uses; it stays until the process ends. Raises WeightsError without
+    cuda-bindings; all calls raise CudaError.
     """
 
-    def __init__(self, index: int, api: Any = None) -> None:
-        self._api = _driver_api() if api is None else api
+    def __init__(self, index: int) -> None:
+        self._api = _driver_api()
         self._call("cuInit", 0)
         device = self._call("cuDeviceGet", index)
         self._call("cuCtxSetCurrent", self._call("cuDevicePrimaryCtxRetain", device))

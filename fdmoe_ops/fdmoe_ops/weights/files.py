@@ -27,21 +27,24 @@ class FileBlocks:
 
     def reserve(self, sizes: Sequence[int]) -> None:
         """Take the memory of all blocks. Raises WeightsError, and takes none, where there is not enough."""
-        directory = RunDirectory(self._run_dir)
         tmpfs = os.statvfs(self._run_dir)
-        free = tmpfs.f_bavail * tmpfs.f_frsize
+        free, wanted = tmpfs.f_bavail * tmpfs.f_frsize, sum(sizes)
+        refusal = WeightsError(
+            f"{self._run_dir}: the weights of {len(sizes)} layers take {wanted} bytes, and {free} are free on this "
+            "tmpfs; a larger one or fewer model.layers are needed"
+        )
+        # a tmpfs without a limit has no blocks. Asked first, since a reservation that fails late has filled it for all
+        if tmpfs.f_blocks and wanted > free:
+            raise refusal
         for number, size in enumerate(sizes):
             name = f"{self._stem}-{number}.bin"
-            # a failed reservation leaves its empty file
+            # a reservation that fails leaves an empty file
             self._paths.append(self._run_dir / name)
             try:
-                directory.reserve(name, size)
+                RunDirectory(self._run_dir).reserve(name, size)
             except RunDirectoryError as error:
                 self.release()
-                raise WeightsError(
-                    f"{self._run_dir}: the weights of {len(sizes)} layers take {sum(sizes)} bytes, and {free} are free "
-                    "on this tmpfs; a larger one or fewer model.layers are needed"
-                ) from error
+                raise refusal from error
 
     def release(self) -> None:
         """Remove the files. Processes that have mapped them keep what they have."""
