@@ -48,9 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _lend(settings: tree.Settings, control: Channel, generation: int) -> None:
     """Hold the weights until the watchdog's channel closes."""
     # only now: a child's first milliseconds belong to main, and torch takes seconds to import
+    import torch
+
     from fdmoe_ops.checkpoint import CheckpointError
     from fdmoe_ops.weights.holder import hold
 
+    if settings.device == "cpu":
+        # workers compute on the same cores: with two threads on two busy ones a gigabyte took 3 to 9 s, with one 1 s
+        torch.set_num_threads(1)
     started = time.monotonic()
     try:
         held = hold(settings, generation)
