@@ -22,7 +22,7 @@ class DeviceBlocks:
         self._sizes: tuple[int, ...] = ()
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Take the memory of all blocks. Raises WeightsError, and takes none, where there is not enough."""
+        """Take the memory of all blocks. Raises WeightsError where there is not enough; `release` what was taken."""
         free, total = self._driver.memory()
         self._sizes, wanted = tuple(sizes), sum(sizes)
         refusal = WeightsError(
@@ -34,7 +34,6 @@ class DeviceBlocks:
         for size in sizes:
             address = self._driver.allocate(size)
             if address is None:
-                self.release()
                 raise refusal
             self._addresses.append(address)
 

@@ -26,7 +26,7 @@ class FileBlocks:
         self._paths: list[Path] = []
 
     def reserve(self, sizes: Sequence[int]) -> None:
-        """Take the memory of all blocks. Raises WeightsError, and takes none, where there is not enough."""
+        """Take the memory of all blocks. Raises WeightsError where there is not enough; `release` what was taken."""
         tmpfs = os.statvfs(self._run_dir)
         free, wanted = tmpfs.f_bavail * tmpfs.f_frsize, sum(sizes)
         refusal = WeightsError(
@@ -38,12 +38,11 @@ class FileBlocks:
             raise refusal
         for number, size in enumerate(sizes):
             name = f"{self._stem}-{number}.bin"
-            # a reservation that fails leaves an empty file
+            # before it is made: a reservation that fails leaves an empty file
             self._paths.append(self._run_dir / name)
             try:
                 RunDirectory(self._run_dir).reserve(name, size)
             except RunDirectoryError as error:
-                self.release()
                 raise refusal from error
 
     def release(self) -> None:

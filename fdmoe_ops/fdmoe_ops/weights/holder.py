@@ -56,8 +56,8 @@ def hold(settings: Settings, generation: int) -> Held:
     plans = [checkpoint.load(index, "meta", dtype) for index in indices]
     arranged = [arrange(plan) for plan in plans]
     blocks: Blocks = FileBlocks(run_dir, generation) if device.type == "cpu" else DeviceBlocks(device)
-    blocks.reserve([size for _, size in arranged])
     try:
+        blocks.reserve([size for _, size in arranged])
         for number, (index, (places, _)) in enumerate(zip(indices, arranged, strict=True)):
             _fill(blocks, number, model.path, index, dtype, places)
         layers = tuple(

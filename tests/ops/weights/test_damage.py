@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,14 +133,30 @@ def test_a_truncated_a_longer_and_a_foreign_file(manifest: Path) -> None:
     assert refusal(manifest) == where + "Too many levels of symbolic links"
 
 
-def test_a_reservation_that_fails_takes_nothing(in_memory: Path) -> None:
-    (in_memory / "weights-g4-1.bin").symlink_to(in_memory / "elsewhere")
-    blocks = FileBlocks(in_memory, 4)
+def test_a_holder_that_fails_half_way_leaves_no_file(demo: Path, in_memory: Path) -> None:
+    # the third file is there already, whoever made it
+    (in_memory / "weights-g4-2.bin").symlink_to(in_memory / "elsewhere")
     with pytest.raises(FileExistsError):
-        blocks.reserve([4096, 4096])
-    blocks.release()
-    assert list(in_memory.iterdir()) == []
+        hold(settings_for(demo, in_memory), 4)
+    (in_memory / "weights-g5.partial").touch()
+    with pytest.raises(FileExistsError):
+        hold(settings_for(demo, in_memory), 5)
+    assert [file.name for file in in_memory.iterdir()] == ["weights-g5.partial"]
+
+
+def test_too_much_for_the_tmpfs_is_refused_before_it_is_filled(in_memory: Path) -> None:
+    blocks = FileBlocks(in_memory, 4)
     with pytest.raises(WeightsError) as caught:
         blocks.reserve([4096, 1 << 60])
     assert f"{in_memory}: the weights of 2 layers take {4096 + (1 << 60)} bytes, and " in str(caught.value)
+    assert list(in_memory.iterdir()) == []
+
+
+def test_a_tmpfs_that_others_filled_meanwhile_is_named_too(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # no blocks: what a tmpfs without a limit says
+    monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_bavail=0, f_frsize=4096, f_blocks=0))
+    blocks = FileBlocks(in_memory, 4)
+    with pytest.raises(WeightsError, match=f"{in_memory}: the weights of 2 layers take {4096 + (1 << 60)} bytes, and"):
+        blocks.reserve([4096, 1 << 60])
+    blocks.release()
     assert list(in_memory.iterdir()) == []

@@ -171,6 +171,8 @@ def test_memory_that_another_process_took_first_is_given_back_and_named(
     with pytest.raises(WeightsError, match="cuda:1: the weights of 3 layers take 3072 bytes, and 4096 of 8192 are"):
         blocks.reserve([1024, 1024, 1024])
     assert fake.calls.count("cuMemAlloc") == 3
+    assert len(fake.allocations) == 2
+    blocks.release()
     assert (fake.allocations, fake.free_bytes) == ({}, 2048)
 
 
