@@ -140,8 +140,8 @@ class Settings(Group):
     log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
     run_dir: Annotated[Path, AfterValidator(_socket_directory)] | None = Field(
         None,
-        description="Directory on tmpfs for sockets, beat pages and the arena; by default /dev/shm/fdmoe-UID-PORT with "
-        "the gateway's port.",
+        description="Directory on tmpfs for sockets, beat pages, the arena and, on the CPU, the weights; by default "
+        "/dev/shm/fdmoe-UID-PORT with the gateway's port.",
     )
     flight_dir: Path | None = Field(
         None, description="Directory of flight records; by default fdmoe/flights in XDG_STATE_HOME (~/.local/state)."
