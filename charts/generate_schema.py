@@ -15,7 +15,7 @@ from fdmoe_ops.settings import Settings
 OUTPUT = Path(__file__).parent / "fdmoe-ops" / "values.schema.json"
 # Kubernetes decides these: templates/_helpers.tpl writes them into the settings file, and the values cannot.
 CHART_OPTIONS = {
-    "Settings": ("device", "run_dir", "flight_dir"),
+    "Settings": ("devices", "run_dir", "flight_dir"),
     "ModelSettings": ("path",),
     "GatewaySettings": ("host", "port"),
     "WatchdogSettings": ("host", "port"),

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def gpu_tree(demo: Path) -> Iterator[Tree]:
     flags = (
-        f"--model-path={demo}", "--model-name=demo", "--enable-chaos", "--device=cuda", "--worker-max-batch-tokens=256",
+        f"--model-path={demo}", "--model-name=demo", "--enable-chaos", "--devices=cuda",
+        "--worker-max-batch-tokens=256",
         "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2", "--recovery-backoff-max-s=0.2",
     )  # fmt: skip
     with running_tree(*flags) as tree:

@@ -20,7 +20,7 @@ from fdmoe_ops.chaos.tree import running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
-from fdmoe_ops.devices import find_device
+from fdmoe_ops.devices import find_devices
 from fdmoe_ops.settings import Settings, SettingsError, resolve
 
 _MODEL = "game-day"
@@ -63,10 +63,11 @@ class Day:
         """No fault, and whether none was found; adds soak.csv to the report."""
         with self._model() as model:
             plan = self._plan(model, {})
-            most = resolve(self._settings, find_device(self._settings.device)).worker.max_batch_tokens
+            devices = find_devices(self._settings.devices)
+            most = resolve(self._settings, devices).worker.max_batch_tokens
             pools = [plan.pool, *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
             with running_tree(*plan.flags) as tree:
-                soaked = soak(tree, pools, self._settings.device, minutes)
+                soaked = soak(tree, pools, devices[0], minutes)
         row = report.soak_row(soaked, **report.machine(), commit=self._commit, command=_command())
         report.write_csv(self._directory / "soak.csv", [row])
         typer.echo(
@@ -82,7 +83,7 @@ class Day:
         # one layer is enough to break, and starts in a moment
         flags = (
             f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
-            f"--device={settings.device}", f"--worker-programs={settings.worker.programs}",
+            f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
         )  # fmt: skip
         return Plan(flags, pool, self._clients, repetitions)
 

@@ -26,13 +26,13 @@ ALARMS = (
 _PHASE_S = 8.0
 _NEIGHBOUR = """
 import sys, time, torch
-device = sys.argv[1]
-x = torch.randn(4096 if device != "cpu" else 512, 4096 if device != "cpu" else 512, device=device)
+device = torch.device(sys.argv[1])
+x = torch.randn(4096 if device.type == "cuda" else 512, 4096 if device.type == "cuda" else 512, device=device)
 end = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < end:
     y = x @ x
-    if device != "cpu":
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 """
 
 
@@ -52,7 +52,7 @@ class Soaked:
 
 def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
     """`pools` are of growing sizes: each comes into use one after the other, so that its sizes come for the first time
-    beside others."""
+    beside others. `device` is the one that the neighbour works on."""
     result = Soaked()
     tail = EventTail(tree)
     started = time.monotonic()

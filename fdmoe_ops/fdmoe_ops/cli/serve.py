@@ -14,7 +14,7 @@ from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
-from fdmoe_ops.devices import find_device
+from fdmoe_ops.devices import are_cpu, find_devices
 from fdmoe_ops.gateway.address import bind
 from fdmoe_ops.settings import Settings, SettingsError
 from fdmoe_ops.version import version
@@ -27,7 +27,7 @@ SETTINGS_FILE = "settings.json"
 
 def serve(loaded: Loaded) -> None:
     """Serve MoE layers: gateway, workers and their watchdog, until Ctrl-C."""
-    settings = tree.resolve(loaded.settings, find_device(loaded.settings.device))
+    settings = tree.resolve(loaded.settings, find_devices(loaded.settings.devices))
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
     plan = tree_plan(settings, os.environ)
     _check_address(settings.gateway.host, settings.gateway.port)
@@ -75,7 +75,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
         return (sys.executable, "-m", module, "--settings", str(settings_file))
 
     def announce(gateway_url: str, watchdog_url: str) -> None:
-        typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {settings.device})")
+        typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {', '.join(settings.devices)})")
         typer.echo(f"watchdog  {watchdog_url}   (metrics: {watchdog_url}/metrics)")
         typer.echo(f"\nA first request:\n\n{first_request.curl(gateway_url)}\n")
         sys.stdout.flush()
@@ -83,14 +83,14 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     return TreePlan(
         run_dir=settings.run_dir,
         flight_dir=settings.flight_dir,
-        devices=(settings.device,),
+        devices=settings.devices,
         arena_bytes=settings.arena.size_bytes,
         drain_s=8.0,
         probe=None,
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),
         gateway_command=command("fdmoe_ops.gateway"),
-        environment=_additions(settings.device, environment),
+        environment=_additions(settings.devices, environment),
         watchdog=settings.watchdog,
         recovery=settings.recovery,
         chaos=settings.chaos,
@@ -100,11 +100,11 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     )
 
 
-def _additions(device: str, environment: Mapping[str, str]) -> dict[str, str]:
+def _additions(devices: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
     # PYTHONSAFEPATH: `python -m` puts the current directory first on sys.path, and a file or folder there that is
     # named like a module (this repository's own `kernels/` is) must not be imported in its place
     additions = {"PYTHONSAFEPATH": "1"}
-    if device == "cpu":
+    if are_cpu(devices):
         # OMP_NUM_THREADS: two workers and a gateway share few cores, and torch takes all of them for each process
         additions |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
     return additions
