@@ -1,6 +1,6 @@
 """Which devices this machine has, without importing torch here: the process that asks becomes the watchdog.
 
-`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": number of devices}.
+`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": [UUID of each device]}.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ def are_cpu(devices: tuple[str, ...]) -> bool:
     return devices[0].partition(":")[0] == "cpu"
 
 
-def find_devices(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """("cpu",), or ("cpu:N", ...), or ("cuda:N", ...) for `wanted`, the setting `devices`. Raises DeviceError.
+def find_devices(wanted: tuple[str, ...]) -> dict[str, str]:
+    """The devices' names for `wanted`, the setting `devices`: cpu, or cpu:N.., or cuda:N.., each with its UUID as NVML
+    knows it, "" for the CPU's. Raises DeviceError.
 
     A machine without a GPU driver answers at once; elsewhere torch is asked in a process of its own.
     """
     if are_cpu(wanted):
-        return wanted
+        return dict.fromkeys(wanted, "")
     if wanted == ("auto",) and not any(file.exists() for file in DEVICE_FILES):
-        return ("cpu",)
+        return {"cpu": ""}
     text = ",".join(wanted)
-    found = tuple(f"cuda:{index}" for index in range(_count_cuda_devices(text)))
+    found = {f"cuda:{index}": uuid for index, uuid in enumerate(_cuda_uuids(text))}
     if wanted == ("auto",) and not found:
         logger.warning("a GPU driver is installed, but torch sees no CUDA device: the CPU is used")
-        return ("cpu",)
-    chosen = {"auto": found[:1], "cuda": found[:1], "all": found}.get(wanted[0], wanted)
+        return {"cpu": ""}
+    names = tuple(found)
+    chosen = {"auto": names[:1], "cuda": names[:1], "all": names}.get(wanted[0], wanted)
     if not chosen or not set(chosen) <= set(found):
         there = ", ".join(found) or "no CUDA device"
         raise DeviceError(f"devices is {text}; torch sees {there} on this machine (cpu is always allowed)")
-    return chosen
+    return {name: found[name] for name in chosen}
 
 
-def _count_cuda_devices(wanted: str) -> int:
+def _cuda_uuids(wanted: str) -> list[str]:
     command = (sys.executable, "-P", "-m", "fdmoe_ops.devices")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_DEADLINE_S, check=False)
@@ -59,15 +61,18 @@ def _count_cuda_devices(wanted: str) -> int:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DeviceError(f"devices is {wanted}; torch cannot be asked for its devices: {last}")
     # torch and its plug-ins may print lines of their own before ours
-    count = json.loads(done.stdout.splitlines()[-1])["cuda"]
-    assert isinstance(count, int), f"the probe answered {done.stdout!r}"
-    return count
+    uuids = json.loads(done.stdout.splitlines()[-1])["cuda"]
+    assert isinstance(uuids, list), f"the probe answered {done.stdout!r}"
+    return uuids
 
 
 def _probe() -> None:
     import torch
 
-    print(json.dumps({"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # NVML's order of devices is another than CUDA's where CUDA_VISIBLE_DEVICES says so, or the devices differ
+    uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(count)]
+    print(json.dumps({"cuda": uuids}))
 
 
 if __name__ == "__main__":

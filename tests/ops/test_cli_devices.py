@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_nobody_is_asked_without_a_driver(
 ) -> None:
     monkeypatch.setattr(devices, "DEVICE_FILES", (tmp_path / "absent",))
     _answer(monkeypatch, tmp_path, "exit 1")
-    assert find_devices(wanted) == found
+    assert tuple(find_devices(wanted)) == found
 
 
 @pytest.mark.usefixtures("driver")
@@ -56,14 +57,14 @@ def test_nobody_is_asked_without_a_driver(
 def test_two_devices(
     wanted: tuple[str, ...], found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _answer(monkeypatch, tmp_path, """echo 'a banner'; echo '{"cuda": 2}'""")
-    assert find_devices(wanted) == found
+    _answer(monkeypatch, tmp_path, """echo 'a banner'; echo '{"cuda": ["GPU-a", "GPU-b"]}'""")
+    assert tuple(find_devices(wanted)) == found
 
 
 def test_one_process_is_asked_whatever_the_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = tmp_path / "asked"
-    _answer(monkeypatch, tmp_path, f"""echo "$@" >> {asked}; echo '{{"cuda": 8}}'""")
-    assert find_devices(("all",)) == tuple(f"cuda:{index}" for index in range(8))
+    _answer(monkeypatch, tmp_path, f"""echo "$@" >> {asked}; echo '{{"cuda": [1, 2, 3, 4, 5, 6, 7, 8]}}'""")
+    assert tuple(find_devices(("all",))) == tuple(f"cuda:{index}" for index in range(8))
     assert asked.read_text() == "-P -m fdmoe_ops.devices\n"
 
 
@@ -73,6 +74,13 @@ def test_one_process_is_asked_whatever_the_number_of_devices(tmp_path: Path, mon
 )
 def test_the_kind_of_all_devices(names: tuple[str, ...], answer: bool) -> None:
     assert are_cpu(names) is answer
+
+
+@pytest.mark.usefixtures("driver")
+def test_each_device_has_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answer(monkeypatch, tmp_path, """echo '{"cuda": ["GPU-a", "GPU-b"]}'""")
+    assert find_devices(("cuda:1", "cuda:0")) == {"cuda:1": "GPU-b", "cuda:0": "GPU-a"}
+    assert find_devices(("cpu:0", "cpu:1")) == {"cpu:0": "", "cpu:1": ""}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +104,7 @@ def test_the_kind_of_all_devices(names: tuple[str, ...], answer: bool) -> None:
 def test_a_device_that_is_not_there(
     wanted: tuple[str, ...], count: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _answer(monkeypatch, tmp_path, f"""echo '{{"cuda": {count}}}'""")
+    _answer(monkeypatch, tmp_path, f"""echo '{{"cuda": {list(range(count))}}}'""")
     with pytest.raises(DeviceError) as error:
         find_devices(wanted)
     assert str(error.value) == message
@@ -106,9 +114,9 @@ def test_a_device_that_is_not_there(
 def test_a_driver_that_torch_cannot_use_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _answer(monkeypatch, tmp_path, """echo '{"cuda": 0}'""")
+    _answer(monkeypatch, tmp_path, """echo '{"cuda": []}'""")
     with caplog.at_level(logging.WARNING):
-        assert find_devices(("auto",)) == ("cpu",)
+        assert tuple(find_devices(("auto",))) == ("cpu",)
     assert caplog.messages == ["a GPU driver is installed, but torch sees no CUDA device: the CPU is used"]
 
 
@@ -135,14 +143,16 @@ def test_what_torch_itself_answers() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     import torch
 
-    assert json.loads(done.stdout) == {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    uuids = json.loads(done.stdout)["cuda"]
+    assert len(uuids) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    assert all(re.fullmatch("GPU-[0-9a-f-]{36}", uuid) for uuid in uuids)
 
 
 @pytest.mark.gpu
 def test_a_real_device() -> None:
     import torch
 
-    assert find_devices(("auto",)) == ("cuda:0",)
-    assert find_devices(("all",)) == tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    assert tuple(find_devices(("auto",))) == ("cuda:0",)
+    assert tuple(find_devices(("all",))) == tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     with pytest.raises(DeviceError, match=r"devices is cuda:99; torch sees cuda:0"):
         find_devices(("cuda:99",))

@@ -33,12 +33,12 @@ def _resolved(
 
 
 def _plan(directory: Path, devices: tuple[str, ...] = ("cpu",), environment: dict[str, str] | None = None) -> TreePlan:
-    return tree_plan(_resolved(directory, devices), environment or {})
+    return tree_plan(_resolved(directory, devices), environment or {}, {})
 
 
 def test_the_plan_of_a_tree(tmp_path: Path) -> None:
     settings = _resolved(tmp_path)
-    plan = tree_plan(settings, {})
+    plan = tree_plan(settings, {}, {})
     file = str(tmp_path / "run" / "settings.json")
     assert plan.worker_command == (sys.executable, "-m", "fdmoe_ops.worker", "--settings", file)
     assert plan.gateway_command == (sys.executable, "-m", "fdmoe_ops.gateway", "--settings", file)
@@ -47,11 +47,24 @@ def test_the_plan_of_a_tree(tmp_path: Path) -> None:
     assert (plan.watchdog, plan.recovery) == (settings.watchdog, settings.recovery)
 
 
+def test_nvml_is_asked_by_uuid_and_a_recording_stands_for_it_where_there_is_none(tmp_path: Path) -> None:
+    assert _plan(tmp_path).probe is None
+    settings = _resolved(tmp_path, ("cuda:0", "cuda:1"), {"dtype": "float32"})
+    plan = tree_plan(settings, {}, {"cuda:0": "GPU-a", "cuda:1": "GPU-b"})
+    assert plan.probe is not None
+    assert (plan.probe.devices, plan.probe.recorded) == ({"cuda:0": "GPU-a", "cuda:1": "GPU-b"}, None)
+    recorded = settings.watchdog.model_copy(update={"gpu_recording": tmp_path / "recording.json"})
+    settings = _resolved(tmp_path).model_copy(update={"watchdog": recorded})
+    plan = tree_plan(settings, {}, {"cpu": ""})
+    assert plan.probe is not None
+    assert (plan.probe.devices, plan.probe.recorded) == ({"cpu": "0"}, tmp_path / "recording.json")
+
+
 def test_prepare_writes_what_the_children_read(tmp_path: Path) -> None:
     settings = _resolved(tmp_path)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    tree_plan(settings, {}).prepare(run_dir)
+    tree_plan(settings, {}, {}).prepare(run_dir)
     assert tree.read(run_dir / "settings.json") == settings
 
 
@@ -75,7 +88,7 @@ def test_the_childrens_environment(
 
 def test_both_addresses_are_announced_with_a_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = _resolved(tmp_path)
-    tree_plan(settings, {}).announce("http://127.0.0.1:1", "http://127.0.0.1:2")
+    tree_plan(settings, {}, {}).announce("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert capsys.readouterr().out == (
         "gateway   http://127.0.0.1:1   (demo on cpu)\n"
         "watchdog  http://127.0.0.1:2   (metrics: http://127.0.0.1:2/metrics)\n"

@@ -51,6 +51,7 @@ def _another_value(option: Option) -> str:
         "model.layers": "0,2",
         "run_dir": "/dev/shm/another",
         "watchdog.poll_interval_s": "0.01",
+        "recovery.compare_ratio": "0.5",
     }
     if option.key in special:
         return special[option.key]

@@ -22,7 +22,7 @@ def settings_for(
     """A resolved tree; here a CPU may serve what it cannot compute."""
     return Settings(
         model=ModelSettings(path=model, name="tiny", layers=layers, dtype=dtype),
-        device=device, run_dir=run_dir, worker=WorkerSettings(max_batch_tokens=4),
+        devices=(device,), run_dir=run_dir, worker=WorkerSettings(max_batch_tokens=4),
         log=LogSettings(format=LogFormat.JSON),
     )  # fmt: skip
 

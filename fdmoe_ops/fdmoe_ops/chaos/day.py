@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import typer
 
 from fdmoe_ops.chaos import report
@@ -20,8 +19,9 @@ from fdmoe_ops.chaos.tree import running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
-from fdmoe_ops.devices import find_devices
+from fdmoe_ops.devices import are_cpu, find_devices
 from fdmoe_ops.settings import Settings, SettingsError, resolve
+from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
 
 _MODEL = "game-day"
 # the sizes that a soak comes to after the first, as far as a batch may hold them
@@ -40,7 +40,7 @@ class Day:
 
     def names(self, only: list[str]) -> list[str]:
         """Those of `only`, or all that can be played here, in the catalogue's order. Raises SettingsError."""
-        possible = playable(probe=torch.cuda.is_available())
+        possible = playable()
         for name in only:
             if name not in possible:
                 raise SettingsError(f"only names {name!r}; here can be played: {', '.join(possible)}")
@@ -63,7 +63,7 @@ class Day:
         """No fault, and whether none was found; adds soak.csv to the report."""
         with self._model() as model:
             plan = self._plan(model, {})
-            devices = find_devices(self._settings.devices)
+            devices = tuple(find_devices(self._settings.devices))
             most = resolve(self._settings, devices).worker.max_batch_tokens
             pools = [plan.pool, *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
             with running_tree(*plan.flags) as tree:
@@ -80,8 +80,15 @@ class Day:
         settings = self._settings
         pool = self._pool(model, self._max_tokens)
         index = pool.layer.rpartition(".")[2]
+        # without a GPU there is a probe all the same, of a recording
+        recording = (
+            ()
+            if not are_cpu(tuple(find_devices(settings.devices)))
+            else (f"--watchdog-gpu-recording={H200_FROM_FIGURES}",)
+        )
         # one layer is enough to break, and starts in a moment
         flags = (
+            *recording,
             f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
             f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
         )  # fmt: skip

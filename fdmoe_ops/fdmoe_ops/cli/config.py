@@ -27,7 +27,7 @@ def show(
     ] = Format.YAML,
 ) -> None:
     """Print the effective settings: what `fdmoe serve` would use with the same flags."""
-    settings = resolve(loaded.settings, find_devices(loaded.settings.devices))
+    settings = resolve(loaded.settings, tuple(find_devices(loaded.settings.devices)))
     if output is Format.JSON:
         typer.echo(settings.model_dump_json(indent=2))
     else:

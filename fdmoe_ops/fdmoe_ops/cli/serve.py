@@ -19,6 +19,7 @@ from fdmoe_ops.gateway.address import bind
 from fdmoe_ops.settings import Settings, SettingsError
 from fdmoe_ops.version import version
 from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.probe_keeper import ProbePlan
 
 # in use, not of this machine, a privileged port
 ADDRESS_ERRORS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
@@ -27,9 +28,10 @@ SETTINGS_FILE = "settings.json"
 
 def serve(loaded: Loaded) -> None:
     """Serve MoE layers: gateway, workers and their watchdog, until Ctrl-C."""
-    settings = tree.resolve(loaded.settings, find_devices(loaded.settings.devices))
+    devices = find_devices(loaded.settings.devices)
+    settings = tree.resolve(loaded.settings, tuple(devices))
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
-    plan = tree_plan(settings, os.environ)
+    plan = tree_plan(settings, os.environ, devices)
     _check_address(settings.gateway.host, settings.gateway.port)
     log.configure(settings.log)
     raise typer.Exit(_run(plan))
@@ -61,14 +63,16 @@ def _check_address(host: str, port: int) -> None:
         ) from error
 
 
-def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
-    """The plan for resolved settings. `environment` is this process's, which the children inherit.
+def tree_plan(settings: Settings, environment: Mapping[str, str], uuids: Mapping[str, str]) -> TreePlan:
+    """The plan for resolved settings. `environment` is this process's, which the children inherit; `uuids` are those of
+    the devices (find_devices).
 
     Raises SettingsError where the checkpoint has no config.json.
     """
     assert settings.run_dir, "resolved settings have a run directory"
     assert settings.flight_dir, "resolved settings have a flight directory"
     settings_file = settings.run_dir / SETTINGS_FILE
+    additions = _additions(settings.devices, environment)
     first_request = FirstRequest.read(settings)
 
     def command(module: str) -> tuple[str, ...]:
@@ -86,11 +90,11 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
         devices=settings.devices,
         arena_bytes=settings.arena.size_bytes,
         drain_s=8.0,
-        probe=None,
+        probe=_probe_plan(settings, uuids, additions),
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),
         gateway_command=command("fdmoe_ops.gateway"),
-        environment=_additions(settings.devices, environment),
+        environment=additions,
         watchdog=settings.watchdog,
         recovery=settings.recovery,
         chaos=settings.chaos,
@@ -98,6 +102,16 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
         prepare=lambda run_dir: tree.write(settings, run_dir / SETTINGS_FILE),
         announce=announce,
     )
+
+
+def _probe_plan(settings: Settings, uuids: Mapping[str, str], environment: Mapping[str, str]) -> ProbePlan | None:
+    """NVML is asked about GPUs; without one, a recording can be replayed."""
+    recording = settings.watchdog.gpu_recording
+    if are_cpu(settings.devices) and recording is None:
+        return None
+    assert settings.run_dir, "resolved settings have a run directory"
+    asked = {name: uuids.get(name) or str(index) for index, name in enumerate(settings.devices)}
+    return ProbePlan(asked, settings.run_dir, environment, recording)
 
 
 def _additions(devices: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:

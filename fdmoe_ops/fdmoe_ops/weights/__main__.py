@@ -55,7 +55,7 @@ def _lend(settings: tree.Settings, control: Channel, options: argparse.Namespace
     from fdmoe_ops.checkpoint import CheckpointError
     from fdmoe_ops.weights.holder import hold
 
-    if settings.device == "cpu":
+    if torch.device(options.device).type == "cpu":
         # workers compute on the same cores: with two threads on two busy ones a gigabyte took 3 to 9 s, with one 1 s
         torch.set_num_threads(1)
     started = time.monotonic()
