@@ -85,7 +85,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
         flight_dir=settings.flight_dir,
         devices=(settings.device,),
         arena_bytes=settings.arena.size_bytes,
-        drain_s=8.0,
+        drain_s=settings.gateway.drain_timeout_s,
         probe=None,
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Links:
     def push(self) -> None:
         """Send the next batch, if there is one and the worker is free for it."""
         self._push_planned = False
-        departure = self._batcher.next_batch()
+        departure = self._batcher.next_batch(time.monotonic())
         if departure is None:
             return
         link = self._links[departure.key]
@@ -192,7 +193,7 @@ class Links:
             self._lost(link, error)
 
     def _answered(self, link: WorkerLink, answer: messages.Answer) -> None:
-        requests = self._batcher.answered(link.key, answer)
+        requests = self._batcher.answered(link.key, answer, time.monotonic())
         # the worker gets its next batch before the clients get their answers
         self.push()
         if requests is None:

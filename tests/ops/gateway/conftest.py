@@ -139,12 +139,13 @@ class Tree:
     """The watchdog's side of a gateway in this process: starts workers, routes, fences."""
 
     run_dir: Path
-    plan: GatewayPlan
+    plan: GatewayPlan | None = None
+    arena_bytes: int = ARENA_BYTES
     workers: list[Worker] = field(default_factory=list)
 
     def prepare(self) -> None:
         """What the watchdog makes before it starts a gateway."""
-        (self.run_dir / "arena").write_bytes(bytes(ARENA_BYTES))
+        (self.run_dir / "arena").write_bytes(bytes(self.arena_bytes))
         self.worker_arena = Arena.open(self.run_dir / "arena")
         self._listener = Listener(self.run_dir / "watchdog.sock")
         self._stop = threading.Event()
@@ -156,6 +157,7 @@ class Tree:
         started = threading.Event()
 
         async def serve() -> None:
+            assert self.plan is not None
             self.gateway = Gateway(self.plan)
             started.set()
             await self.gateway.serve(listening)
@@ -275,8 +277,11 @@ def running(**changes: Any) -> Iterator[Tree]:
             "run_dir": Path(name),
             "max_queue_tokens": 128,
             "max_queue_requests": 16,
+            "max_queue_bytes": ARENA_BYTES,
             "request_timeout_s": DEADLINE_S,
+            "upload_timeout_s": DEADLINE_S,
             "retry_after_s": 3,
+            "drain_timeout_s": DEADLINE_S,
             "version": "1.2.3",
             **changes,
         }
@@ -312,15 +317,16 @@ def serving() -> Iterator[Tree]:
 class Process(Tree):
     """The same with the gateway in a process of its own, started as the watchdog starts it."""
 
+    options: dict[str, Any] = field(default_factory=dict)
+
     def start(self) -> None:
         self.prepare()
         self.process = self.run(0)
         self.meet()
 
     def run(self, port: int) -> subprocess.Popen[str]:
-        settings = Settings(
-            run_dir=self.run_dir, gateway=GatewaySettings(port=port), log=LogSettings(format=LogFormat.JSON)
-        )
+        gateway = GatewaySettings(port=port, **{"max_queue_bytes": self.arena_bytes, **self.options})
+        settings = Settings(run_dir=self.run_dir, gateway=gateway, log=LogSettings(format=LogFormat.JSON))
         file = self.run_dir / f"settings-{port}.json"
         write(settings, file)
         command = [sys.executable, "-P", "-m", "fdmoe_ops.gateway", "--settings", str(file)]
@@ -337,14 +343,27 @@ class Process(Tree):
         self.clean_up()
 
 
+@contextlib.contextmanager
+def running_in_a_process(arena_bytes: int = ARENA_BYTES, **options: Any) -> Iterator[Process]:
+    """`options` of the gateway's branch of the settings that are to be other than usual."""
+    with tempfile.TemporaryDirectory(prefix="fdmoe-test-", dir="/dev/shm") as name:
+        tree = Process(Path(name), arena_bytes=arena_bytes, options=options)
+        tree.start()
+        try:
+            yield tree
+        finally:
+            tree.stop()
+
+
 @pytest.fixture
-def process(in_memory: Path) -> Iterator[Process]:
-    tree = Process(in_memory, GatewayPlan(in_memory, 1, 1, 1.0, 1, ""))
-    tree.start()
-    try:
+def running_process() -> Callable[..., contextlib.AbstractContextManager[Process]]:
+    return running_in_a_process
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    with running_in_a_process() as tree:
         yield tree
-    finally:
-        tree.stop()
 
 
 @pytest.fixture
