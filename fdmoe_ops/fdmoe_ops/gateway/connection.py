@@ -22,7 +22,7 @@ from fdmoe_ops.gateway.refusal import Reason
 MAX_HEAD_BYTES = 64 * 1024
 
 
-class _HeadTooLarge(Exception):
+class _Unreadable(Exception):
     """Raised inside the parser, which wraps it."""
 
 
@@ -87,13 +87,17 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        upgrade = self.parser.should_upgrade()
+        if upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            # httptools would skip the body
+            raise _Unreadable("it has a body and asks for an upgrade; leave the header Upgrade out")
+        super().on_headers_complete()
         self._in_head = False
         self._heads += 1
         self._pending_bytes = 0
         self._stop_timer()
         self._unset_keepalive_if_required()
-        super().on_headers_complete()
-        if self.parser.should_upgrade():
+        if upgrade:
             # to no other protocol: the request is answered as it is, but the parser reads no further
             self.cycle.keep_alive = False
 
@@ -125,7 +129,7 @@ class Connection(HttpToolsProtocol):
     def _count(self, size_bytes: int) -> None:
         self._head_bytes += size_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise _HeadTooLarge
+            raise _Unreadable("its head is too large")
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 
 from fdmoe_ops.arena import Arena
 from fdmoe_ops.gateway.address import bind
@@ -244,10 +245,17 @@ class Tree:
         with self.client() as client:
             return client.infer(layer.name, [tensor], **options)
 
-    def ask_later(self, x: Any, layer: LayerInfo = LAYERS[0]) -> Later:
-        return Later(lambda: self.ask(x, layer))
+    def ask_later(self, x: Any, layer: LayerInfo = LAYERS[0], **options: Any) -> Later:
+        return Later(lambda: self.ask(x, layer, **options))
+
+    def scraped(self, name: str, **labels: str) -> float:
+        """A metric as Prometheus reads it; 0 where there is none of these labels."""
+        text = self.get("/metrics")[1].decode()
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), 0.0)
 
     def metric(self, name: str, **labels: str) -> float:
+        """The same of a gateway in this process."""
         return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -293,7 +301,7 @@ def running(**changes: Any) -> Iterator[Tree]:
             tree.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running_tree() -> Callable[..., contextlib.AbstractContextManager[Tree]]:
     return running
 
@@ -355,7 +363,7 @@ def running_in_a_process(arena_bytes: int = ARENA_BYTES, **options: Any) -> Iter
             tree.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running_process() -> Callable[..., contextlib.AbstractContextManager[Process]]:
     return running_in_a_process
 

@@ -383,6 +383,21 @@ def test_an_answer_of_another_generation_on_this_connection_is_dropped() -> None
     assert here.do("answer a 2") == "answered x; nothing"
 
 
+def test_how_long_the_queue_takes_follows_from_the_batches_that_were_answered() -> None:
+    here = desk()
+    here.do("active a 1 4")
+    here.do("ask x m 4")
+    here.do("ask y m 4")
+    here.do("ask z m 2")
+    assert here.batcher.queue_s == 0.0, "nothing was answered yet"
+    here.do("at 2")
+    assert here.do("answer a 1") == "answered x; y to a1"
+    assert here.batcher.queue_s == 1.0, "four tokens took 2 s, and two wait"
+    here.do("at 8")
+    here.do("fence a 1")
+    assert here.batcher.queue_s == 3.0, "what a fenced worker had waits again, and its time does not count"
+
+
 def test_released_twice_is_a_mistake_of_ours() -> None:
     here = desk()
     here.do("ask x m 1")
