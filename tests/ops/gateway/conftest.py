@@ -345,9 +345,13 @@ class Process(Tree):
         }
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
-    def stop(self) -> None:
+    def end(self) -> str:
+        """Kill it; what it has said on standard error."""
         self.process.kill()
-        self.process.communicate(timeout=DEADLINE_S)
+        return self.process.communicate(timeout=DEADLINE_S)[1]
+
+    def stop(self) -> None:
+        self.end()
         self.clean_up()
 
 
