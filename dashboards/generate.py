@@ -136,7 +136,7 @@ def request_panels() -> list[Panel]:
         .height(8),
         lines("reqps", rate_of('fdmoe_request_duration_seconds_count{code!~"2.."}', "code"))
         .title("Requests refused or failed, by code")
-        .description("4xx: the caller's mistake. 503: the queue is full. Other 5xx: ours.")
+        .description("4xx: the caller's mistake. 503: turned away. 504: too late. 500: ours.")
         .span(8)
         .height(8),
         lines(
@@ -146,6 +146,16 @@ def request_panels() -> list[Panel]:
         )
         .title("Requests in flight and queued")
         .description("A queue that grows while requests in flight stand still: a stall as the gateway sees it.")
+        .span(12)
+        .height(7),
+        lines("bytes", query("sum by (instance) (fdmoe_arena_used_bytes)", "{{instance}}"))
+        .title("Arena in use")
+        .description("Shared memory that requests hold, of arena.size_bytes.")
+        .span(12)
+        .height(7),
+        events(increase_of("fdmoe_refused_requests_total", "reason", legend="{{reason}}"))
+        .title("Requests turned away, by reason")
+        .description("queue_requests, queue_tokens, queue_bytes, uploads and arena: a limit of the gateway is reached.")
         .span(12)
         .height(7),
         events(increase_of("fdmoe_replayed_requests_total", legend="replayed"))

@@ -123,8 +123,22 @@ class GatewaySettings(Group):
     port: int = Field(8080, ge=0, le=65535, description="Port of the gateway's HTTP server; 0 takes a free one.")
     max_queue_tokens: int = Field(65536, ge=1, description="Tokens that may wait; more are answered 503.")
     max_queue_requests: int = Field(1024, ge=1, description="Requests that may wait; more are answered 503.")
-    request_timeout_s: float = Field(60.0, gt=0, description="How long a request may wait before it is answered 504.")
-    retry_after_s: int = Field(1, ge=1, description="Retry-After of a 503, in whole seconds.")
+    max_queue_bytes: ByteSize | None = Field(
+        None,
+        ge=512,  # the two areas of the smallest request
+        description="Arena memory of requests that may wait, such as 64MiB; more are answered 503. Bodies that are "
+        "still being read may take half of it. By default half the arena.",
+    )
+    request_timeout_s: float = Field(
+        60.0, gt=0, description="How long a request may wait before it is answered 504; it may ask for less itself."
+    )
+    upload_timeout_s: float = Field(
+        10.0, gt=0, description="How long a client may take to send a request's head, and its body; then 408."
+    )
+    retry_after_s: int = Field(1, ge=1, description="Least Retry-After of a 503, in whole seconds.")
+    drain_timeout_s: float = Field(
+        8.0, gt=0, description="How long requests may still take once the gateway is told to end; then 503."
+    )
 
 
 class WorkerSettings(Group):
@@ -202,6 +216,7 @@ def resolve(settings: Settings, devices: tuple[str, ...]) -> Settings:
     name = model.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
     branches = {
         "model": model.model_copy(update={"path": path, "name": name, "dtype": _dtype(model, path, devices)}),
+        "gateway": _gateway(settings.gateway, settings.arena),
         "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if are_cpu(devices) else {}),
         "recovery": _recovery(settings.recovery, devices),
     }
@@ -223,6 +238,18 @@ def write(settings: Settings, path: Path) -> None:
 def read(path: Path) -> Settings:
     """The tree that `write` wrote. Raises OSError, or pydantic.ValidationError when it is another program's file."""
     return Settings.model_validate_json(path.read_bytes())
+
+
+def _gateway(gateway: GatewaySettings, arena: ArenaSettings) -> GatewaySettings:
+    """Half the arena is left for what workers have in hand, and for outputs that a fenced one may still write to."""
+    if gateway.max_queue_bytes is None:
+        return gateway.model_copy(update={"max_queue_bytes": ByteSize(arena.size_bytes // 2)})
+    if gateway.max_queue_bytes > arena.size_bytes:
+        raise SettingsError(
+            f"gateway.max_queue_bytes is {gateway.max_queue_bytes}; at most arena.size_bytes, {arena.size_bytes}, "
+            "is allowed"
+        )
+    return gateway
 
 
 def _recovery(recovery: RecoverySettings, devices: tuple[str, ...]) -> RecoverySettings:

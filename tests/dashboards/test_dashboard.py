@@ -34,6 +34,9 @@ HISTORY = {
     'fdmoe_request_duration_seconds_bucket{layer="m/layers.0", path="fused", code="200", le="+Inf"}': "0+1500x10",
     'fdmoe_requests_in_flight{instance="n:8080"}': "3x10",
     'fdmoe_queue_depth{instance="n:8080"}': "7x10",
+    'fdmoe_arena_used_bytes{instance="n:8080"}': "4096x10",
+    'fdmoe_refused_requests_total{instance="n:8080", reason="queue_tokens"}': "0x6 5x3",
+    'fdmoe_refused_requests_total{instance="n:8080", reason="arena"}': "0x10",
     'fdmoe_replayed_requests_total{instance="n:8080"}': "0x6 8x3",
     'fdmoe_heartbeat_age_seconds{instance="n:9400", worker="a"}': "0x9 1.5",
     'fdmoe_heartbeat_age_seconds{instance="n:9400", worker="b"}': "0x10",
@@ -64,6 +67,8 @@ ANSWERS: dict[str, list[dict[str, float]]] = {
     "Latency by path": [{'{path="fused"}': 0.001 * 50 / 90}, {'{path="fused"}': 0.002 + 0.002 * (99 - 98) / 2}],
     "Requests refused or failed, by code": [{'{code="503"}': 1}],
     "Requests in flight and queued": [{'{instance="n:8080"}': 3}, {'{instance="n:8080"}': 7}],
+    "Arena in use": [{'{instance="n:8080"}': 4096}],
+    "Requests turned away, by reason": [{'{reason="queue_tokens"}': 5, '{reason="arena"}': 0}],
     "Replayed requests": [{"{}": 8}],
     "Heartbeat age": [{'{instance="n:9400", worker="a"}': 1.5, '{instance="n:9400", worker="b"}': 0}],
     "Worker states": [

@@ -48,6 +48,7 @@ def _another_value(option: Option) -> str:
     """Text that is valid for the option and not its default."""
     special = {
         "devices": "cuda:3,cuda:1",
+        "gateway.max_queue_bytes": "3MiB",
         "model.layers": "0,2",
         "run_dir": "/dev/shm/another",
         "watchdog.poll_interval_s": "0.01",
@@ -161,8 +162,8 @@ def test_every_bad_value_has_its_line(file: Path, monkeypatch: pytest.MonkeyPatc
         f"error: gateway.port is 99999 (from {file}): input should be less than or equal to 65535 "
         "[--gateway-port, FDMOE_GATEWAY__PORT, or gateway.port in the YAML file]",
         f"error: gateway.prot (from {file}) is no option. Did you mean gateway.port? There are: gateway.host, "
-        "gateway.port, gateway.max_queue_tokens, gateway.max_queue_requests, gateway.request_timeout_s, "
-        "gateway.retry_after_s",
+        "gateway.port, gateway.max_queue_tokens, gateway.max_queue_requests, gateway.max_queue_bytes, "
+        "gateway.request_timeout_s, gateway.upload_timeout_s, gateway.retry_after_s, gateway.drain_timeout_s",
         "error: worker.programs is 'x' (from a flag): input should be a valid integer, unable to parse string as an "
         "integer [--worker-programs, FDMOE_WORKER__PROGRAMS, or worker.programs in the YAML file]",
         "error: arena.size_bytes is '5' (from the environment): input should be greater than or equal to 1048576 "

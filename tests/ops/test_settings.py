@@ -41,8 +41,11 @@ def test_defaults() -> None:
             "port": 8080,
             "max_queue_tokens": 65536,
             "max_queue_requests": 1024,
+            "max_queue_bytes": None,
             "request_timeout_s": 60.0,
+            "upload_timeout_s": 10.0,
             "retry_after_s": 1,
+            "drain_timeout_s": 8.0,
         },
         "worker": {"max_batch_tokens": 4096, "programs": 0},
         "arena": {"size_bytes": 256 * 1024 * 1024},
@@ -252,6 +255,19 @@ def test_stall_bounds_that_contradict_each_other() -> None:
     with pytest.raises(SettingsError) as error:
         tree.resolve(_settings(recovery={"stall_floor_s": 2, "stall_ceiling_s": 1}), ("cuda:0",))
     assert str(error.value) == "recovery.stall_floor_s is 2; at most recovery.stall_ceiling_s, 1, is allowed"
+
+
+def test_the_queue_takes_half_the_arena() -> None:
+    resolved = tree.resolve(_settings(arena={"size_bytes": "64MiB"}), "cpu")
+    assert resolved.gateway.max_queue_bytes == 32 * 1024 * 1024
+    given = tree.resolve(_settings(arena={"size_bytes": "64MiB"}, gateway={"max_queue_bytes": "64MiB"}), "cpu")
+    assert given.gateway.max_queue_bytes == 64 * 1024 * 1024
+
+
+def test_a_queue_that_is_larger_than_the_arena() -> None:
+    with pytest.raises(SettingsError) as error:
+        tree.resolve(_settings(arena={"size_bytes": "1MiB"}, gateway={"max_queue_bytes": "2MiB"}), "cpu")
+    assert str(error.value) == "gateway.max_queue_bytes is 2097152; at most arena.size_bytes, 1048576, is allowed"
 
 
 def test_bfloat16_on_the_cpu() -> None:

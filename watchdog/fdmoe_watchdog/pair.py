@@ -385,7 +385,9 @@ class Pair:
         holder.discard()
 
     def _route_to(self, process: WorkerProcess) -> None:
-        self.route = messages.Route(process.name, process.generation, str(process.socket_path), str(process.page.path))
+        self.route = messages.Route(
+            process.name, process.generation, str(process.socket_path), str(process.page.path), self.device
+        )
         self._recovery.routed(process)
         self._events.add("route", worker=process.name, generation=process.generation)
         self._offer_route(self)

@@ -89,7 +89,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str], uuids: Mapping
         flight_dir=settings.flight_dir,
         devices=settings.devices,
         arena_bytes=settings.arena.size_bytes,
-        drain_s=8.0,
+        drain_s=settings.gateway.drain_timeout_s,
         probe=_probe_plan(settings, uuids, additions),
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),

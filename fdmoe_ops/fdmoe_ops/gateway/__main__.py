@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import resource
 import signal
@@ -36,12 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     logger = structlog.get_logger("fdmoe.gateway")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
     gateway = settings.gateway
+    assert gateway.max_queue_bytes is not None, "a resolved tree has max_queue_bytes"
     plan = GatewayPlan(
         run_dir=settings.run_dir,
         max_queue_tokens=gateway.max_queue_tokens,
         max_queue_requests=gateway.max_queue_requests,
+        max_queue_bytes=gateway.max_queue_bytes,
         request_timeout_s=gateway.request_timeout_s,
+        upload_timeout_s=gateway.upload_timeout_s,
         retry_after_s=gateway.retry_after_s,
+        drain_timeout_s=gateway.drain_timeout_s,
         version=version(),
     )
     try:
@@ -59,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _serve(plan: GatewayPlan, listening: socket.socket) -> None:
     gateway = Gateway(plan)
-    # until the server has its own handler, and for the signal that it raises again when it has ended
-    signal.signal(signal.SIGTERM, lambda _number, _frame: gateway.stop())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, gateway.drain)
     # what is here now stays: without it, a full collection walks all modules in the middle of some request
     gc.collect()
     gc.freeze()

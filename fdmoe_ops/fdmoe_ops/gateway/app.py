@@ -11,10 +11,11 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from fdmoe_ops.gateway import protocol
-from fdmoe_ops.gateway.infer import Infer, Reply, refused, send_reply
+from fdmoe_ops.gateway.infer import Infer
 from fdmoe_ops.gateway.link import Links
 from fdmoe_ops.gateway.metrics import Metrics
 from fdmoe_ops.gateway.refusal import Refusal
+from fdmoe_ops.gateway.reply import Reply, refused, send_reply
 
 _TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
 _JSON = [(b"content-type", b"application/json")]
@@ -40,18 +41,22 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
     """A plain router: Starlette's application would put two layers of middleware around every request."""
 
     def ready(_scope: Scope) -> Reply:
-        return _probe(links.ready, "no worker is active")
+        return _probe(links.ready and not infer.draining, "draining" if infer.draining else "no worker is active")
 
     def model_ready(scope: Scope) -> Reply:
         layer = infer.layer(scope["path_params"]["name"])
-        return _probe(links.ready, f"no worker is active for {layer.name}")
+        reason = "draining" if infer.draining else f"no worker is active for {layer.name}"
+        return _probe(links.ready and not infer.draining, reason)
 
     def model(scope: Scope) -> Reply:
         return _json(protocol.model_metadata(infer.layer(scope["path_params"]["name"])))
 
     def scrape(scope: Scope) -> Reply:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError) as error:  # it compares version numbers
+            raise Refusal(406, f"Accept is {accept[:64]!r}; a version in it is digits with dots") from error
         return Reply(200, [(b"content-type", content_type.encode())], encode(metrics.registry))
 
     return Router(

@@ -8,8 +8,13 @@ A request's life, with the areas that it holds:
                     |  in        |  fence: the output area goes into quarantine, because the fenced process may still
                     +------------+  write to it, until that process is gone; the next sending takes a new one
 
-One batch is with a worker at a time; meanwhile requests wait, in a queue a layer. A generation that was fenced is never
-listened to again. Whoever made a request releases it in the end, in whatever state it is.
+One batch is with each device's worker at a time; meanwhile requests wait, in a queue a layer. Layers take turns, a
+batch each: the one that was served longest ago goes next, so that a request at the head of its queue waits for one batch
+of each other layer at most, however much those have queued. What is to be sent again goes before all turns. A turn is a
+batch and not a number of tokens: a batch is one launch, and with few tokens its time is the reading of the experts' weights.
+
+A request whose deadline has passed is never sent. A generation that was fenced is never listened to again. Whoever made
+a request releases it in the end, in whatever state it is. Times are the caller's monotonic clock, in seconds.
 """
 
 from __future__ import annotations
@@ -17,21 +22,20 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from fdmoe_ops.arena import Allocator, ArenaFull, round_up
+from fdmoe_ops.gateway.admission import Limits, QueueFull, Waiting
+from fdmoe_ops.gateway.pace import Pace
+from fdmoe_ops.gateway.refusal import Reason
 from fdmoe_watchdog.messages import Answer, Batch, Segment
 
 # a batch travels in one packet of at most 128 KiB; a segment takes at most 24 bytes of it
 MAX_SEGMENTS = 4096
 # a request that workers end with, one after another, is more likely their end's cause than its victim
 MAX_REPLAYS = 2
-
-
-class QueueFull(RuntimeError):
-    """As many requests or tokens wait as may, or the arena has no room; the message says which."""
 
 
 class State(Enum):
@@ -57,20 +61,30 @@ class Outcome:
     answer: Answer
 
 
+Deliver = Callable[[Outcome | None], None]
+
+
 @dataclass(slots=True, eq=False)
 class Request:
-    """`size_bytes` at each offset; `output_offset` is None after a fence. `deliver` takes the outcome, if one comes."""
+    """`size_bytes` at each offset; `output_offset` is None after a fence. `deliver` takes the outcome, if one comes, or
+    None when the deadline passed before the request was sent."""
 
     layer: str
     tokens: int
     size_bytes: int
+    deadline: float
+    upload: bool
     input_offset: int
     output_offset: int | None
-    deliver: Callable[[Outcome], None]
+    deliver: Deliver
     state: State = State.READING
-    queued_at: float = 0.0
     fences: int = 0
     abandoned: bool = False
+
+    @property
+    def area_bytes(self) -> int:
+        """What its two areas take of the arena."""
+        return 2 * round_up(self.size_bytes)
 
     @property
     def replayed(self) -> bool:
@@ -88,21 +102,32 @@ class Departure:
     replayed: int
 
 
-@dataclass(slots=True)
-class Batcher:
-    """`max_requests` and `max_tokens` bound what waits, requests whose bodies are still being read included."""
+class Flight(NamedTuple):
+    """What is with a worker, and since when."""
 
-    allocator: Allocator
-    max_requests: int
-    max_tokens: int
-    waiting_requests: int = 0
-    waiting_tokens: int = 0
-    _active: Key | None = None
-    _max_batch_tokens: int = 0
-    _queues: dict[str, OrderedDict[Request, None]] = field(default_factory=dict)  # no queue is empty
-    _flights: dict[Key, tuple[int, tuple[Request, ...]]] = field(default_factory=dict)
-    _quarantine: dict[Key, list[int]] = field(default_factory=dict)  # a key from its fence to its end
-    _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    number: int
+    requests: tuple[Request, ...]
+    sent_at: float
+
+
+_NOTHING = Flight(0, (), 0.0)
+
+
+class Batcher:
+    """`limits` bound what waits, requests whose bodies are still being read included."""
+
+    def __init__(self, allocator: Allocator, limits: Limits) -> None:
+        self.allocator = allocator
+        self.waiting = Waiting(limits)
+        self._pace = Pace()
+        self._active: dict[str, Key] = {}  # by device
+        self._max_batch_tokens = 0
+        self._queues: dict[str, OrderedDict[Request, None]] = {}  # no queue is empty
+        self._served: dict[str, int] = {}  # the number of a layer's last batch
+        self._given: dict[Key, int] = {}  # the number of a worker's last batch
+        self._flights: dict[Key, Flight] = {}
+        self._quarantine: dict[Key, list[int]] = {}  # a key from its fence to its end
+        self._numbers = itertools.count(1)
 
     @property
     def queue_depth(self) -> int:
@@ -114,20 +139,27 @@ class Batcher:
         return not self._queues
 
     @property
-    def active(self) -> Key | None:
-        return self._active
+    def active(self) -> tuple[Key, ...]:
+        """The workers that batches go to, one a device."""
+        return tuple(self._active.values())
+
+    @property
+    def queue_s(self) -> float:
+        """How long what waits now will take, at the pace of the last batches; 0 before the first."""
+        return self._pace.seconds_for(self.waiting.tokens)
 
     # ---- requests
 
-    def reserve(self, layer: str, tokens: int, size_bytes: int, deliver: Callable[[Outcome], None]) -> Request:
-        """Areas and a place in the queue for a request whose input is about to be read. Raises QueueFull."""
-        if self.waiting_requests >= self.max_requests:
-            raise QueueFull(f"{self.waiting_requests} requests wait; at most {self.max_requests} may")
-        if self.waiting_tokens + tokens > self.max_tokens:
-            raise QueueFull(f"{self.waiting_tokens} tokens wait; with {tokens} more than {self.max_tokens} would")
+    def reserve(
+        self, layer: str, tokens: int, size_bytes: int, deliver: Deliver, *, deadline: float, upload: bool
+    ) -> Request:
+        """Areas and a place in the queue for a request whose input is about to be read; `upload`: from a client that
+        has not sent all of it. Raises QueueFull."""
+        area_bytes = 2 * round_up(size_bytes)
+        self.waiting.check(layer, tokens, area_bytes, upload)
         spoken_for = sum(map(_needed_bytes, self._queues.values()))
-        if spoken_for and self.allocator.free_bytes < spoken_for + 2 * round_up(size_bytes):
-            raise QueueFull("the arena's last room is for requests that are to be sent again")
+        if spoken_for and self.allocator.free_bytes < spoken_for + area_bytes:
+            raise QueueFull(Reason.ARENA, "the arena's last room is for requests that are to be sent again")
         try:
             input_offset = self.allocator.allocate(size_bytes)
             try:
@@ -136,24 +168,28 @@ class Batcher:
                 self.allocator.release(input_offset)
                 raise
         except ArenaFull as error:
-            raise QueueFull(str(error)) from error
-        self._wait(tokens)
-        return Request(layer, tokens, size_bytes, input_offset, output_offset, deliver)
+            raise QueueFull(Reason.ARENA, str(error)) from error
+        request = Request(layer, tokens, size_bytes, deadline, upload, input_offset, output_offset, deliver)
+        self._wait(request)
+        if upload:
+            self.waiting.upload_bytes += area_bytes
+        return request
 
-    def enqueue(self, request: Request, now: float) -> None:
-        """The input is complete. `now` is the caller's monotonic clock, in seconds."""
+    def enqueue(self, request: Request) -> None:
+        """The input is complete."""
         assert request.state is State.READING, f"enqueued in state {request.state.value}"
+        self._uploaded(request)
         request.state = State.QUEUED
-        request.queued_at = now
         self._queues.setdefault(request.layer, OrderedDict())[request] = None
 
     def release(self, request: Request) -> None:
         """Give the request's areas back: at once, or when the worker that has it is done with it."""
         match request.state:
             case State.READING:
-                self._leave(request.tokens)
+                self._uploaded(request)
+                self._leave(request)
             case State.QUEUED:
-                self._leave(request.tokens)
+                self._leave(request)
                 queue = self._queues[request.layer]
                 del queue[request]
                 if not queue:
@@ -169,38 +205,44 @@ class Batcher:
 
     # ---- workers
 
-    def activate(self, key: Key, max_batch_tokens: int) -> bool:
-        """Batches go to this worker from now on; False if it was fenced in the meantime."""
+    def activate(self, key: Key, device: str, max_batch_tokens: int) -> bool:
+        """The device's batches go to this worker from now on; False if it was fenced in the meantime."""
         if key in self._quarantine:
             return False
-        self._active, self._max_batch_tokens = key, max_batch_tokens
+        self._active[device], self._max_batch_tokens = key, max_batch_tokens
         return True
 
-    def deactivate(self) -> None:
-        """Nothing is sent until another worker is active; what the last one has in hand it may still answer."""
-        self._active = None
+    def deactivate(self, device: str) -> None:
+        """Nothing is sent there until another worker is active; what the last one has in hand it may still answer."""
+        self._active.pop(device, None)
 
-    def next_batch(self) -> Departure | None:
-        """The batch to send now, if there is one: of the layer whose first request has waited longest."""
-        key = self._active
-        if key is None or key in self._flights:
+    def next_batch(self, now: float) -> Departure | None:
+        """The batch to send now, if there is one. Requests that are too late are told so on the way.
+
+        Of several devices the one that was given a batch longest ago is next among those that have none: who is slow is
+        asked less often.
+        """
+        free = [key for key in self._active.values() if key not in self._flights]
+        if not free:
             return None
-        for layer in sorted(self._queues, key=lambda name: next(iter(self._queues[name])).queued_at):
-            requests, replayed = self._take(layer)
+        key = min(free, key=lambda key: self._given.get(key, 0))
+        for layer in sorted(self._queues, key=self._turn):
+            requests, replayed = self._take(layer, now)
             if requests:
-                number = next(self._numbers)
-                self._flights[key] = (number, requests)
+                number = self._served[layer] = self._given[key] = next(self._numbers)
+                self._flights[key] = Flight(number, requests, now)
                 segments = tuple(Segment(r.input_offset, r.output_offset or 0, r.tokens) for r in requests)
                 tokens = sum(request.tokens for request in requests)
                 return Departure(key, Batch(key.generation, number, layer, segments), tokens, replayed)
         return None
 
-    def answered(self, key: Key, answer: Answer) -> tuple[Request, ...] | None:
+    def answered(self, key: Key, answer: Answer, now: float) -> tuple[Request, ...] | None:
         """The requests that this answer is for, less those that nobody wants any more; None if it does not count."""
-        number, requests = self._flights.get(key, (0, ()))
+        number, requests, sent_at = self._flights.get(key, _NOTHING)
         if answer.generation != key.generation or answer.batch != number:
             return None
         del self._flights[key]
+        self._pace.observe(sum(request.tokens for request in requests), now - sent_at)
         for request in requests:
             request.state = State.DONE
             if request.abandoned:
@@ -209,12 +251,10 @@ class Batcher:
 
     def fence(self, key: Key) -> int:
         """No answer of `key` counts any more. Returns how many of its requests wait to be sent again."""
-        if key == self._active:
-            self._active = None
+        self._active = {device: active for device, active in self._active.items() if active != key}
         quarantine = self._quarantine.setdefault(key, [])
-        _, requests = self._flights.pop(key, (0, ()))
         again = []
-        for request in requests:
+        for request in self._flights.pop(key, _NOTHING).requests:
             assert request.output_offset is not None, "sent without an output area"
             quarantine.append(request.output_offset)
             request.output_offset = None
@@ -228,7 +268,7 @@ class Batcher:
             else:
                 again.append(request)
         for request in reversed(again):
-            self._wait(request.tokens)
+            self._wait(request)
             request.state = State.QUEUED
             queue = self._queues.setdefault(request.layer, OrderedDict())
             queue[request] = None
@@ -238,12 +278,17 @@ class Batcher:
     def gone(self, key: Key) -> None:
         """The process has been reaped: its output areas are free, and it counts as fenced if it was not."""
         self.fence(key)
+        self._given.pop(key, None)
         for offset in self._quarantine.pop(key):
             self.allocator.release(offset)
 
     # ---- parts of the above
 
-    def _take(self, layer: str) -> tuple[tuple[Request, ...], int]:
+    def _turn(self, layer: str) -> tuple[bool, int]:
+        """What is to be sent again first; then the layer that was served longest ago."""
+        return not next(iter(self._queues[layer])).replayed, self._served.get(layer, 0)
+
+    def _take(self, layer: str, now: float) -> tuple[tuple[Request, ...], int]:
         """From the head of the queue, in order, as many as fit one batch, and how many of them go again.
 
         One that goes again needs a new output area; where the arena has none, it waits for the quarantine to end.
@@ -253,6 +298,12 @@ class Batcher:
         tokens = replayed = 0
         while queue and len(taken) < MAX_SEGMENTS:
             request = next(iter(queue))
+            if request.deadline <= now:
+                del queue[request]
+                self._leave(request)
+                request.state = State.DONE
+                request.deliver(None)
+                continue
             if taken and tokens + request.tokens > self._max_batch_tokens:
                 break
             if request.output_offset is None:
@@ -262,7 +313,7 @@ class Batcher:
                     break
                 replayed += 1
             del queue[request]
-            self._leave(request.tokens)
+            self._leave(request)
             request.state = State.SENT
             taken.append(request)
             tokens += request.tokens
@@ -270,13 +321,16 @@ class Batcher:
             del self._queues[layer]
         return tuple(taken), replayed
 
-    def _wait(self, tokens: int) -> None:
-        self.waiting_requests += 1
-        self.waiting_tokens += tokens
+    def _wait(self, request: Request) -> None:
+        self.waiting.enter(request.layer, request.tokens, request.area_bytes)
 
-    def _leave(self, tokens: int) -> None:
-        self.waiting_requests -= 1
-        self.waiting_tokens -= tokens
+    def _leave(self, request: Request) -> None:
+        self.waiting.leave(request.layer, request.tokens, request.area_bytes)
+
+    def _uploaded(self, request: Request) -> None:
+        """Its body has come, or never will."""
+        if request.upload:
+            self.waiting.upload_bytes -= request.area_bytes
 
     def _free(self, request: Request) -> None:
         request.state = State.RELEASED

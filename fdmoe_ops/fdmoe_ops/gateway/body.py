@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from starlette.types import Receive, Scope
 
 from fdmoe_ops.gateway.protocol import HEADER_LENGTH
@@ -20,11 +23,16 @@ class Body:
     header_bytes   how much of it is JSON, if binary data follows; None if all of it is JSON
     """
 
-    def __init__(self, scope: Scope, receive: Receive, max_tensor_bytes: int) -> None:
-        """Raises Refusal (400, 413, 415) for what the headers already give away."""
+    content_bytes: int | None = None
+    header_bytes: int | None = None
+
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._more = True
         self._read = 0
+
+    def announce(self, scope: Scope, max_tensor_bytes: int) -> None:
+        """Before it is read. Raises Refusal (400, 413, 415) for what the headers already give away."""
         content = header = encoding = None
         for name, value in scope["headers"]:
             if name == b"content-length":
@@ -44,6 +52,11 @@ class Body:
             self._why = f"as a header of at most {MAX_HEADER_BYTES} bytes and a tensor of at most {max_tensor_bytes}"
             self._check_header(self.header_bytes)
         self._check_size(self.content_bytes or 0)
+
+    @property
+    def complete(self) -> bool:
+        """All of it has been read."""
+        return not self._more
 
     @property
     def following_bytes(self) -> int | None:
@@ -82,6 +95,14 @@ class Body:
             if piece:
                 return piece
         return b""
+
+    async def discard(self, seconds: float) -> None:
+        """Read what is left, for no longer than this, and forget it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._more:
+                    message = await self._receive()
+                    self._more = message["type"] == "http.request" and message.get("more_body", False)
 
     async def _whole(self) -> bytes:
         first = await self.next()

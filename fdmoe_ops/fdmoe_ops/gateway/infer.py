@@ -5,36 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from dataclasses import dataclass
 
-import msgspec
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from fdmoe_ops.arena import ALIGNMENT_BYTES, Arena
-from fdmoe_ops.gateway import protocol
-from fdmoe_ops.gateway.batcher import Batcher, Outcome, QueueFull, Request
+from fdmoe_ops.gateway import deadline, protocol
+from fdmoe_ops.gateway.admission import QueueFull
+from fdmoe_ops.gateway.batcher import Batcher, Outcome, Request
 from fdmoe_ops.gateway.body import Body
 from fdmoe_ops.gateway.link import Links
 from fdmoe_ops.gateway.metrics import Metrics
+from fdmoe_ops.gateway.pace import retry_after_s
 from fdmoe_ops.gateway.protocol import Parsed, Served
-from fdmoe_ops.gateway.refusal import ClientGone, Refusal
+from fdmoe_ops.gateway.refusal import ClientGone, Reason, Refusal
+from fdmoe_ops.gateway.reply import CLOSE, Reply, refused, send_last_reply, send_reply
 from fdmoe_ops.gateway.waiting import Waiter, WaitingRoom
 from fdmoe_watchdog.messages import LayerInfo
 
-Headers = list[tuple[bytes, bytes]]
 CLIENT_GONE = 499  # as nginx counts them; no client sees it
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A response; `tokens` and `path` are for the metrics."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    path: str = "none"
-    tokens: int = 0
 
 
 class Infer:
@@ -43,6 +32,7 @@ class Infer:
     def __init__(
         self, *, arena: Arena, batcher: Batcher, links: Links, room: WaitingRoom, metrics: Metrics, retry_after_s: int
     ) -> None:
+        self.draining = False
         self._arena = arena
         self._batcher = batcher
         self._links = links
@@ -52,18 +42,21 @@ class Infer:
         self._log = structlog.get_logger("fdmoe.gateway")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        arrived = time.perf_counter()
+        arrived = time.monotonic()
         metrics = self._metrics
         metrics.requests_in_flight += 1
         layer_name, reply = "", None
+        body = Body(receive)
         try:
             if scope["method"] != "POST":
                 raise Refusal(405, f"the method is {scope['method']}; POST is allowed", headers=((b"allow", b"POST"),))
+            if self.draining:
+                raise Refusal(503, "draining: no new requests are taken", reason=Reason.DRAINING)
             layer = self.layer(scope["path_params"]["name"])
             layer_name = layer.name
-            reply = await self._reply(layer, scope, receive)
+            reply = await self._reply(layer, scope, receive, body, arrived)
         except Refusal as refusal:
-            reply = refused(refusal)
+            reply = self._refused(refusal)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001
@@ -75,8 +68,13 @@ class Infer:
         path = reply.path if reply else "none"
         code = str(reply.status if reply else CLIENT_GONE)
         tokens = reply.tokens if reply else 0
-        metrics.answered(layer_name, path, code, time.perf_counter() - arrived, tokens)
-        if reply is not None:
+        metrics.answered(layer_name, path, code, time.monotonic() - arrived, tokens)
+        if reply is None:
+            return
+        if self.draining or reply.status == 408:
+            reply.headers.append(CLOSE)
+            await send_last_reply(send, reply, body)
+        else:
             await send_reply(send, reply)
 
     def layer(self, name: str) -> LayerInfo:
@@ -86,7 +84,7 @@ class Infer:
         if layer is not None:
             return layer
         if not self._links.started:
-            raise self._unavailable("no worker has been ready yet")
+            raise Refusal(503, "no worker has been ready yet", reason=Reason.STARTING)
         base, _, version = name.rpartition("/versions/")
         if base not in layers:
             raise Refusal(404, f"layer {name!r} is not served; these are: {', '.join(layers)}")
@@ -94,19 +92,20 @@ class Infer:
             raise Refusal(404, f"version {version!r} of {base} is not served; {protocol.VERSION!r} is")
         return layers[base]
 
-    async def _reply(self, layer: LayerInfo, scope: Scope, receive: Receive) -> Reply:
+    async def _reply(self, layer: LayerInfo, scope: Scope, receive: Receive, body: Body, arrived: float) -> Reply:
         token_limit = self._token_limit(layer)
-        body = Body(scope, receive, token_limit * protocol.row_bytes(layer))
-        waiter = self._room.enter(receive)
+        body.announce(scope, token_limit * protocol.row_bytes(layer))
+        waiter = self._room.enter(receive, arrived, deadline.from_headers(scope["headers"]))
         request = None
         try:
             head, rest = await body.json()
             parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
             if parsed.tokens == 0:
                 return self._answer(parsed, layer, b"", protocol.NOBODY)
-            request = self._reserve(layer, parsed, waiter)
+            self._room.limit(waiter, parsed.timeout_s)
+            request = self._reserve(layer, parsed, waiter, upload=not body.complete)
             await self._fill(request, parsed, body, rest)
-            self._batcher.enqueue(request, time.monotonic())
+            self._batcher.enqueue(request)
             self._links.push_soon()
             outcome = await self._room.outcome(waiter)
             if outcome.answer.error:
@@ -115,10 +114,10 @@ class Infer:
             output = self._arena.area(request.output_offset, request.size_bytes)
             return self._answer(parsed, layer, output, _served(outcome, request))
         except asyncio.CancelledError as error:
-            if not waiter.expired:
+            if waiter.ended is None:
                 raise
             waiter.task.uncancel()
-            raise Refusal(408, f"the body was not complete after {self._room.timeout_s:g} s") from error
+            raise waiter.ended from error
         finally:
             self._room.leave(waiter)
             if request is not None:
@@ -129,14 +128,17 @@ class Infer:
 
     def _token_limit(self, layer: LayerInfo) -> int:
         """What fits a batch, the queue and, twice, the arena; a request beyond it could never be served."""
-        room_bytes = self._arena.size_bytes // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-        return min(self._links.max_batch_tokens, self._batcher.max_tokens, room_bytes // protocol.row_bytes(layer))
+        limits = self._batcher.waiting.limits
+        room_bytes = min(self._arena.size_bytes, limits.area_bytes) // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+        return min(self._links.max_batch_tokens, limits.tokens, room_bytes // protocol.row_bytes(layer))
 
-    def _reserve(self, layer: LayerInfo, parsed: Parsed, waiter: Waiter) -> Request:
+    def _reserve(self, layer: LayerInfo, parsed: Parsed, waiter: Waiter, *, upload: bool) -> Request:
         try:
-            return self._batcher.reserve(layer.name, parsed.tokens, parsed.size_bytes, waiter.deliver)
+            return self._batcher.reserve(
+                layer.name, parsed.tokens, parsed.size_bytes, waiter.deliver, deadline=waiter.deadline, upload=upload
+            )
         except QueueFull as error:
-            raise self._unavailable(str(error)) from error
+            raise Refusal(503, str(error), reason=error.reason) from error
 
     async def _fill(self, request: Request, parsed: Parsed, body: Body, rest: memoryview) -> None:
         """The input's bytes into the arena, as they come: the one copy on their way to the worker."""
@@ -161,20 +163,15 @@ class Infer:
         headers, body = protocol.encode(parsed, layer, output, served)
         return Reply(200, headers, body, served.path, parsed.tokens)
 
-    def _unavailable(self, message: str) -> Refusal:
-        return Refusal(503, message, headers=((b"retry-after", b"%d" % self._retry_after_s),))
+    def _refused(self, refusal: Refusal) -> Reply:
+        reply = refused(refusal)
+        if refusal.reason is not None:
+            self._metrics.refused(refusal.reason)
+        if refusal.status == 503:
+            seconds = retry_after_s(self._batcher.queue_s, self._retry_after_s, self._room.timeout_s)
+            reply.headers.append((b"retry-after", b"%d" % seconds))
+        return reply
 
 
 def _served(outcome: Outcome, request: Request) -> Served:
     return Served(outcome.answer.path, outcome.key.worker, outcome.key.generation, request.replayed)
-
-
-def refused(refusal: Refusal) -> Reply:
-    headers = [(b"content-type", b"application/json"), (b"x-request-id", protocol.new_id().encode()), *refusal.headers]
-    return Reply(refusal.status, headers, msgspec.json.encode({"error": str(refusal)}), refusal.path)
-
-
-async def send_reply(send: Send, reply: Reply) -> None:
-    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})

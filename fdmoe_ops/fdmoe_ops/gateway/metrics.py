@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from fdmoe_ops.gateway.refusal import Reason
+
 # from half of what the gateway may add at one token to the longest that a request waits
 _SECONDS = (0.00015, 0.0003, 0.0006, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -13,9 +15,9 @@ _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 class Metrics:
     """Labels come from closed sets: `layer` is a served one or "", `path` a path or "none", `code` an HTTP status (499:
-    the client went away first)."""
+    the client went away first), `reason` one of Reason."""
 
-    def __init__(self, queue_depth: Callable[[], int]) -> None:
+    def __init__(self, queue_depth: Callable[[], int], arena_used_bytes: Callable[[], int]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests_in_flight = 0
         self.request_duration = Histogram(
@@ -34,11 +36,21 @@ class Metrics:
         self.batch_tokens = Histogram(
             "fdmoe_batch_tokens", "Tokens of the batches sent to workers.", buckets=_TOKENS, registry=registry
         )
+        self._refused = Counter(
+            "fdmoe_refused_requests",
+            "Requests turned away because of what else was going on, or because their head was no HTTP request's.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in Reason:
+            self._refused.labels(reason)
         self._children: dict[tuple[str, str, str], tuple[Histogram, Counter | None]] = {}
         in_flight = Gauge("fdmoe_requests_in_flight", "Inference requests that have no answer yet.", registry=registry)
         in_flight.set_function(lambda: self.requests_in_flight)
         depth = Gauge("fdmoe_queue_depth", "Requests that wait for a place in a batch.", registry=registry)
         depth.set_function(queue_depth)
+        used = Gauge("fdmoe_arena_used_bytes", "Arena memory that requests hold.", registry=registry)
+        used.set_function(arena_used_bytes)
 
     def answered(self, layer: str, path: str, code: str, seconds: float, tokens: int) -> None:
         """One request has ended. The children are kept, because looking them up costs more than moving them."""
@@ -52,3 +64,6 @@ class Metrics:
         children[0].observe(seconds)
         if children[1] is not None:
             children[1].inc(tokens)
+
+    def refused(self, reason: Reason) -> None:
+        self._refused.labels(reason).inc()

@@ -7,6 +7,8 @@ A layer is a model with one input `hidden_states` [T, H] and one output `output`
 A request's body is JSON, followed by the input's bytes where the header Inference-Header-Content-Length says how long
 the JSON is. The answer has the same form, binary where the request asks for it.
 
+Of a key that a JSON object has twice the last one counts.
+
 JSON has no word for NaN and infinities: they come in binary only, and go out as null where an answer is JSON.
 """
 
@@ -20,6 +22,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from fdmoe_ops.gateway import deadline
 from fdmoe_ops.gateway.refusal import Refusal
 from fdmoe_ops.gateway.tensors import DTYPES, from_numbers, to_numbers
 from fdmoe_watchdog.messages import LayerInfo
@@ -67,6 +70,7 @@ class Parsed:
 
     size_bytes    of the input, and of the output
     data          the input's bytes if they were JSON; None if they follow the JSON part
+    timeout_s     how long it may take in all; None if it does not say
     """
 
     id: str
@@ -74,6 +78,7 @@ class Parsed:
     size_bytes: int
     data: bytes | None
     binary_output: bool
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ def parse(header: bytes | bytearray | memoryview, layer: LayerInfo, token_limit:
     tensor = request.inputs[0]
     if tensor.datatype != layer.dtype:
         raise Refusal(400, f"{INPUT} has datatype {tensor.datatype!r}; {layer.name} takes {layer.dtype!r}")
+    timeout_s = deadline.from_parameters(request.parameters)
     tokens = _tokens(tensor, layer, token_limit)
     binary_output = _binary_output(request)
     if not binary_output and tokens * layer.hidden_size > MAX_JSON_NUMBERS:
@@ -128,7 +134,7 @@ def parse(header: bytes | bytearray | memoryview, layer: LayerInfo, token_limit:
         )
     size_bytes = tokens * row_bytes(layer)
     data = _input_data(tensor, layer, size_bytes, following)
-    return Parsed(request.id or new_id(), tokens, size_bytes, data, binary_output)
+    return Parsed(request.id or new_id(), tokens, size_bytes, data, binary_output, timeout_s)
 
 
 def _tokens(tensor: _Input, layer: LayerInfo, token_limit: int) -> int:

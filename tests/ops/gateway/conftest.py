@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 
 from fdmoe_ops.arena import Arena
 from fdmoe_ops.gateway.address import bind
@@ -139,12 +140,13 @@ class Tree:
     """The watchdog's side of a gateway in this process: starts workers, routes, fences."""
 
     run_dir: Path
-    plan: GatewayPlan
+    plan: GatewayPlan | None = None
+    arena_bytes: int = ARENA_BYTES
     workers: list[Worker] = field(default_factory=list)
 
     def prepare(self) -> None:
         """What the watchdog makes before it starts a gateway."""
-        (self.run_dir / "arena").write_bytes(bytes(ARENA_BYTES))
+        (self.run_dir / "arena").write_bytes(bytes(self.arena_bytes))
         self.worker_arena = Arena.open(self.run_dir / "arena")
         self._listener = Listener(self.run_dir / "watchdog.sock")
         self._stop = threading.Event()
@@ -156,6 +158,7 @@ class Tree:
         started = threading.Event()
 
         async def serve() -> None:
+            assert self.plan is not None
             self.gateway = Gateway(self.plan)
             started.set()
             await self.gateway.serve(listening)
@@ -198,9 +201,11 @@ class Tree:
         self.workers.append(worker)
         return worker
 
-    def route(self, worker: Worker) -> None:
+    def route(self, worker: Worker, device: str = "cpu") -> None:
         """Returns when the gateway has it for its active worker."""
-        self.control.send(Route(worker.name, worker.generation, str(worker.listener.path), str(worker.page.path)))
+        self.control.send(
+            Route(worker.name, worker.generation, str(worker.listener.path), str(worker.page.path), device)
+        )
         until(lambda: self.get("/readyz")[0] == 200, "/readyz")
 
     def fence(self, worker: Worker) -> None:
@@ -242,10 +247,17 @@ class Tree:
         with self.client() as client:
             return client.infer(layer.name, [tensor], **options)
 
-    def ask_later(self, x: Any, layer: LayerInfo = LAYERS[0]) -> Later:
-        return Later(lambda: self.ask(x, layer))
+    def ask_later(self, x: Any, layer: LayerInfo = LAYERS[0], **options: Any) -> Later:
+        return Later(lambda: self.ask(x, layer, **options))
+
+    def scraped(self, name: str, **labels: str) -> float:
+        """A metric as Prometheus reads it; 0 where there is none of these labels."""
+        text = self.get("/metrics")[1].decode()
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), 0.0)
 
     def metric(self, name: str, **labels: str) -> float:
+        """The same of a gateway in this process."""
         return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
@@ -275,8 +287,11 @@ def running(**changes: Any) -> Iterator[Tree]:
             "run_dir": Path(name),
             "max_queue_tokens": 128,
             "max_queue_requests": 16,
+            "max_queue_bytes": ARENA_BYTES,
             "request_timeout_s": DEADLINE_S,
+            "upload_timeout_s": DEADLINE_S,
             "retry_after_s": 3,
+            "drain_timeout_s": DEADLINE_S,
             "version": "1.2.3",
             **changes,
         }
@@ -288,7 +303,7 @@ def running(**changes: Any) -> Iterator[Tree]:
             tree.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def running_tree() -> Callable[..., contextlib.AbstractContextManager[Tree]]:
     return running
 
@@ -312,15 +327,16 @@ def serving() -> Iterator[Tree]:
 class Process(Tree):
     """The same with the gateway in a process of its own, started as the watchdog starts it."""
 
+    options: dict[str, Any] = field(default_factory=dict)
+
     def start(self) -> None:
         self.prepare()
         self.process = self.run(0)
         self.meet()
 
     def run(self, port: int) -> subprocess.Popen[str]:
-        settings = Settings(
-            run_dir=self.run_dir, gateway=GatewaySettings(port=port), log=LogSettings(format=LogFormat.JSON)
-        )
+        gateway = GatewaySettings(port=port, **{"max_queue_bytes": self.arena_bytes, **self.options})
+        settings = Settings(run_dir=self.run_dir, gateway=gateway, log=LogSettings(format=LogFormat.JSON))
         file = self.run_dir / f"settings-{port}.json"
         write(settings, file)
         command = [sys.executable, "-P", "-m", "fdmoe_ops.gateway", "--settings", str(file)]
@@ -331,20 +347,37 @@ class Process(Tree):
         }
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
-    def stop(self) -> None:
+    def end(self) -> str:
+        """Kill it; what it has said on standard error."""
         self.process.kill()
-        self.process.communicate(timeout=DEADLINE_S)
+        return self.process.communicate(timeout=DEADLINE_S)[1]
+
+    def stop(self) -> None:
+        self.end()
         self.clean_up()
 
 
+@contextlib.contextmanager
+def running_in_a_process(arena_bytes: int = ARENA_BYTES, **options: Any) -> Iterator[Process]:
+    """`options` of the gateway's branch of the settings that are to be other than usual."""
+    with tempfile.TemporaryDirectory(prefix="fdmoe-test-", dir="/dev/shm") as name:
+        tree = Process(Path(name), arena_bytes=arena_bytes, options=options)
+        tree.start()
+        try:
+            yield tree
+        finally:
+            tree.stop()
+
+
+@pytest.fixture(scope="session")
+def running_process() -> Callable[..., contextlib.AbstractContextManager[Process]]:
+    return running_in_a_process
+
+
 @pytest.fixture
-def process(in_memory: Path) -> Iterator[Process]:
-    tree = Process(in_memory, GatewayPlan(in_memory, 1, 1, 1.0, 1, ""))
-    tree.start()
-    try:
+def process() -> Iterator[Process]:
+    with running_in_a_process() as tree:
         yield tree
-    finally:
-        tree.stop()
 
 
 @pytest.fixture

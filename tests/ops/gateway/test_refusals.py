@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from fdmoe_ops.gateway.pace import Pace
+
 INFER = "/v2/models/demo/layers.0/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 ROW = {"name": "hidden_states", "shape": [1, 8], "datatype": "FP32", "data": [1.0] * 8}
@@ -161,13 +163,19 @@ def test_before_the_first_route_clients_are_told_when_to_come_again(tree) -> Non
 
 
 @pytest.mark.parametrize(
-    ("changes", "tokens", "text"),
+    ("changes", "tokens", "text", "reason"),
     [
-        ({"max_queue_requests": 1}, 1, "1 requests wait; at most 1 may"),
-        ({"max_queue_tokens": 64}, 64, "64 tokens wait; with 64 more than 64 would"),
+        ({"max_queue_requests": 1}, 1, "1 requests wait; at most 1 may", "queue_requests"),
+        ({"max_queue_tokens": 64}, 64, "64 tokens wait; with 64 more than 64 would", "queue_tokens"),
+        (
+            {"max_queue_bytes": 4096},
+            64,
+            "4096 bytes of tensors wait; with 4096 more than 4096 would",
+            "queue_bytes",
+        ),
     ],
 )
-def test_a_full_queue(running_tree, wait_until, changes: dict[str, int], tokens: int, text: str) -> None:
+def test_a_full_queue(running_tree, wait_until, changes: dict[str, int], tokens: int, text: str, reason: str) -> None:
     with running_tree(**changes) as tree:
         worker = tree.worker("a", 1)
         tree.route(worker)
@@ -181,11 +189,45 @@ def test_a_full_queue(running_tree, wait_until, changes: dict[str, int], tokens:
         )
         assert (status, headers["retry-after"]) == (503, "3")
         assert json.loads(body) == {"error": text}
+        assert tree.metric("fdmoe_refused_requests_total", reason=reason) == 1
+        assert tree.metric("fdmoe_arena_used_bytes") == tree.gateway.allocator.size_bytes - tree.free_bytes > 0
         worker.answer(batch)
         worker.answer(worker.next_batch())
         assert np.array_equal(running.result().as_numpy("output"), 2 * x)
         assert np.array_equal(waiting.result().as_numpy("output"), 2 * x)
         assert tree.free_bytes == tree.gateway.allocator.size_bytes
+
+
+def test_a_refused_client_is_told_when_what_waits_will_be_gone(
+    running_tree, wait_until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "seconds_for", lambda _self, tokens: 0.11 * tokens)
+    with running_tree(max_queue_tokens=64, retry_after_s=1) as tree:
+        worker = tree.worker("a", 1)
+        tree.route(worker)
+        requests = [tree.ask_later(np.ones((1, 8), np.float32))]
+        batch = worker.next_batch()
+        requests.append(tree.ask_later(np.ones((50, 8), np.float32)))
+        wait_until(lambda: tree.metric("fdmoe_queue_depth") == 1, "the queue")
+        status, headers, _ = tree.request(
+            "POST", INFER, json.dumps({"inputs": [{**ROW, "shape": [15, 8], "data": [1.0] * 8 * 15}]})
+        )
+        assert (status, headers["retry-after"]) == (503, "6")  # 5.5 s
+        worker.answer(batch)
+        worker.answer(worker.next_batch())
+        assert [request.result().as_numpy("output").shape for request in requests] == [(1, 8), (50, 8)]
+
+
+def test_a_request_larger_than_the_queue_could_never_be_served(running_tree) -> None:
+    with running_tree(max_queue_bytes=1024) as tree:
+        tree.route(tree.worker("a", 1, automatic=True))
+        assert tree.ask(np.ones((16, 8), np.float32)).as_numpy("output").shape == (16, 8)
+        with pytest.raises(triton.InferenceServerException) as caught:
+            tree.ask(np.ones((17, 8), np.float32))
+        assert (caught.value.status(), caught.value.message()) == (
+            "413",
+            "hidden_states has 17 tokens; at most 16 are allowed in a request",
+        )
 
 
 def test_a_worker_that_cannot_is_a_500_in_its_words(tree) -> None:

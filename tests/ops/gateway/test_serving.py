@@ -159,12 +159,12 @@ def test_what_waits_goes_together_and_a_layer_at_a_time(tree, layers, wait_until
     wait_until(lambda: tree.metric("fdmoe_queue_depth") == 3, "the queue")
     assert tree.metric("fdmoe_requests_in_flight") == 4
     worker.answer(held)
+    other = worker.next_batch()
+    assert (other.layer, [segment.tokens for segment in other.segments]) == (layers[2].name, [3])
+    worker.answer(other)
     together = worker.next_batch()
     assert (together.layer, [segment.tokens for segment in together.segments]) == (layers[0].name, [2, 1])
     worker.answer(together)
-    last = worker.next_batch()
-    assert (last.layer, [segment.tokens for segment in last.segments]) == (layers[2].name, [3])
-    worker.answer(last)
     for request, x in zip([first, *others], [rows[0], rows[1], rows[2], rows[0]], strict=True):
         assert np.array_equal(request.result().as_numpy("output"), 2 * x)
     assert [batch.batch for batch in worker.batches] == [1, 2, 3]
