@@ -76,7 +76,9 @@ def values_schema() -> str:
             pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
             pullSecrets=OBJECTS,
         ),
-        gpu=closed(count={"enum": [0, 1]}, resourceName={"type": "string", "minLength": 1}),
+        gpu=closed(
+            count={"type": "integer", "minimum": 0, "maximum": 128}, resourceName={"type": "string", "minLength": 1}
+        ),
         runtimeClassName=TEXT,
         model=closed(existingClaim=TEXT, hostPath=TEXT, directory=TEXT),
         settings={"$ref": "#/$defs/Settings"},

@@ -29,7 +29,7 @@ def test_the_schema_comes_from_the_settings_tree(chart: Path) -> None:
         ({"replicaCount": -1}, "replicaCount: Must be greater than or equal to 0"),
         ({"image": {"repository": ""}}, "image.repository: String length must be greater than or equal to 1"),
         ({"image": {"pullPolicy": "Sometimes"}}, 'image.pullPolicy must be one of the following: "Always"'),
-        ({"gpu": {"count": 2}}, "gpu.count must be one of the following: 0, 1"),
+        ({"gpu": {"count": -1}}, "gpu.count: Must be greater than or equal to 0"),
         ({"service": {"port": 70000}}, "service.port: Must be less than or equal to 65535"),
         ({"service": {"port": "http"}}, "service.port: Invalid type. Expected: integer, given: string"),
         ({"model": {"path": "/m"}}, "model: Additional property path is not allowed"),

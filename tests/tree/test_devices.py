@@ -11,12 +11,18 @@ import pytest
 import torch
 import tritonclient.http as triton_http
 
-from fdmoe_ops.chaos.tree import Tree, running_tree
+from fdmoe_kernels import MoELayer
+from fdmoe_ops.chaos.load import Load, Pool
+from fdmoe_ops.chaos.tree import Tree, read_events, running_tree
+from fdmoe_ops.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
 def two_devices(demo: Path) -> Iterator[Tree]:
-    flags = (f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--devices=cpu:0,cpu:1")
+    flags = (
+        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--devices=cpu:0,cpu:1", "--enable-chaos",
+        "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
+    )  # fmt: skip
     with running_tree(*flags) as tree:
         yield tree
 
@@ -62,3 +68,33 @@ def test_the_devices_are_announced(two_devices: Tree) -> None:
     assert (
         f"gateway   http://{two_devices.gateway_address}   (demo on cpu:0, cpu:1)\n" in two_devices.output.read_text()
     )
+
+
+def _both_whole(tree: Tree) -> bool:
+    status = tree.status()
+    paths = [device["path"] for device in status["devices"] if device["active"] is not None]
+    return paths == ["fused", "fused"] and all(worker["state"] == "ready" for worker in status["workers"])
+
+
+def _batches(tree: Tree) -> dict[str, int]:
+    """How many batches each device's workers have served since their start."""
+    served: dict[str, int] = {}
+    for worker in tree.status()["workers"]:
+        served[worker["device"]] = served.get(worker["device"], 0) + sum(worker["batches"].values())
+    return served
+
+
+def test_two_devices_share_the_load_and_one_carries_on_alone(two_devices: Tree, demo: Path) -> None:
+    layer: MoELayer = Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32)
+    pool = Pool.of("demo/layers.1", layer, 40)
+    tree = two_devices
+    before = _batches(tree)
+    with Load(tree.gateway_address, pool, clients=4) as load:
+        tree.wait_until("batches on both", lambda: all(n > before[name] + 2 for name, n in _batches(tree).items()))
+        tree.arm("kill-workers")
+        count = len(load.sent)
+        tree.wait_until("answers of the other", lambda: len(load.sent) > count + 4)
+        tree.wait_until("both devices", lambda: _both_whole(tree))
+    gone = {event["worker"] for event in read_events(tree) if event["event"] == "worker_gone"}
+    assert gone == {"a0", "b0"}
+    assert [sent for sent in load.sent if sent.failed or sent.wrong or sent.retries] == []

@@ -9,9 +9,10 @@ A request's life, with the areas that it holds:
                     +------------+  write to it, until that process is gone; the next sending takes a new one
 
 One batch is with each device's worker at a time; meanwhile requests wait, in a queue a layer. Layers take turns, a
-batch each: the one that was served longest ago goes next, so that a request at the head of its queue waits for one batch
-of each other layer at most, however much those have queued. What is to be sent again goes before all turns. A turn is a
-batch and not a number of tokens: a batch is one launch, and with few tokens its time is the reading of the experts' weights.
+batch each: the one that was served longest ago goes next, so that a request at the head of its queue waits for one
+batch of each other layer at most, however much those have queued. What is to be sent again goes before all turns. A
+turn is a batch and not a number of tokens: a batch is one launch, and with few tokens its time is the reading of the
+experts' weights.
 
 A request whose deadline has passed is never sent. A generation that was fenced is never listened to again. Whoever made
 a request releases it in the end, in whatever state it is. Times are the caller's monotonic clock, in seconds.
