@@ -19,7 +19,7 @@ SIZES = [5, pytest.param(48, marks=pytest.mark.gpu)]
 
 _ILLEGAL = """
 import sys, torch
-from moe_layers import Place, random_layer, random_tokens
+from moe_layers import INTERPRETER, Place, random_layer, random_tokens
 from fdmoe_kernels import Fault, Workspace, fused_moe
 place = INTERPRETER if sys.argv[1] == "cpu" else Place("cuda", torch.bfloat16, 6e-3, ())
 layer = random_layer(8, 64, 32, 2, place=place)
