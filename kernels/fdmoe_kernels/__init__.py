@@ -4,7 +4,7 @@ from fdmoe_kernels.activation import SwiGLU
 from fdmoe_kernels.baseline import baseline_moe
 from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hopper.build import BuildError
+from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.module import FusedMoE
 from fdmoe_kernels.reference import reference_moe

@@ -14,6 +14,7 @@ from fdmoe_kernels import routing
 
 LOWEST = tl.constexpr(routing.LOWEST)
 NOTHING = tl.constexpr(float("-inf"))  # an expert that cannot be chosen, or has been
+LOWEST_SUM = tl.constexpr(-3.4e38)  # of a group: two LOWEST are an infinity, which is below one LOWEST and not NOTHING
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def within_best_groups(
             score += best
             if rank + 1 < GROUP_SCORES:
                 members = tl.where(expert[None, :] == index[:, None], NOTHING, members)
-        scores = tl.where((group == g)[None, :], tl.maximum(score, LOWEST)[:, None], scores)
+        scores = tl.where((group == g)[None, :], tl.maximum(score, LOWEST_SUM)[:, None], scores)
     result = tl.full(choice.shape, NOTHING, tl.float32)
     for _ in tl.static_range(TOP_GROUPS):
         best, index = tl.max(scores, axis=1, return_indices=True, return_indices_tie_break_left=True)
@@ -118,7 +119,7 @@ def route_tile(
         enter(lists, counts, index, entry, capacity, token < T)
         choice = tl.where(here, NOTHING, choice)
     if RENORMALIZE:
-        total = chosen_total + 1e-20
+        total = chosen_total + 1e-20 * total  # of scores that are not divided by their total yet
     tl.store(norms + token, total / SCALING, mask=token < T)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from fdmoe_kernels import portable
 from fdmoe_kernels.faults import Fault
+from fdmoe_kernels.hardware import capturing
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing
 from fdmoe_kernels.tiles import PRECISIONS, Precision
@@ -33,7 +34,11 @@ def fused_moe(
     programs  the number of CTAs, from 1 up; 0: what fills the device. Any number gives the same bits.
 
     Returns out [T, H]. T = 0 launches nothing. After a launch that was aborted, out is not defined: the page says so
-    (Page.exit_of). Raises ValueError for anything else that does not fit, and names it.
+    (Page.exit_of). Where a device has a form of the kernel of its own and it cannot be built, the portable form serves
+    and the reason is logged; Workspace.form tells which does.
+
+    Raises ValueError for anything else that does not fit, and names it; BuildError where a build with a fault cannot be
+    had, and where, during the capture of a CUDA graph, the device's own form turns out not to be.
     """
     layer.check_input(x)
     if routing is not None:
@@ -61,10 +66,11 @@ def fused_moe(
             raise ValueError(f"{name} is at address {tensor.data_ptr():#x}; 16-byte alignment is needed")
     if tokens == 0:
         return out
-    hopper = workspace.hopper
-    if hopper is not None and hopper.serves(tokens):
-        hopper.plan(layer).launch(x, out, routing=routing, programs=programs, fault=fault)
+    plan = workspace.hopper_plan(layer, tokens)
+    if plan is not None:
+        plan.launch(x, out, routing=routing, programs=programs, fault=fault)
     else:
         portable.launch(x, out, layer, workspace, routing=routing, precision=precision, programs=programs, fault=fault)
-    workspace.launches += 1
+    if not capturing(workspace.device):
+        workspace.launches += 1
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import os
 from typing import Literal
 
@@ -11,6 +12,8 @@ import torch
 import triton
 
 Family = Literal["cuda", "hip", "interpreter"]
+
+_log = logging.getLogger(__name__)
 
 
 def interpreted() -> bool:
@@ -45,13 +48,30 @@ def multiprocessors(device: torch.device) -> int:
 @functools.cache
 def hopper_kernels_supported(device: torch.device) -> bool:
     """The Hopper form of the kernel runs here: compute capability 9.0, and cuda.bindings, which torch's CUDA build
-    brings, to compile and launch it."""
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) == (9, 0)
-        and importlib.util.find_spec("cuda.bindings") is not None
-    )
+    brings, to compile and launch it. Where only that package is missing, it is logged once."""
+    if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) != (9, 0):
+        return False
+    if not _cuda_bindings_installed():
+        _log.warning("the portable form serves instead of the Hopper form: the package cuda-bindings is not installed")
+        return False
+    return True
+
+
+def _cuda_bindings_installed() -> bool:
+    try:
+        return importlib.util.find_spec("cuda.bindings") is not None
+    except ModuleNotFoundError:  # there is no package `cuda` for it to be in
+        return False
+
+
+def capturing(device: torch.device) -> bool:
+    """What is launched on the device's current stream is captured into a CUDA graph, and does not run."""
+    if device.type != "cuda":
+        return False
+    if device.index is None or device.index == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache

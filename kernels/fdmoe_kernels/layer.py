@@ -17,7 +17,7 @@ from fdmoe_kernels.routing import RoutingRule
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class MoELayer:
     """The weights of one MoE layer, contiguous, of one dtype, on one device.
 
@@ -36,6 +36,8 @@ class MoELayer:
     The last `shared_experts` (S) of the experts are shared: every token goes to each of them. A shared expert of a
     larger intermediate size is stored as several such experts, each a slice of I of its rows, padded with zeros: their
     sum is the whole one (`pack` does it). routing.scaling does not apply to them.
+
+    Two layers are equal only if they are one: their tensors may be large, and are not compared.
 
     Without shared experts this is transformers' own layout, so its modules can lend their parameters without a copy.
     Raises ValueError when a shape, dtype, device or rule does not fit the others.

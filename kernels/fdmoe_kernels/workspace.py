@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
-from fdmoe_kernels.hopper.plan import control_words
-from fdmoe_kernels.hopper.scratch import HopperScratch, takes
+from fdmoe_kernels.hopper.plan import Plan, control_words
+from fdmoe_kernels.hopper.scratch import HopperScratch, takes_shape
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_watchdog import page as beat_page
 
@@ -18,11 +20,11 @@ class Workspace:
 
     `page` is a beat page as int64 words ([slots + 8, 8] flattened, on the layer's device or in pinned host memory);
     without one, beats are compiled out and no host can end a launch. `slots` is how many CTAs may have one, if not as
-    many as fit. `launches` counts the launches made: the number
-    of the next one is `launches + 1`, in a captured CUDA graph too if its owner counts the replays here.
+    many as fit. `launches` counts the launches that run: the number of the next one is `launches + 1`. One that is
+    captured into a CUDA graph does not run and is not counted; the graph's owner counts its replays here.
 
-    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, and for a page too small to hold
-    one slot.
+    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, for a page too small to hold one
+    slot, and for a number of slots that the page has no room for.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class Workspace:
         self.max_tokens = max_tokens
         self.page = page
         room = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
+        if slots is not None and not 1 <= slots <= room:
+            allowed = "none without a page" if page is None else f"1 to {room}"
+            raise ValueError(f"slots is {slots}; {allowed} can be had")
         self.slots = room if slots is None else slots
-        if not 0 <= self.slots <= room:
-            raise ValueError(f"slots is {slots}; the page has room for 1 to {room}")
         self.launches = 0
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
         entries = max_tokens * layer.entries_per_token
@@ -62,7 +65,7 @@ class Workspace:
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
         self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
         self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
-        self.hopper = HopperScratch(layer, self) if takes(layer) else None
+        self.hopper = HopperScratch(layer, max_tokens) if takes_shape(layer) else None
 
     def row_tiles_bound(self, tokens: int, rows: int) -> int:
         """The most row tiles that `tokens` tokens can make, however they are routed."""
@@ -72,6 +75,17 @@ class Workspace:
 
     def fits(self, layer: MoELayer) -> bool:
         return (_shape(layer), layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
+
+    def hopper_plan(self, layer: MoELayer, tokens: int) -> Plan | None:
+        """By which the Hopper form computes `tokens` tokens of the layer; None: the portable form does. It decides for
+        each launch. The first time for a layer it compiles and loads; HopperScratch.plan says more."""
+        if self.hopper is None or not self.hopper.serves(tokens):
+            return None
+        return self.hopper.plan(layer, self)
+
+    def form(self, layer: MoELayer, tokens: int) -> Literal["hopper", "portable"]:
+        """Which form of the kernel serves `tokens` tokens of the layer. As hopper_plan, it may compile."""
+        return "portable" if self.hopper_plan(layer, tokens) is None else "hopper"
 
     def expert_tokens(self) -> torch.Tensor:
         """Tokens that each expert has computed, the shared ones last: [E + S] int64 on the layer's device, over all

@@ -104,8 +104,7 @@ def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Pl
     # two launches alike: the slots of the last hold half of all items
     assert 2 * sum(slot.items for slot in slots) == route + up + down + combine
     # tiles of 16 and of 4 tokens; of 8 and of one in the Hopper form
-    hopper = workspace.hopper is not None and workspace.hopper.serves(20)
-    assert (route, combine) == ((2 * 3, 2 * 20) if hopper else (2 * 2, 2 * 5))
+    assert (route, combine) == {"hopper": (2 * 3, 2 * 20), "portable": (2 * 2, 2 * 5)}[workspace.form(layer, 20)]
 
 
 def test_launch_numbers_go_beyond_32_bits(place: Place) -> None:
@@ -158,24 +157,27 @@ def test_one_launch_and_nothing_else(tokens: int) -> None:
         fused_moe(x, layer, workspace, out=out)
         torch.cuda.synchronize()
     on_device = [event.name for event in profile.events() if event.device_type == torch.profiler.DeviceType.CUDA]
-    assert on_device == ["moe_layer_kernel"]
+    assert on_device == [{"hopper": "moe_layer", "portable": "moe_layer_kernel"}[workspace.form(layer, tokens)]]
 
 
 @pytest.mark.gpu
-def test_a_captured_graph_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("tokens", [5, 64], ids=["portable", "hopper"])
+def test_a_captured_graph_gives_the_same_bits_and_counts_what_runs(tokens: int) -> None:
     place = Place("cuda", torch.bfloat16, 6e-3, ())
     layer = random_layer(16, 128, 64, 4, place=place)
     workspace = Workspace(layer, 64)
-    x = random_tokens(layer, 64, seed=1)
+    x = random_tokens(layer, tokens, seed=1)
     expected = fused_moe(x, layer, workspace)
     out = torch.empty_like(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         fused_moe(x, layer, workspace, out=out)
-    for _ in range(5):
+    assert workspace.launches == 1  # nothing of a capture runs
+    for replays in range(1, 6):
         out.fill_(float("nan"))
         graph.replay()
         assert torch.equal(out, expected)
+        assert workspace.totals[4].item() == 1 + replays
 
 
 def test_the_kernels_constants_are_those_of_the_page_and_of_the_faults() -> None:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import re
-import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relative_error, transformers_block
+from moe_layers import (
+    ARCHITECTURES,
+    Place,
+    random_layer,
+    random_tokens,
+    relative_error,
+    transformers_block,
+    with_everything,
+)
 
-from fdmoe_kernels import Fault, Routing, Workspace, fused_moe, reference_moe
+from fdmoe_kernels import Fault, Routing, RoutingRule, Workspace, fused_moe, reference_moe
 from fdmoe_kernels import _fused_kernel as portable_kernel
-from fdmoe_kernels.hopper import build, plan, scratch
+from fdmoe_kernels.hopper import build, scratch
 from fdmoe_kernels.hopper.params import Params, TensorMap
 from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS, default_tiles
 from fdmoe_watchdog import page as beat_page
@@ -33,27 +41,6 @@ def _constant(name: str) -> int:
     found = re.search(rf"\b{name}\s*=\s*(0x[0-9a-f]+|\d+)", PARAMS)
     assert found, name
     return int(found[1], 0)
-
-
-def _disassembled(cubin: bytes, tmp_path: Path) -> list[str]:
-    import triton
-
-    path = tmp_path / "layer.cubin"
-    path.write_bytes(cubin)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    text = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_products_run_on_tensor_cores_without_a_spill(dtype: torch.dtype, tmp_path: Path) -> None:
-    lines = _disassembled(build.compile_layer(dtype), tmp_path)
-    products = [(i, m[1]) for i, line in enumerate(lines) if (m := re.search(r"HGMMA\.64x(\d+)x16\.F32", line))]
-    # a loop of four products for each width and no other copy of it
-    assert sorted(int(width) for _, width in products) == sorted(width for width in build.WIDTHS for _ in range(4))
-    for first in range(0, len(products), 4):
-        loop = lines[products[first][0] : products[first + 3][0]]
-        assert not [line for line in loop if re.search(r"\b(LDL|STL)\b", line)]
 
 
 def test_the_kernel_reads_the_arguments_where_the_host_puts_them(
@@ -92,29 +79,6 @@ def test_its_constants_are_those_of_the_page_the_faults_and_the_portable_form() 
     assert max(build.WIDTHS) == _constant("MAX_TOKEN_TILE")
 
 
-def test_a_build_is_kept_on_disk_and_a_disk_that_refuses_costs_only_that(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(build, "sources", lambda: {"layer.cu": 'extern "C" __global__ void moe_layer() {}'})
-    monkeypatch.setenv("FDMOE_CACHE_DIR", str(tmp_path / "cache"))
-    first = build.compile_layer(torch.bfloat16)
-    (kept,) = (tmp_path / "cache").iterdir()
-    assert kept.read_bytes() == first
-    kept.write_bytes(b"what the disk holds")
-    assert build.compile_layer(torch.bfloat16) == b"what the disk holds"
-    assert build.compile_layer(torch.float16) == first  # another build, another file
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FDMOE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert build.compile_layer(torch.bfloat16) == first
-
-
-def test_what_does_not_compile_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "sources", lambda: {"layer.cu": "no such thing;"})
-    monkeypatch.setenv("FDMOE_CACHE_DIR", str(tmp_path))
-    with pytest.raises(build.BuildError, match="no such thing"):
-        build.compile_layer(torch.bfloat16)
-
-
 @given(
     tokens=st.integers(1, 100_000),
     experts=st.integers(1, 576),
@@ -136,49 +100,6 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
     assert tiles.route_splits == 1 or tiles.route_splits * tokens <= max(tokens, ROUTE_TOKENS * multiprocessors)
     assert 1 <= tiles.column_blocks <= _constant("MAX_BLOCKS")
     assert tiles.combine_tokens >= 1
-
-
-@pytest.mark.parametrize("tokens", [1, 20, 300])
-def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(
-    tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer = random_layer(8, 64, 32, 2, place=Place("cpu", torch.bfloat16, 0, ()))
-    workspace = Workspace(layer, 300)
-    launched: list[tuple[int, ...]] = []
-
-    class Driver:
-        def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
-            launched.append(arguments)
-            return (0,)
-
-    monkeypatch.setattr(plan, "_tensor_map", lambda *_: TensorMap())
-    monkeypatch.setattr(plan, "load_layer", lambda *_: 77)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=55))
-    made = plan.Plan(layer, workspace, scratch.HopperScratch(layer, workspace))
-    monkeypatch.setitem(made.__dict__, "_driver", Driver())
-    x = random_tokens(layer, tokens, seed=0)
-    out = torch.empty_like(x)
-    made.launch(x, out, programs=3)
-    assert launched == [(77, 3, 1, 1, _constant("GROUP_THREADS") * 3, 1, 1, build.SHARED_BYTES, 55, made._address, 0)]
-    params, tiles = made._params, made.tiles(tokens)
-    assert (params.x, params.y, params.tokens) == (x.data_ptr(), out.data_ptr(), tokens)
-    assert (params.page, params.given_experts, params.router_bias) == (0, 0, 0)
-    assert params.token_tile == tiles.token_tile >= params.route_tokens
-    # one part, for there is one step of 64 to share out
-    assert params.route_splits == 1
-    route_tiles, row_tiles = -(-tokens // params.route_tokens), tokens * 2 // params.token_tile + 8
-    at = _constant("DOWN_DONE") + 32 * _constant("MAX_BLOCKS")
-    assert params.counts_at == at
-    assert params.route_at == at + 8
-    assert params.up_at == at + 8 + route_tiles
-    assert params.sorted_at == params.up_at + row_tiles
-    assert params.control_words == params.sorted_at + row_tiles <= plan.control_words(layer, 300)
-
-
-def test_no_layer_on_the_cpu_is_for_it() -> None:
-    assert not scratch.takes(random_layer(4, 32, 16, 2))
-    assert Workspace(random_layer(4, 32, 16, 2), 4).hopper is None
 
 
 def _always(workspace: Workspace) -> Workspace:
@@ -275,5 +196,104 @@ def test_the_faster_form_serves(tokens: int, form: str) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         fused_moe(random_tokens(layer, tokens, seed=1), layer, workspace)
         torch.cuda.synchronize()
+    assert workspace.form(layer, tokens) == form
     names = [event.name for event in profile.events() if "moe_layer" in event.name]
     assert names == ["moe_layer" if form == "hopper" else "moe_layer_kernel"]
+
+
+BFLOAT16 = Place("cuda", torch.bfloat16, 6e-3, ())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loads", [False, True], ids=["launches", "loads too"])
+def test_a_thread_that_has_asked_nothing_of_cuda_yet(loads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = random_layer(8, 128, 64, 2, place=BFLOAT16)
+    workspace = _always(Workspace(layer, 40))
+    x = random_tokens(layer, 40, seed=0)
+    expected = fused_moe(x, layer, workspace)
+    torch.cuda.synchronize()
+    if loads:
+        monkeypatch.setattr(build, "_loaded", {})
+        workspace = _always(Workspace(layer, 40))
+    out = torch.full_like(x, float("nan"))
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(fused_moe, x, layer, workspace, out=out).result(timeout=60)
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+def test_weights_that_went_to_the_cpu_and_back() -> None:
+    made = random_layer(8, 128, 64, 2, place=BFLOAT16)
+    module = torch.nn.ParameterDict(
+        {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in made.tensors.items()}
+    )
+    layer = replace(made, **dict(module.items()))
+    del made
+    workspace = _always(Workspace(layer, 40))
+    x = random_tokens(layer, 40, seed=0)
+    expected = fused_moe(x, layer, workspace)
+    before = [tensor.data_ptr() for tensor in layer.tensors.values()]
+    torch.cuda.synchronize()
+    module.to("cpu")
+    # whatever lies where the weights were is wrong now
+    spoilt = [torch.full_like(tensor, float("nan"), device="cuda") for tensor in layer.tensors.values()]
+    module.to("cuda")
+    assert [tensor.data_ptr() for tensor in layer.tensors.values()] != before
+    assert torch.equal(fused_moe(x, layer, workspace), expected)
+    assert all(torch.isnan(tensor).all() for tensor in spoilt)
+
+
+@pytest.mark.gpu
+def test_other_layers_of_the_workspace_that_the_portable_form_has_to_serve() -> None:
+    layer = random_layer(12, 128, 64, 2, place=BFLOAT16)
+    room = torch.empty(layer.down.numel() + 1, dtype=layer.dtype, device="cuda")
+    unaligned = room[1:].view(layer.down.shape).copy_(layer.down)
+    workspace = _always(Workspace(layer, 40))
+    x = random_tokens(layer, 40, seed=0)
+    for other in (
+        layer,
+        replace(layer, down=unaligned),
+        replace(layer, routing=RoutingRule(2, True, groups=3, top_groups=2, group_scores=3)),
+    ):
+        assert workspace.form(other, 40) == ("hopper" if other is layer else "portable")
+        assert relative_error(fused_moe(x, other, workspace), reference_moe(x, other)) < BFLOAT16.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("given", [False, True], ids=["routed", "given"])
+@pytest.mark.parametrize(("experts", "shared"), [(10, 2), (300, 0), (573, 3)])
+def test_it_counts_what_the_portable_form_counts(experts: int, shared: int, given: bool) -> None:
+    layer = with_everything(random_layer(experts, 128, 64, 4, shared=shared, place=BFLOAT16))
+    words = torch.zeros((beat_page.FIRST_SLOT + 132) * beat_page.LINE_WORDS, dtype=torch.int64, device="cuda")
+    hopper, portable = _always(Workspace(layer, 200, page=words)), Workspace(layer, 200)
+    portable.hopper = None
+    for launch, tokens in enumerate((1, 30, 200), start=1):
+        x = random_tokens(layer, tokens, seed=tokens)
+        routing = None
+        if given:
+            chosen = torch.arange(tokens * 4, device="cuda").view(tokens, 4) % experts
+            routing = Routing(chosen, torch.ones(tokens, 4, device="cuda"))
+        for workspace in (hopper, portable):
+            fused_moe(x, layer, workspace, routing=routing)
+        assert hopper.expert_tokens().tolist() == portable.expert_tokens().tolist()
+        assert hopper.bytes_moved().item() == portable.bytes_moved().item()
+        line = words[beat_page.Line.EXIT * beat_page.LINE_WORDS :][:6].tolist()
+        assert line == [launch, launch << 8 | beat_page.Exit.DONE, *hopper.totals[:4].tolist()]
+        assert hopper.totals[_constant("TOTAL_LAUNCHES")].item() == launch
+    # columns of up and of down tiles: one each here
+    assert hopper.totals[1].item() == hopper.totals[2].item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", HALVES)
+def test_items_one_after_the_other_in_one_cta_keep_their_results_apart(half: Place) -> None:
+    """One CTA works off all items, so that each puts its results where the item before had its own; every width."""
+    layer = random_layer(4, 256, 192, 2, place=half)
+    workspace = _always(Workspace(layer, 600))
+    for tokens in (2, 20, 60, 100, 180, 260, 340, 420, 500, 600):
+        x = random_tokens(layer, tokens, seed=tokens)
+        expected = fused_moe(x, layer, workspace)
+        assert relative_error(expected, reference_moe(x, layer)) < half.tolerance
+        for _ in range(20):
+            assert torch.equal(fused_moe(x, layer, workspace, programs=1), expected)

@@ -142,6 +142,70 @@ def test_nan_logits_choose_the_same_experts_in_the_kernel_and_in_torch(place: Pl
     assert workspace.expert_tokens().tolist() == torch.bincount(routing.experts.flatten(), minlength=12).tolist()
 
 
+def _constant_logits(logits: list[float], rule: RoutingRule, bias: list[float], place: Place) -> MoELayer:
+    """A layer whose logits, of a token of ones, are `logits`, multiples of 1/4."""
+    layer = random_layer(len(logits), 64, 32, rule.top_k, routing=rule, place=place)
+    router = (torch.tensor(logits) / 64)[:, None].expand(-1, 64)
+    correction = torch.tensor(bias, dtype=torch.float32, device=place.device)
+    return replace(
+        layer, router=router.to(device=place.device, dtype=place.dtype).contiguous(), correction_bias=correction
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "weight"),
+    [
+        # exp(-46) = 1.0530617e-20: ten experts share the sum, and 1e-20 is a good part of the divisor
+        (-46.0, 1.0530617e-21 / (2 * 1.0530617e-21 + 1e-20)),
+        (-192.0, 0.0),  # exp(-192) is no float32
+    ],
+)
+def test_chosen_scores_that_are_next_to_nothing_stay_so_renormalised(low: float, weight: float, place: Place) -> None:
+    layer = _constant_logits([0.0] * 10 + [low] * 2, RoutingRule(2, True), [0.0] * 10 + [9.0] * 2, place)
+    workspace = Workspace(layer, 40)
+    x = torch.ones(40, 64, dtype=place.dtype, device=place.device)
+    found = choose(torch.tensor([[0.0] * 10 + [low] * 2]), layer.routing, torch.tensor([0.0] * 10 + [9.0] * 2))
+    assert found.experts.tolist() == [[10, 11]]
+    assert found.weights[0].tolist() == pytest.approx([weight] * 2, rel=1e-5)
+    y = fused_moe(x, layer, workspace)
+    assert workspace.expert_tokens().tolist() == [0] * 10 + [40] * 2
+    if weight == 0:
+        assert torch.equal(y, torch.zeros_like(y))
+    else:
+        assert relative_error(y, reference_moe(x, layer)) < place.tolerance
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("rule", "bias"),
+    [
+        (RoutingRule(3, False), [NAN, 0, 0, 0, NAN, 0, 0, 0, 0, 0, 0, NAN]),
+        (RoutingRule(3, True, Scores.SIGMOID), [0, 0, NAN, INFINITY, 0, 0, 0, 0, -INFINITY, 0, 0, 0]),
+        (RoutingRule(12, True, Scores.SIGMOID), [0, 0, NAN, INFINITY, 0, 0, 0, 0, -INFINITY, 0, 0, NAN]),
+        (RoutingRule(3, False, groups=3, top_groups=2), [NAN, NAN, NAN, NAN, 0, 0, 0, 0, NAN, 0, 0, 0]),
+        # the best two of a group with one NaN among them are above those of a group that has nothing else
+        (
+            RoutingRule(5, False, groups=3, top_groups=2, group_scores=2),
+            [NAN, NAN, NAN, NAN, NAN, NAN, NAN, 0, 0, 0, 0, 0],
+        ),
+    ],
+)
+def test_a_correction_that_is_not_a_number_is_the_lowest(rule: RoutingRule, bias: list[float], place: Place) -> None:
+    layer = random_layer(12, 64, 32, rule.top_k, routing=rule, place=place)
+    layer = replace(layer, correction_bias=torch.tensor(bias, dtype=torch.float32, device=place.device))
+    workspace = Workspace(layer, 40)
+    x = random_tokens(layer, 40, seed=3)
+    y = fused_moe(x, layer, workspace)
+    routing = choose(x.float() @ layer.router.float().T, rule, layer.correction_bias)
+    counted = torch.bincount(routing.experts.flatten(), minlength=12).tolist()
+    assert workspace.expert_tokens().tolist() == counted
+    if rule.top_k == 3:
+        assert all(count == 0 for count, value in zip(counted, bias, strict=True) if value != value)
+    assert relative_error(y, reference_moe(x, layer)) < place.tolerance
+
+
 @pytest.mark.parametrize("shared", [0, 3])
 def test_a_layer_with_everything(shared: int, place: Place) -> None:
     rule = RoutingRule(4, True, Scores.SIGMOID, groups=5, top_groups=2, group_scores=2, scaling=1.5)

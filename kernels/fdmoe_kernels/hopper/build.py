@@ -1,31 +1,27 @@
 """Compiles device/layer.cu with NVRTC, which torch's CUDA build brings, and loads it.
 
 One build serves every shape and token count: shapes, tiles and the routing rule are run-time values. What makes another
-build is the dtype and, for drills, the fault. Builds are kept on disk (`$FDMOE_CACHE_DIR`, else `~/.cache/fdmoe`), so
-that a restarted worker does not compile again.
+build is the dtype and, for drills, the fault. Builds are kept on disk (cache.py), so that a restarted worker does not
+compile again, and one that finds them there needs no NVRTC.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import tempfile
+import threading
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fdmoe_kernels.faults import Fault
+from fdmoe_kernels.hardware import capturing
+from fdmoe_kernels.hopper import cache
+from fdmoe_kernels.hopper.driver import BuildError, checked, on_device, told_as_build_errors
 
 _SOURCES = Path(__file__).parent / "device"
 # token counts of a matrix product's tile: padded_width() in params.cuh
 WIDTHS = (8, 16, 32, 64, 96, 128, 144, 176, 208, 256)
+SHARED_BYTES = 232448  # of a CTA: all there are; params.cuh has the same
 _HALVES = {torch.bfloat16: "HALF_BF16", torch.float16: "HALF_FP16"}
-
-
-class BuildError(RuntimeError):
-    """NVRTC or the driver refused; the message holds what it said."""
 
 
 def products() -> str:
@@ -64,65 +60,68 @@ def options(dtype: torch.dtype, fault: Fault) -> list[str]:
 
 def compile_layer(dtype: torch.dtype, fault: Fault = Fault.NONE) -> bytes:
     """The cubin, from the disk if it has been compiled before. Needs no GPU. Raises BuildError."""
+    files, flags = sources(), options(dtype, fault)
+    # torch's CUDA version stands for NVRTC's, which torch pins to it: to ask NVRTC itself is to need it
+    path = cache.path_of((files, flags, torch.version.cuda))
+    cubin = cache.read(path)
+    if cubin is None:
+        with told_as_build_errors():
+            cubin = _compile(files, flags)
+        cache.write(path, cubin)
+    return cubin
+
+
+def _compile(files: dict[str, str], flags: list[str]) -> bytes:
     from cuda.bindings import nvrtc
 
-    files, flags = sources(), options(dtype, fault)
-    version = _checked(nvrtc.nvrtcVersion())
-    digest = hashlib.sha256(repr((files, flags, version)).encode()).hexdigest()[:32]
-    # without a home (a container's user may have none) the variable of that name is all there is
-    directory = Path(os.environ.get("FDMOE_CACHE_DIR") or os.path.expanduser("~/.cache/fdmoe"))
-    path = directory / f"layer-{digest}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
     headers = {name: text for name, text in files.items() if name != "layer.cu"}
     texts, names = [text.encode() for text in headers.values()], [name.encode() for name in headers]
-    program = _checked(nvrtc.nvrtcCreateProgram(files["layer.cu"].encode(), b"layer.cu", len(headers), texts, names))
+    program = checked(nvrtc.nvrtcCreateProgram(files["layer.cu"].encode(), b"layer.cu", len(headers), texts, names))
     try:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(flags), [flag.encode() for flag in flags])
+        # NVRTC writes into what it is given: a bytearray, for a bytes object may be shared with others
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
-            _checked(nvrtc.nvrtcGetProgramLog(program, log))
-            raise BuildError(f"layer.cu did not compile: {log.decode(errors='replace').strip()}")
-        cubin = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-        _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+            log = bytearray(checked(nvrtc.nvrtcGetProgramLogSize(program)))
+            checked(nvrtc.nvrtcGetProgramLog(program, log))
+            text = log.rstrip(b"\0").decode(errors="replace").strip()
+            raise BuildError(f"layer.cu did not compile: {text}")
+        cubin = bytearray(checked(nvrtc.nvrtcGetCUBINSize(program)))
+        checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    _keep(path, cubin)
     return bytes(cubin)
 
 
-@functools.cache
+_loaded: dict[tuple[int, torch.dtype, Fault], int | str] = {}  # the handle, or why there is none
+_loading = threading.Lock()
+
+
 def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
-    """The loaded kernel's handle on the CUDA device of that index. Raises BuildError."""
-    from cuda.bindings import driver
+    """The loaded kernel's handle on the CUDA device of that index. Raises BuildError, and the next time again without
+    another try: a compile takes seconds."""
+    key = (device_index, dtype, fault)
+    with _loading:
+        found = _loaded.get(key)
+        if found is None:
+            try:
+                found = _load(device_index, dtype, fault)
+            except BuildError as error:
+                if capturing(torch.device("cuda", device_index)):  # it may be the capture that refuses
+                    raise
+                found = str(error)
+            _loaded[key] = found
+    if isinstance(found, str):
+        raise BuildError(found)
+    return found
 
+
+def _load(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
     cubin = compile_layer(dtype, fault)
-    with torch.cuda.device(device_index):
-        function = _checked(driver.cuModuleGetFunction(_checked(driver.cuModuleLoadData(cubin)), b"moe_layer"))
-    shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    _checked(driver.cuFuncSetAttribute(function, shared, SHARED_BYTES))
-    return int(function)
+    with on_device(device_index), told_as_build_errors():
+        from cuda.bindings import driver
 
-
-SHARED_BYTES = 232448  # of a CTA: all there are; params.cuh has the same
-
-
-def _checked(returned: Any) -> Any:
-    """The values of a call into cuda.bindings; its error as a BuildError."""
-    error, *values = returned
-    if int(error) != 0:
-        raise BuildError(f"CUDA answered {error!r}")
-    return values[0] if len(values) == 1 else values
-
-
-def _keep(path: Path, cubin: bytes) -> None:
-    """Write the build where the next process finds it; a disk that does not take it costs only that."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(cubin)
-        os.replace(file.name, path)
-    except OSError:
-        return
+        module = checked(driver.cuModuleLoadData(cubin), "cuModuleLoadData")
+        function = checked(driver.cuModuleGetFunction(module, b"moe_layer"), "cuModuleGetFunction")
+        shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        checked(driver.cuFuncSetAttribute(function, shared, SHARED_BYTES), "cuFuncSetAttribute")
+        return int(function)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.hardware import multiprocessors
 from fdmoe_kernels.hopper.build import SHARED_BYTES, load_layer
+from fdmoe_kernels.hopper.driver import checked, make_current, on_device, told_as_build_errors
 from fdmoe_kernels.hopper.params import Params, TensorMap
 from fdmoe_kernels.hopper.tiles import HOPPER, HopperTiles, tiles_for
 from fdmoe_kernels.layer import MoELayer
@@ -30,12 +33,13 @@ _SMALLEST_TOKEN_TILE = 8
 
 def control_words(layer: MoELayer, max_tokens: int) -> int:
     """int32 words of counters for a layer and any token count up to `max_tokens`."""
-    return _COUNTERS + layer.experts + max_tokens + 2 * _row_tiles(layer, max_tokens, _SMALLEST_TOKEN_TILE)
+    row_tiles = _row_tiles(max_tokens * layer.entries_per_token, layer.all_experts, _SMALLEST_TOKEN_TILE)
+    return _COUNTERS + layer.experts + max_tokens + 2 * row_tiles
 
 
-def _row_tiles(layer: MoELayer, tokens: int, token_tile: int) -> int:
-    """The most row tiles that `tokens` tokens can make."""
-    return tokens * layer.entries_per_token // token_tile + layer.all_experts
+def _row_tiles(entries: int, experts: int, token_tile: int) -> int:
+    """The most row tiles that so many entries of so many experts, shared ones included, can make."""
+    return entries // token_tile + experts
 
 
 def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
@@ -45,11 +49,17 @@ def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
 
 
 class Plan:
-    """`launch` runs the layer over the buffers of `workspace`, on the current stream."""
+    """`launch` runs the layer over the buffers of `workspace`, on the current stream.
+
+    It holds addresses and keeps nothing alive: neither the layer nor the workspace, which both outlive their launches.
+    Raises BuildError where the kernel cannot be compiled or loaded, or a tensor map made.
+    """
 
     def __init__(self, layer: MoELayer, workspace: Workspace, scratch: HopperScratch) -> None:
-        self.layer = layer
-        self._workspace = workspace
+        self._layer = weakref.ref(layer)
+        self._dtype = layer.dtype
+        self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
+        self._function = load_layer(self._device_index, layer.dtype, Fault.NONE)
         params = self._params = Params()
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
         row, half = hidden * 2, intermediate * hidden * 2
@@ -81,9 +91,11 @@ class Plan:
         params.limit = float("inf") if activation.limit is None else activation.limit
         self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
         self._address = ctypes.addressof(self._arguments)
-        self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
+        self._filling = threading.Lock()  # there is one set of arguments for all threads
+        self._most_programs = workspace.slots if workspace.page is not None else None
         self._logit_rows = scratch.logit_rows
         self._steps = math.ceil(hidden / 64)
+        self._experts, self._entries_per_token = experts, layer.entries_per_token
         self._fill = multiprocessors(layer.device)
         self._tiles: dict[int, HopperTiles] = {}  # at most one a token count, so at most workspace.max_tokens
 
@@ -95,11 +107,14 @@ class Plan:
 
     def tiles(self, tokens: int) -> HopperTiles:
         """The table's, kept for each token count; a row that launches are held to for tuning comes first."""
-        if pinned_row(HOPPER) is not None:
-            return tiles_for(self.layer, tokens)
         tiles = self._tiles.get(tokens)
-        if tiles is None:
-            tiles = self._tiles[tokens] = tiles_for(self.layer, tokens)
+        if tiles is not None and pinned_row(HOPPER) is None:
+            return tiles
+        layer = self._layer()
+        assert layer is not None, "a plan is launched by who holds its layer"
+        tiles = tiles_for(layer, tokens)
+        if pinned_row(HOPPER) is None:
+            self._tiles[tokens] = tiles
         return tiles
 
     def launch(
@@ -114,10 +129,24 @@ class Plan:
     ) -> None:
         """x and out [T, H], T at least 1; programs: CTAs, 0 for one per multiprocessor; tiles: other than the usual.
 
-        Raises BuildError where the kernel cannot be compiled or loaded.
+        Raises BuildError where the build with `fault` cannot be compiled or loaded.
         """
+        tiles = tiles or self.tiles(x.shape[0])
+        function = self._function if fault is Fault.NONE else load_layer(self._device_index, self._dtype, fault)
+        grid = programs or self._fill
+        if self._most_programs is not None:
+            grid = min(grid, self._most_programs)
+        with self._filling:
+            self._fill_in(x, out, routing, tiles)
+            if torch.cuda.current_device() == self._device_index:
+                make_current(self._device_index)
+                self._launch(function, grid)
+            else:
+                with on_device(self._device_index):
+                    self._launch(function, grid)
+
+    def _fill_in(self, x: torch.Tensor, out: torch.Tensor, routing: Routing | None, tiles: HopperTiles) -> None:
         params, tokens = self._params, x.shape[0]
-        tiles = tiles or self.tiles(tokens)
         params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
         params.token_tile, params.slots = tiles.token_tile, tiles.slots
         params.route_tokens = min(tiles.route_tokens, tiles.token_tile)  # they share the ring's rows
@@ -127,7 +156,7 @@ class Plan:
         params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
         params.combine_tokens = tiles.combine_tokens
         params.sort = tiles.sort
-        row_tiles = _row_tiles(self.layer, tokens, tiles.token_tile)
+        row_tiles = _row_tiles(tokens * self._entries_per_token, self._experts, tiles.token_tile)
         params.up_at = params.route_at + math.ceil(tokens / params.route_tokens)
         params.sorted_at = params.up_at + row_tiles
         params.control_words = params.sorted_at + row_tiles
@@ -135,17 +164,8 @@ class Plan:
         if routing is not None:
             params.given_experts, params.given_weights = routing.experts.data_ptr(), routing.weights.data_ptr()
             params.given_is_64_bit = routing.experts.dtype == torch.int64
-        grid = programs or self._fill
-        if self._workspace.page is not None:
-            grid = min(grid, self._workspace.slots)
-        if torch.cuda.current_device() == self._device_index:
-            self._launch(grid, fault)
-        else:
-            with torch.cuda.device(self._device_index):
-                self._launch(grid, fault)
 
-    def _launch(self, grid: int, fault: Fault) -> None:
-        function = load_layer(self._device_index, self.layer.dtype, fault)
+    def _launch(self, function: int, grid: int) -> None:
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
         (error,) = self._driver.cuLaunchKernel(
             function, grid, 1, 1, _THREADS, 1, 1, SHARED_BYTES, stream, self._address, 0
@@ -161,11 +181,15 @@ def _address(tensor: torch.Tensor | None) -> int:
 def _tensor_map(
     tensor: torch.Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
 ) -> TensorMap:
-    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes."""
-    from cuda.bindings import driver
+    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes.
+
+    Raises BuildError where the driver refuses.
+    """
+    with told_as_build_errors():
+        from cuda.bindings import driver
 
     half = driver.CUtensorMapDataType
-    error, encoded = driver.cuTensorMapEncodeTiled(
+    returned = driver.cuTensorMapEncodeTiled(
         half.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if tensor.dtype == torch.bfloat16
         else half.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         len(sizes),
@@ -179,8 +203,7 @@ def _tensor_map(
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )  # fmt: skip
-    if int(error) != 0:
-        raise RuntimeError(f"a tensor map of sizes {sizes}, strides {strides}, box {box} failed: {error!r}")
+    encoded = checked(returned, f"a tensor map of sizes {sizes}, strides {strides} and box {box}")
     result = TensorMap()
     result.words[:] = [int(word) for word in encoded.opaque]
     return result

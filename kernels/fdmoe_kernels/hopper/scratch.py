@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from fdmoe_kernels.hardware import hopper_kernels_supported, multiprocessors
+from fdmoe_kernels.hardware import capturing, hopper_kernels_supported, multiprocessors
+from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.hopper.plan import Plan, sorted_rows
 from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, HOPPER, ROUTE_TOKENS
 from fdmoe_kernels.layer import MoELayer
@@ -15,15 +19,16 @@ from fdmoe_kernels.tuning.tables import pinned_form
 if TYPE_CHECKING:
     from fdmoe_kernels.workspace import Workspace
 
+_log = logging.getLogger(__name__)
+
 MAX_EXPERTS = 576
 MAX_TOP_K = 16
 MAX_GROUPS = 32
 MAX_GROUPED_EXPERTS = 304
 
 
-def takes(layer: MoELayer) -> bool:
-    """Whether the Hopper form computes this layer; the limits are those of device/params.cuh and device/route.cuh."""
-    rule = layer.routing
+def takes_shape(layer: MoELayer) -> bool:
+    """Whether the Hopper form computes layers of this shape, type and device; the limits are device/params.cuh's."""
     return (
         hopper_kernels_supported(layer.device)
         and layer.dtype in (torch.bfloat16, torch.float16)
@@ -31,11 +36,39 @@ def takes(layer: MoELayer) -> bool:
         and layer.hidden_size % 8 == 0
         and layer.intermediate_size % 8 == 0
         and layer.all_experts <= MAX_EXPERTS
-        and rule.top_k <= MAX_TOP_K
-        and (rule.groups == 1 or (rule.groups <= MAX_GROUPS and layer.experts <= MAX_GROUPED_EXPERTS))
-        and rule.group_scores <= 2
-        and all(tensor.data_ptr() % 16 == 0 for tensor in (layer.router, layer.gate_up, layer.down))
+        and layer.routing.top_k <= MAX_TOP_K
     )
+
+
+def obstacle(layer: MoELayer) -> str | None:
+    """What keeps the Hopper form from computing this layer, of a shape that it takes: of those that share a workspace
+    each has its own rule and addresses. The limits are device/route.cuh's."""
+    rule = layer.routing
+    if rule.group_scores > 2:
+        return f"group_scores is {rule.group_scores}; 1 or 2 are computed"
+    if rule.groups > MAX_GROUPS:
+        return f"groups is {rule.groups}; at most {MAX_GROUPS} are computed"
+    if rule.groups > 1 and layer.experts > MAX_GROUPED_EXPERTS:
+        return f"{layer.experts} experts are in groups; at most {MAX_GROUPED_EXPERTS} are computed"
+    for name in ("router", "gate_up", "down"):
+        address = layer.tensors[name].data_ptr()
+        if address % 16:
+            return f"{name} is at address {address:#x}; 16-byte alignment is needed"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """How a layer is computed, for as long as its tensors stay where they were."""
+
+    plan: Plan | None
+    tensors: tuple[torch.Tensor, ...]
+    addresses: tuple[int, ...]
+
+    def holds(self) -> bool:
+        """0.3 us for four tensors: a module that went to another device and back has its weights elsewhere, and the
+        tensors are the same objects."""
+        return tuple(map(torch.Tensor.data_ptr, self.tensors)) == self.addresses
 
 
 class HopperScratch:
@@ -43,16 +76,17 @@ class HopperScratch:
     act     [rows, I], and sorted [rows, H], both in the order of the experts, each tile with its padded width
     """
 
-    def __init__(self, layer: MoELayer, workspace: Workspace) -> None:
-        tokens, rows = workspace.max_tokens, sorted_rows(layer, workspace.max_tokens)
+    def __init__(self, layer: MoELayer, max_tokens: int) -> None:
+        rows = sorted_rows(layer, max_tokens)
         dtype, device = layer.dtype, layer.device
         # the router's parts are for small batches: the fewer tokens, the more parts
-        self.logit_rows = max(tokens, ROUTE_TOKENS * multiprocessors(device))
+        self.logit_rows = max(max_tokens, ROUTE_TOKENS * multiprocessors(device))
         self.logits = torch.empty(self.logit_rows * layer.experts, dtype=torch.float32, device=device)
         self.act = torch.empty(rows, layer.intermediate_size, dtype=dtype, device=device)
         self.sorted = torch.empty(rows, layer.hidden_size, dtype=dtype, device=device)
-        self._workspace = workspace
-        self._plans: dict[int, Plan] = {}
+        # a layer that nobody else keeps is let go, and its plan with it
+        self._decisions: weakref.WeakKeyDictionary[MoELayer, _Decision] = weakref.WeakKeyDictionary()
+        self._told: set[str] = set()
         self._fewest_tokens = FEWEST_TOKENS_PER_EXPERT * layer.experts / layer.routing.top_k
 
     def serves(self, tokens: int) -> bool:
@@ -60,12 +94,33 @@ class HopperScratch:
         held_to = pinned_form()
         return tokens > self._fewest_tokens if held_to is None else held_to == HOPPER.name
 
-    def plan(self, layer: MoELayer) -> Plan:
-        """The layer's plan, made at its first launch; it keeps the layer, so that its id stays its own."""
-        plan = self._plans.get(id(layer))
-        if plan is None:
-            plan = self._plans[id(layer)] = Plan(layer, self._workspace, self)
-        return plan
+    def plan(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
+        """The layer's plan over the workspace that this is part of; None if the portable form must serve it, which is
+        logged with the reason. Made when first asked for, and again when the layer's tensors have moved.
+
+        Raises BuildError instead of None where the other form would be taken for this one: while launches are held to
+        this form for tuning, and while a CUDA graph is captured, which would keep it.
+        """
+        decision = self._decisions.get(layer)
+        if decision is None or not decision.holds():
+            tensors = tuple(layer.tensors.values())
+            addresses = tuple(tensor.data_ptr() for tensor in tensors)
+            decision = self._decisions[layer] = _Decision(self._made(layer, workspace), tensors, addresses)
+        return decision.plan
+
+    def _made(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
+        reason = obstacle(layer)
+        if reason is None:
+            try:
+                return Plan(layer, workspace, self)
+            except BuildError as error:
+                if pinned_form() is not None or capturing(layer.device):
+                    raise
+                reason = str(error)
+        if reason not in self._told:
+            self._told.add(reason)
+            _log.warning("the portable form serves instead of the Hopper form: %s", reason)
+        return None
 
     @property
     def size_bytes(self) -> int:

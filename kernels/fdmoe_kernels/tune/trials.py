@@ -12,7 +12,7 @@ from triton.errors import TritonError
 
 from fdmoe_kernels.bench.models import random_tokens
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hopper.build import BuildError
+from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.reference import reference_moe
 from fdmoe_kernels.timing import Run, Timer

@@ -5,7 +5,7 @@
 // y[token] = sum over k of weight * part, for a tile of tokens and one block of columns. CONSUMER_THREADS threads.
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
-    int down_tiles = ceil_div(p.hidden, WEIGHT_ROWS), block = ceil_div(down_tiles, p.column_blocks) * WEIGHT_ROWS;
+    int block = ceil_div(c.down_tiles(), p.column_blocks) * WEIGHT_ROWS;
     int column = item.column_tile * block, vectors = min(block, p.hidden - column) / 8;
     int per_token = c.entries_per_token();
     for (int i = threadIdx.x - CONSUMER_FIRST; i < item.rows * vectors; i += CONSUMER_THREADS) {
@@ -36,14 +36,45 @@ DEVICE void combine(const Context& c, const Item& item) {
     }
 }
 
-// The last CTA of a launch, all consumer threads: put the counters back, tell the host.
+// What a launch that is done adds to total `lane` of those before TOTAL_EXPERT_TOKENS (Workspace.bytes_moved defines the
+// bytes). Called by a whole warp of a CTA that has mapped the experts.
+DEVICE i64 work_done(const Context& c, int lane) {
+    const Params& p = c.p;
+    int touched = 0, entries = 0;
+#pragma unroll 1
+    for (int expert = lane; expert < c.all_experts(); expert += 32) {
+        touched += c.s.counts[expert] > 0;
+        entries += c.s.counts[expert];
+    }
+    i64 touched_experts = __reduce_add_sync(~0u, touched), all_entries = __reduce_add_sync(~0u, entries);
+    i64 hidden = p.hidden, intermediate = p.intermediate, row_tiles = c.s.ends[c.all_experts() - 1];
+    i64 router = p.given_experts ? 0 : p.experts * hidden;
+    i64 expert = 3 * hidden * intermediate + (p.gate_up_bias ? 2 * intermediate : 0) + (p.down_bias ? hidden : 0);
+    i64 entry = 3 * hidden + 2 * intermediate;
+    return lane == 0             ? c.route_tiles() * c.route_parts()
+           : lane == 1           ? row_tiles * c.up_tiles()
+           : lane == 2           ? row_tiles * c.down_tiles()
+           : lane == 3           ? p.column_blocks * c.combine_items()
+           : lane == TOTAL_BYTES ? 2 * (router + touched_experts * expert + all_entries * entry + p.tokens * hidden)
+                                 : 0;
+}
+
+// The last CTA of a launch, all consumer threads: add to the totals, put the counters back, tell the host.
+//
+// Only here is it known how the launch ended: a wait can still see the abort word after the last products are done. The
+// totals cost the launch's end next to nothing: the experts' are added without waiting for what was there, and the others
+// are worked out while the words they are added to are on their way. In a launch that was not aborted every CTA has mapped
+// the experts, before it found no item left.
 DEVICE void close_launch(const Context& c) {
     const Params& p = c.p;
     int thread = threadIdx.x - CONSUMER_FIRST;
+    bool aborted = load_relaxed(p.control + ABORT) != 0;
     if (thread < 32) {
-        bool aborted = load_relaxed(p.control + ABORT) != 0;
-        i64 total = thread < TOTAL_LAUNCHES ? __ldcg(p.totals + thread) : 0;
-        if (thread == 0) p.totals[TOTAL_LAUNCHES] = c.launch;
+        i64 total = thread < TOTAL_EXPERT_TOKENS ? __ldcg(p.totals + thread) : 0;
+        i64 done = work_done(c, thread);
+        if (!aborted) total += done;
+        if (thread == TOTAL_LAUNCHES) total = c.launch;
+        if (thread < TOTAL_EXPERT_TOKENS) p.totals[thread] = total;
         // the host's line: launch, how it ended, and the items of the four phases
         i64 low = __shfl_sync(~0u, total, max(0, 2 * thread - 2) % 32);
         i64 high = __shfl_sync(~0u, total, max(0, 2 * thread - 1) % 32);
@@ -55,6 +86,10 @@ DEVICE void close_launch(const Context& c) {
         }
         if (p.page != nullptr && thread < 4) store_host(p.page + PAGE_EXIT + 2 * thread, low, high);
     }
+    if (!aborted)
+#pragma unroll 1
+        for (int expert = thread; expert < c.all_experts(); expert += CONSUMER_THREADS)
+            add_total(p.totals + TOTAL_EXPERT_TOKENS + expert, c.s.counts[expert]);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
     for (int word = thread; word < p.control_words; word += CONSUMER_THREADS)
         if (word != NEVER) p.control[word] = 0;

@@ -116,7 +116,7 @@ DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, 
     constexpr int CHUNK = N < 128 ? N : 128;  // tokens that the scratch holds at once
 #pragma unroll
     for (int start = 0; start < N; start += CHUNK) {
-        if (start > 0) named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
+        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read what was there, of the item before too
 #pragma unroll
         for (int i = 0; i < CHUNK / 8; i += 4) {
             // four matrices of eight tokens, or what is left: then the last ones are stored once more in place
@@ -154,7 +154,7 @@ DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item
     constexpr int CHUNK = N < 64 ? N : 64;
 #pragma unroll
     for (int start = 0; start < N; start += CHUNK) {
-        if (start > 0) named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
+        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read what was there, of the item before too
 #pragma unroll
         for (int i = 0; i < CHUNK / 8; i += 2) {
             constexpr int LAST = N / 8 - 1;

@@ -35,11 +35,10 @@ DEVICE void consume(const Context& c) {
         } else {
             if (item.k_steps > 0) multiply_item(c, at, item, entries, group);
             if (item.phase == PHASE_ROUTE) {
-                int parts = p.given_experts ? 1 : p.route_splits * ceil_div(p.experts, WEIGHT_ROWS);
                 named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
                 if (thread == 0) c.s.left = add_acquire_release(p.control + item.done, 1);
                 named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
-                if (c.s.left == parts - 1) {  // the tile's other logits are there: go on with it
+                if (c.s.left == c.route_parts() - 1) {  // the tile's other logits are there: go on with it
                     enter(c, item);
                     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
                     if (thread == 0) add_release(p.control + ROUTE_DONE, 1);

@@ -100,7 +100,10 @@ DEVICE void gather_rows(const Context& c, int thread) {
         reader.ready();
         int phase = item.phase, steps = item.k_steps, k = item.k_begin;
         int padded = item.discard ? 0 : item.padded, passes = padded / AT_ONCE;
-        if (phase == PHASE_LEFT) return;
+        if (phase == PHASE_LEFT) {
+            copies_wait();  // no thread exits with copies of its own under way
+            return;
+        }
         if (item.by_tile) {
             int row = item.sorted_row;
             reader.over();

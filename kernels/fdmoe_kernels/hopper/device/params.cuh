@@ -166,6 +166,12 @@ struct Context {
     i64 launch;
     DEVICE int entries_per_token() const { return p.top_k + p.shared_experts; }
     DEVICE int all_experts() const { return p.experts + p.shared_experts; }
+    DEVICE int route_tiles() const { return ceil_div(p.tokens, p.route_tokens); }
+    // items that a route tile takes: parts of the inner dimension, of blocks of experts
+    DEVICE int route_parts() const { return p.given_experts ? 1 : p.route_splits * ceil_div(p.experts, WEIGHT_ROWS); }
+    DEVICE int up_tiles() const { return ceil_div(p.intermediate, UP_COLUMNS); }
+    DEVICE int down_tiles() const { return ceil_div(p.hidden, WEIGHT_ROWS); }
+    DEVICE int combine_items() const { return ceil_div(p.tokens, p.combine_tokens); }
     DEVICE u32 stage_bytes() const { return WEIGHT_BYTES + p.token_tile * 128; }
     DEVICE u32 weights_at(int stage) const { return ring + stage * stage_bytes(); }
     DEVICE u32 rows_at(int stage) const { return weights_at(stage) + WEIGHT_BYTES; }

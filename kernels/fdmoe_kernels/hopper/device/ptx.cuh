@@ -101,6 +101,8 @@ DEVICE void copy_16_bytes(u32 target, const void* source, u32 bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes)
                  : "memory");
 }
+// until all of this thread's are done
+DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- warpgroup matrix products (the products themselves: mma.cuh, which build.py writes)
 // ordinary stores and cp.async to shared memory become visible to wgmma
@@ -149,6 +151,9 @@ DEVICE void store_host(i64* pointer, i64 a, i64 b) {
 }
 DEVICE void add_release(int* pointer, int value) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
+}
+DEVICE void add_total(i64* pointer, i64 value) {
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(pointer), "l"(value) : "memory");
 }
 DEVICE int add_acquire_release(int* pointer, int value) {
     int before;

@@ -13,6 +13,9 @@ DEVICE u32 sortable(float value) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// NaN counts as the lowest value and infinity as the largest finite one: each token gets K distinct experts
+DEVICE float finite(float value) { return value == value ? fminf(fmaxf(value, LOWEST), -LOWEST) : LOWEST; }
+
 struct RouteScratch {
     int counts[MAX_EXPERTS];   // entries of this tile for each expert, then where they start in its list
     u16 chosen[MAX_ROUTE_TOKENS * MAX_TOP_K];  // [token][k]; MAX_EXPERTS: none
@@ -52,8 +55,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
             value = logits[j];
             if (p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
         }
-        // NaN counts as the lowest logit and infinity as the largest finite one: each token gets K distinct experts
-        logit[j] = value == value ? fminf(fmaxf(value, LOWEST), -LOWEST) : LOWEST;
+        logit[j] = finite(value);
         highest = fmaxf(highest, logit[j]);
     }
     for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
@@ -74,7 +76,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
         key[j] = 0;
         if (expert < p.experts) {
             float choice = by_logits ? logit[j] : __fdividef(score[j], sum);
-            if (p.correction_bias != nullptr) choice += p.correction_bias[expert];
+            if (p.correction_bias != nullptr) choice = finite(choice + p.correction_bias[expert]);
             if (p.groups > 1) values[expert] = choice;
             key[j] = sortable(choice);
         }
@@ -133,8 +135,8 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
             chosen[k] = static_cast<u16>(expert);
         }
     }
-    // 1e-20: of sigmoids all K may be zero
-    float divisor = p.renormalize ? total + (p.sigmoid ? 1e-20f : 0.0f) : sum;
+    // the rule's 1e-20, for scores that are not divided by their sum yet: all K may be zero
+    float divisor = p.renormalize ? total + 1e-20f * sum : sum;
     if (lane < p.top_k) p.weights[token * c.entries_per_token() + lane] = weight * (p.scaling / divisor);
 }
 

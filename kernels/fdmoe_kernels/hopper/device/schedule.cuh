@@ -26,12 +26,15 @@ struct Scheduler {
     bool mapped = false;
 
     DEVICE explicit Scheduler(const Context& context) : c(context) {
-        const Params& p = c.p;
-        int tiles = ceil_div(p.tokens, p.route_tokens);
-        route_items = p.given_experts ? tiles : tiles * p.route_splits * ceil_div(p.experts, WEIGHT_ROWS);
-        up_tiles = ceil_div(p.intermediate, UP_COLUMNS);
-        down_tiles = ceil_div(p.hidden, WEIGHT_ROWS);
-        block_tiles = ceil_div(down_tiles, p.column_blocks);
+        route_items = c.route_tiles() * c.route_parts();
+        up_tiles = c.up_tiles();
+        down_tiles = c.down_tiles();
+        block_tiles = ceil_div(down_tiles, c.p.column_blocks);
+    }
+
+    // Lanes that read the same word may read different values, and the warp must go one way.
+    DEVICE static bool all_tested(const u64* barrier, u32 parity) {
+        return __all_sync(~0u, barrier_tested(shared_address(barrier), parity));
     }
 
     DEVICE int take() const {
@@ -43,7 +46,7 @@ struct Scheduler {
     // Tell the other CTAs of an item that is done. To make its results visible is to wait until all of them have arrived,
     // microseconds while the memory is busy: here, while the warpgroups that multiply go on.
     DEVICE void tell_done() {
-        if (told == items || !barrier_tested(shared_address(&c.s.done[told_slot]), told_parity)) return;
+        if (told == items || !all_tested(&c.s.done[told_slot], told_parity)) return;
         if (threadIdx.x == 0) {
             const Item& item = c.s.items[told_slot];
             bool counts = (item.phase == PHASE_UP || item.phase == PHASE_DOWN) && !item.discard;
@@ -67,11 +70,11 @@ struct Scheduler {
     // host's only in its turn. The line names the wait once nothing else is left to do here.
     DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason) {
         const Params& p = c.p;
-        int seen = load_acquire(p.control + counter);
-        if (seen >= target) return false;
         bool shown = false;
-        for (u32 spins = 1; seen < target; ++spins) {
-            if (spins % 16 == 0 && load_relaxed(p.control + ABORT)) return true;
+        for (u32 spins = 1;; ++spins) {
+            int seen = load_acquire(p.control + counter);
+            if (__all_sync(~0u, seen >= target)) return false;
+            if (spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT))) return true;
             if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
                 int aborted = 0;
                 if (threadIdx.x == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
@@ -86,9 +89,7 @@ struct Scheduler {
                 beat(c, item, phase, reason, target, seen, items);
                 shown = true;
             }
-            seen = load_acquire(p.control + counter);
         }
-        return false;
     }
 
     // tiles of one expert are alike: no short last one
@@ -165,33 +166,6 @@ struct Scheduler {
         __syncwarp();
     }
 
-    // Add what this launch does to the totals (Workspace.bytes_moved defines the bytes), when its last products are done:
-    // nothing can be aborted any more.
-    DEVICE void count() const {
-        const Params& p = c.p;
-        int lane = threadIdx.x % 32;
-        i64 touched = 0, entries = 0;
-        for (int expert = lane; expert < c.all_experts(); expert += 32) {
-            touched += c.s.counts[expert] > 0;
-            entries += c.s.counts[expert];
-            p.totals[TOTAL_EXPERT_TOKENS + expert] += c.s.counts[expert];
-        }
-        for (int step = 16; step > 0; step /= 2) {
-            touched += __shfl_xor_sync(~0u, touched, step);
-            entries += __shfl_xor_sync(~0u, entries, step);
-        }
-        i64 hidden = p.hidden, intermediate = p.intermediate;
-        i64 router = p.given_experts ? 0 : p.experts * hidden;
-        i64 expert = 3 * hidden * intermediate + (p.gate_up_bias ? 2 * intermediate : 0) + (p.down_bias ? hidden : 0);
-        i64 more = lane == 0   ? route_items
-                   : lane == 1 ? row_tiles * up_tiles
-                   : lane == 2 ? row_tiles * down_tiles
-                   : lane == 3 ? p.column_blocks * combine_items()
-                   : lane == TOTAL_BYTES ? 2 * (router + touched * expert + entries * (3 * hidden + 2 * intermediate) + p.tokens * hidden)
-                                         : 0;
-        if (lane < TOTAL_EXPERT_TOKENS && lane != TOTAL_LAUNCHES) p.totals[lane] += more;
-    }
-
     // item `index` of a matrix product over all row tiles, each in `columns` column tiles from `first_column` on:
     // per expert, groups of row tiles whose CTAs share the weights in L2
     DEVICE void locate(Item& item, int index, int columns, int first_column) const {
@@ -219,8 +193,6 @@ struct Scheduler {
         item.k_begin = 0;
         item.done = p.up_at + first + item.row_tile;
     }
-
-    DEVICE int combine_items() const { return ceil_div(c.p.tokens, c.p.combine_tokens); }
 
     // What comes after routing. Returns the wait's counter in `counter` and its target, 0 for none.
     DEVICE void decode(Item& item, int index, int& counter, int& target) const {
@@ -250,7 +222,7 @@ struct Scheduler {
             return;
         }
         index -= row_tiles * up_tiles;
-        int combines = combine_items();
+        int combines = c.combine_items();
 #pragma unroll 1
         for (int block = 0; block <= p.column_blocks; ++block) {
             int columns = max(0, min(block_tiles, down_tiles - block * block_tiles));  // none: H is too narrow for it
@@ -303,7 +275,7 @@ struct Scheduler {
         const Params& p = c.p;
         bool aborted = false;
         while (true) {
-            while (items - told >= p.slots || !barrier_tested(shared_address(&c.s.over[slot]), parity ^ 1)) tell_done();
+            while (items - told >= p.slots || !all_tested(&c.s.over[slot], parity ^ 1)) tell_done();
             int ticket = take();
             Item item = {};
             item.ticket = ticket;
@@ -315,7 +287,7 @@ struct Scheduler {
                 aborted = true;
             } else {
                 if (!mapped) {
-                    aborted = wait(item, PHASE_UP, ROUTE_DONE, ceil_div(p.tokens, p.route_tokens), WAIT_ROUTE);
+                    aborted = wait(item, PHASE_UP, ROUTE_DONE, c.route_tiles(), WAIT_ROUTE);
                     if (!aborted) map_experts();
                 }
                 item.phase = PHASE_LEFT;
@@ -333,7 +305,6 @@ struct Scheduler {
             }
             __syncwarp();
             if (threadIdx.x == 0) barrier_arrive(shared_address(&c.s.ready[slot]));
-            if (phase == PHASE_COMBINE && item.row_tile == 0 && item.column_tile == p.column_blocks - 1 && !aborted) count();
             if (phase == PHASE_LEFT) break;
             ++items;
             if (++slot == p.slots) {

@@ -1,0 +1,372 @@
+"""Which form serves a layer and how the Hopper form is launched, against a driver that only listens."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from moe_layers import Place, random_layer, random_tokens, relative_error
+
+from fdmoe_kernels import BuildError, Fault, MoELayer, RoutingRule, Workspace, fused, fused_moe, reference_moe
+from fdmoe_kernels.hopper import build, driver, plan, scratch
+from fdmoe_kernels.hopper.params import Params, TensorMap
+from fdmoe_kernels.hopper.tiles import HOPPER, HopperRow
+from fdmoe_kernels.tuning.tables import pinned
+from fdmoe_watchdog import page as beat_page
+
+# float16, which the interpreter computes rightly: so the portable form's answers can be checked
+HALF = Place("cpu", torch.float16, 2e-3, ())
+
+
+@dataclass
+class Listener:
+    """The driver: what was asked of it, by thread, and the arguments of each launch."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    launched: list[tuple[int, ...]] = field(default_factory=list)
+    params: list[Params] = field(default_factory=list)
+
+    def note(self, name: str, *answer: object) -> Any:
+        self.calls.append((name, threading.get_ident()))
+        return (0, *answer)
+
+    def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
+        self.note("launch")
+        self.launched.append(arguments)
+        address = ctypes.c_void_p.from_address(arguments[9]).value
+        assert address is not None
+        self.params.append(Params.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Params))))
+        return (0,)
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """CPU layers as if they were on a Hopper device, in this process only."""
+    from cuda.bindings import driver as real
+
+    listener = Listener()
+    monkeypatch.setattr(scratch, "hopper_kernels_supported", lambda *_: True)
+    monkeypatch.setattr(plan, "load_layer", lambda *_: 77)
+    monkeypatch.setattr(plan, "_tensor_map", lambda *_: TensorMap())
+    monkeypatch.setattr(plan.Plan, "_driver", listener)
+    monkeypatch.setattr(driver, "_thread", driver._Thread())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=55))
+    monkeypatch.setattr(real, "cuDeviceGet", lambda index: (0, index + 100))
+    monkeypatch.setattr(
+        real, "cuDevicePrimaryCtxRetain", lambda device: listener.note(f"retain {device}", device + 100)
+    )
+    monkeypatch.setattr(real, "cuCtxSetCurrent", lambda context: listener.note(f"current {context}"))
+    return listener
+
+
+def _layer(top_k: int = 2, **changes: Any) -> MoELayer:
+    return replace(random_layer(8, 64, 32, top_k, place=HALF), **changes)
+
+
+def _constant(name: str) -> int:
+    found = re.search(rf"\b{name}\s*=\s*(\d+)", build.sources()["params.cuh"])
+    assert found, name
+    return int(found[1])
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 300])
+def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(tokens: int, listener: Listener) -> None:
+    layer = _layer()
+    workspace = Workspace(layer, 300)
+    assert workspace.hopper is not None
+    made = workspace.hopper.plan(layer, workspace)
+    assert made is not None
+    x = random_tokens(layer, tokens, seed=0)
+    out = torch.empty_like(x)
+    made.launch(x, out, programs=3)
+    assert listener.launched == [
+        (77, 3, 1, 1, _constant("GROUP_THREADS") * 3, 1, 1, build.SHARED_BYTES, 55, made._address, 0)
+    ]
+    params, tiles = listener.params[0], made.tiles(tokens)
+    assert (params.x, params.y, params.tokens) == (x.data_ptr(), out.data_ptr(), tokens)
+    assert (params.page, params.given_experts, params.router_bias) == (0, 0, 0)
+    assert params.token_tile == tiles.token_tile >= params.route_tokens
+    # one part, for there is one step of 64 to share out
+    assert params.route_splits == 1
+    route_tiles, row_tiles = -(-tokens // params.route_tokens), tokens * 2 // params.token_tile + 8
+    at = _constant("DOWN_DONE") + 32 * _constant("MAX_BLOCKS")
+    assert params.counts_at == at
+    assert params.route_at == at + 8
+    assert params.up_at == at + 8 + route_tiles
+    assert params.sorted_at == params.up_at + row_tiles
+    assert params.control_words == params.sorted_at + row_tiles <= plan.control_words(layer, 300)
+
+
+def test_a_page_with_fewer_slots_than_multiprocessors_bounds_the_launch(listener: Listener) -> None:
+    layer = _layer()
+    words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)
+    for slots, grid in ((None, 4), (1, 1)):
+        workspace = Workspace(layer, 20, page=words, slots=slots)
+        fused_moe(random_tokens(layer, 20, seed=0), layer, workspace, programs=9)
+        assert listener.launched[-1][1] == grid
+        assert listener.params[-1].page == words.data_ptr()
+
+
+@pytest.mark.parametrize(("slots", "allowed"), [(0, "1 to 4"), (5, "1 to 4"), (-1, "1 to 4")])
+def test_slots_that_cannot_be_had_are_named(slots: int, allowed: str) -> None:
+    words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"^slots is {slots}; {allowed} can be had$"):
+        Workspace(_layer(), 4, page=words, slots=slots)
+    with pytest.raises(ValueError, match=r"^slots is 1; none without a page can be had$"):
+        Workspace(_layer(), 4, slots=1)
+
+
+def test_each_thread_is_given_the_context_once_before_it_launches(listener: Listener) -> None:
+    layer = _layer()
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, 20, seed=0)
+
+    def launch_twice() -> None:
+        for _ in range(2):
+            fused_moe(x, layer, workspace)
+
+    launch_twice()
+    thread = threading.Thread(target=launch_twice)
+    thread.start()
+    thread.join(timeout=60)
+    once = ["retain 100", "current 200", "launch", "launch"]
+    assert listener.names() == once * 2
+    mine, its = {ident for _, ident in listener.calls[:4]}, {ident for _, ident in listener.calls[4:]}
+    assert mine == {threading.get_ident()} != its
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_context_that_the_driver_refuses_is_a_build_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import driver as real
+
+    monkeypatch.setattr(real, "cuCtxSetCurrent", lambda *_: (201,))
+    for _ in range(2):  # and asked for again
+        with pytest.raises(BuildError, match="cuCtxSetCurrent answered 201"):
+            driver.make_current(0)
+
+
+@pytest.mark.usefixtures("listener")
+def test_threads_that_share_a_layer_launch_each_their_own_batch() -> None:
+    """The driver copies the arguments while it launches; until then no other thread may fill them in."""
+    layer = _layer()
+    workspace = Workspace(layer, 64)
+    assert workspace.hopper is not None
+    made = workspace.hopper.plan(layer, workspace)
+    assert made is not None
+    seen: list[tuple[int, int]] = []
+    batches: dict[int, int] = {}
+    together = threading.Barrier(2, timeout=60)
+
+    class Slow(Listener):
+        def cuLaunchKernel(self, *_: int) -> tuple[int]:
+            time.sleep(0)  # lets another thread come in
+            seen.append((threading.get_ident(), made._params.x))
+            return (0,)
+
+    made.__dict__["_driver"] = Slow()
+
+    def launch_many(x: torch.Tensor) -> None:
+        batches[threading.get_ident()] = x.data_ptr()
+        out = torch.empty_like(x)
+        together.wait()
+        for _ in range(300):
+            made.launch(x, out)
+
+    xs = [random_tokens(layer, tokens, seed=0) for tokens in (20, 64)]
+    threads = [threading.Thread(target=launch_many, args=(x,)) for x in xs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(seen) == 600
+    assert [x for ident, x in seen if batches[ident] != x] == []
+
+
+def test_weights_that_moved_are_found_again(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped: list[int] = []
+
+    def tensor_map(tensor: torch.Tensor, *_: object) -> TensorMap:
+        mapped.append(tensor.data_ptr())
+        return TensorMap()
+
+    monkeypatch.setattr(plan, "_tensor_map", tensor_map)
+    parameter = torch.nn.Parameter(_layer().gate_up, requires_grad=False)
+    layer = _layer(gate_up=parameter, router_bias=torch.zeros(8, dtype=torch.float16))
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, 20, seed=0)
+    fused_moe(x, layer, workspace)
+    made = len(mapped)
+    fused_moe(x, layer, workspace)
+    assert len(mapped) == made
+    assert mapped[1] == parameter.data_ptr()
+    parameter.data = parameter.data.clone()  # as Module.to does
+    fused_moe(x, layer, workspace)
+    assert mapped[made + 1] == parameter.data_ptr() != mapped[1]
+    assert layer.router_bias is not None
+    layer.router_bias.data = layer.router_bias.data.clone()
+    fused_moe(x, layer, workspace)
+    assert listener.params[-1].router_bias == layer.router_bias.data_ptr() != listener.params[-2].router_bias
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_layer_and_a_workspace_that_nobody_keeps_are_let_go() -> None:
+    layer = _layer()
+    workspace = Workspace(layer, 20)
+    other = _layer()
+    for each in (layer, other):
+        fused_moe(random_tokens(layer, 20, seed=0), each, workspace)
+    assert workspace.hopper is not None
+    weights, made = weakref.ref(other.gate_up), weakref.ref(workspace.hopper.plan(other, workspace))
+    gone = weakref.ref(workspace)
+    gc.disable()  # by reference counts alone: there is no cycle
+    try:
+        del other, each
+        assert (weights(), made()) == (None, None)
+        assert workspace.form(layer, 20) == "hopper"
+        del workspace
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def _unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return room.view(tensor.shape).copy_(tensor)
+
+
+OTHERS = {
+    "group_scores is 3; 1 or 2 are computed": lambda: _layer(routing=RoutingRule(2, True, groups=2, group_scores=3)),
+    "down is at address 0x": lambda: _layer(down=_unaligned(_layer().down)),
+}
+
+
+@pytest.mark.parametrize("reason", OTHERS)
+def test_another_layer_that_the_hopper_form_does_not_compute_is_served_by_the_portable_one(
+    reason: str, listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer, other = _layer(), OTHERS[reason]()
+    for first in (layer, other):  # whichever the workspace was made for
+        workspace = Workspace(first, 20)
+        assert workspace.fits(other)
+        assert [workspace.form(layer, tokens) for tokens in (16, 17)] == ["portable", "hopper"]
+        assert workspace.form(other, 17) == "portable"
+        x = random_tokens(layer, 20, seed=0)
+        y = fused_moe(x, other, workspace)
+        assert relative_error(y, reference_moe(x, other)) < HALF.tolerance
+        fused_moe(x, layer, workspace)
+    assert listener.names().count("launch") == 2
+    assert len(caplog.records) == 2  # once a workspace
+    assert caplog.records[0].getMessage().startswith(
+        f"the portable form serves instead of the Hopper form: {reason}"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rule", "experts", "reason"),
+    [
+        (RoutingRule(2, True, groups=34), 68, "groups is 34; at most 32 are computed"),
+        (RoutingRule(2, True, groups=2), 306, "306 experts are in groups; at most 304 are computed"),
+        (RoutingRule(2, True, groups=2), 304, None),
+        (RoutingRule(2, True), 306, None),
+        (RoutingRule(2, True, groups=32), 64, None),
+    ],
+)
+def test_rules_and_the_numbers_that_they_are_computed_for(rule: RoutingRule, experts: int, reason: str | None) -> None:
+    assert scratch.obstacle(random_layer(experts, 8, 8, 2, routing=rule, place=HALF)) == reason
+
+
+def _refused(*_: object) -> int:
+    raise BuildError("NVRTC is not there")
+
+
+def test_where_it_cannot_be_built_the_portable_form_serves_and_says_why_once(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plan, "load_layer", _refused)
+    layer, other = _layer(), random_layer(8, 64, 32, 2, seed=1, place=HALF)
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, 20, seed=0)
+    for each in (layer, other, layer):
+        assert relative_error(fused_moe(x, each, workspace), reference_moe(x, each)) < HALF.tolerance
+        assert workspace.form(each, 20) == "portable"
+    assert listener.calls == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "the portable form serves instead of the Hopper form: NVRTC is not there"
+    ]
+
+
+def test_a_tensor_map_that_the_driver_refuses_is_a_build_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cuda.bindings import driver as real
+
+    monkeypatch.setattr(real, "cuTensorMapEncodeTiled", lambda *_: (1, None))
+    with pytest.raises(BuildError, match=r"a tensor map of sizes \(64, 8\), strides \(128,\) and box .* answered 1"):
+        plan._tensor_map(_layer().router, (64, 8), (128,), (64, 128))
+
+
+@pytest.mark.usefixtures("listener")
+def test_what_is_not_built_is_no_surprise_in_a_capture_and_no_row_of_a_tuning_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "load_layer", _refused)
+    layer = _layer()
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, 20, seed=0)
+    monkeypatch.setattr(scratch, "capturing", lambda *_: True)
+    with pytest.raises(BuildError, match="NVRTC is not there"):
+        fused_moe(x, layer, workspace)
+    monkeypatch.setattr(scratch, "capturing", lambda *_: False)
+    with pinned(HOPPER, HopperRow()), pytest.raises(BuildError, match="NVRTC is not there"):
+        fused_moe(x, layer, workspace)
+    assert workspace.launches == 0
+    fused_moe(x, layer, workspace)
+    # what was settled before a capture holds in it
+    monkeypatch.setattr(scratch, "capturing", lambda *_: True)
+    assert relative_error(fused_moe(x, layer, workspace), reference_moe(x, layer)) < HALF.tolerance
+
+
+def test_a_fault_is_of_the_form_that_serves_or_a_build_error(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(_: int, __: torch.dtype, fault: Fault) -> int:
+        if fault is Fault.SLOW:
+            raise BuildError("no such build")
+        return 70 + fault
+
+    monkeypatch.setattr(plan, "load_layer", load)
+    layer = _layer()
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, 20, seed=0)
+    fused_moe(x, layer, workspace, fault=Fault.STALL)
+    fused_moe(x, layer, workspace)
+    assert [arguments[0] for arguments in listener.launched] == [70 + Fault.STALL, 70]
+    with pytest.raises(BuildError, match="no such build"):
+        fused_moe(x, layer, workspace, fault=Fault.SLOW)
+    assert workspace.launches == 2
+
+
+@pytest.mark.usefixtures("listener")
+@pytest.mark.parametrize("tokens", [3, 20], ids=["portable", "hopper"])
+def test_a_captured_launch_is_not_counted(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = _layer()
+    workspace = Workspace(layer, 20)
+    x = random_tokens(layer, tokens, seed=0)
+    fused_moe(x, layer, workspace)
+    monkeypatch.setattr(fused, "capturing", lambda *_: True)
+    fused_moe(x, layer, workspace)
+    assert workspace.launches == 1
+    monkeypatch.setattr(fused, "capturing", lambda *_: False)
+    fused_moe(x, layer, workspace)
+    assert workspace.launches == 2
