@@ -87,7 +87,7 @@ def gateway(directory: Path, hidden_size: int) -> Iterator[int]:
         assert worker.stdout.readline() == b"listening\n"
         _start(stack, "-P", "-m", "fdmoe_ops.gateway", "--settings", str(run_dir / "settings.json"))
         channel = _accept(control)
-        channel.send(Route("a", 1, str(run_dir / "worker.sock"), str(page.path)))
+        channel.send(Route("a", 1, str(run_dir / "worker.sock"), str(page.path), "cpu"))
         _wait_for_port(port)
         yield port
 

@@ -121,7 +121,7 @@ def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, obj
     pool = Pool.of(f"m/layers.{index}", layer, options.max_tokens)
     flags = (
         f"--model-path={checkpoint.path}", "--model-name=m", f"--model-layers={index}", "--enable-chaos",
-        f"--device={options.device}", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
+        f"--devices={options.devices}", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
         "--recovery-restart-budget=1000", "--recovery-backoff-max-s=0.2",
     )  # fmt: skip
     with running_tree(*flags) as tree:
@@ -158,7 +158,7 @@ def rows(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, obj
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/stalls.py", description=__doc__)
     parser.add_argument("--model", choices=("demo", "qwen3-30b-a3b"), default="demo")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--devices", default="auto")
     parser.add_argument("--stalls", type=int, default=20, help="how often the abortable fault is injected")
     parser.add_argument("--endless", type=int, default=5, help="how often the fault that needs a kill is injected")
     parser.add_argument("--clients", type=int, default=8)

@@ -15,7 +15,7 @@ from fdmoe_ops.settings import Settings
 OUTPUT = Path(__file__).parent / "fdmoe-ops" / "values.schema.json"
 # Kubernetes decides these: templates/_helpers.tpl writes them into the settings file, and the values cannot.
 CHART_OPTIONS = {
-    "Settings": ("device", "run_dir", "flight_dir"),
+    "Settings": ("devices", "run_dir", "flight_dir"),
     "ModelSettings": ("path",),
     "GatewaySettings": ("host", "port"),
     "WatchdogSettings": ("host", "port"),
@@ -76,7 +76,9 @@ def values_schema() -> str:
             pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
             pullSecrets=OBJECTS,
         ),
-        gpu=closed(count={"enum": [0, 1]}, resourceName={"type": "string", "minLength": 1}),
+        gpu=closed(
+            count={"type": "integer", "minimum": 0, "maximum": 128}, resourceName={"type": "string", "minLength": 1}
+        ),
         runtimeClassName=TEXT,
         model=closed(existingClaim=TEXT, hostPath=TEXT, directory=TEXT),
         settings={"$ref": "#/$defs/Settings"},

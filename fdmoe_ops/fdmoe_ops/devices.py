@@ -1,6 +1,6 @@
-"""Which device this machine has, without importing torch here: the process that asks becomes the watchdog.
+"""Which devices this machine has, without importing torch here: the process that asks becomes the watchdog.
 
-`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": number of devices}.
+`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": [UUID of each device]}.
 """
 
 from __future__ import annotations
@@ -20,48 +20,59 @@ logger = logging.getLogger(__name__)
 
 
 class DeviceError(ValueError):
-    """The device that is wanted is not there, or nobody can say whether it is."""
+    """A device that is wanted is not there, or nobody can say whether it is."""
 
 
-def find_device(wanted: str) -> str:
-    """ "cpu" or "cuda:N" for `wanted`: auto, cpu, cuda or cuda:N. Raises DeviceError.
+def are_cpu(devices: tuple[str, ...]) -> bool:
+    """Whether all are the CPU's; all of a tree are of one kind."""
+    return devices[0].partition(":")[0] == "cpu"
+
+
+def find_devices(wanted: tuple[str, ...]) -> dict[str, str]:
+    """The devices' names for `wanted`, the setting `devices`: cpu, or cpu:N.., or cuda:N.., each with its UUID as NVML
+    knows it, "" for the CPU's. Raises DeviceError.
 
     A machine without a GPU driver answers at once; elsewhere torch is asked in a process of its own.
     """
-    if wanted == "cpu":
-        return "cpu"
-    if wanted == "auto" and not any(file.exists() for file in DEVICE_FILES):
-        return "cpu"
-    found = _count_cuda_devices(wanted)
-    if wanted == "auto" and not found:
+    if are_cpu(wanted):
+        return dict.fromkeys(wanted, "")
+    if wanted == ("auto",) and not any(file.exists() for file in DEVICE_FILES):
+        return {"cpu": ""}
+    text = ",".join(wanted)
+    found = {f"cuda:{index}": uuid for index, uuid in enumerate(_cuda_uuids(text))}
+    if wanted == ("auto",) and not found:
         logger.warning("a GPU driver is installed, but torch sees no CUDA device: the CPU is used")
-        return "cpu"
-    index = int(wanted.partition(":")[2] or 0)
-    if index >= found:
-        devices = ", ".join(f"cuda:{i}" for i in range(found)) or "no CUDA device"
-        raise DeviceError(f"device is {wanted}; torch sees {devices} on this machine (cpu is always allowed)")
-    return f"cuda:{index}"
+        return {"cpu": ""}
+    names = tuple(found)
+    chosen = {"auto": names[:1], "cuda": names[:1], "all": names}.get(wanted[0], wanted)
+    if not chosen or not set(chosen) <= set(found):
+        there = ", ".join(found) or "no CUDA device"
+        raise DeviceError(f"devices is {text}; torch sees {there} on this machine (cpu is always allowed)")
+    return {name: found[name] for name in chosen}
 
 
-def _count_cuda_devices(wanted: str) -> int:
+def _cuda_uuids(wanted: str) -> list[str]:
     command = (sys.executable, "-P", "-m", "fdmoe_ops.devices")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_DEADLINE_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"device is {wanted}; torch did not name its devices in {PROBE_DEADLINE_S:g} s") from error
+        raise DeviceError(f"devices is {wanted}; torch did not name its devices in {PROBE_DEADLINE_S:g} s") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DeviceError(f"device is {wanted}; torch cannot be asked for its devices: {last}")
+        raise DeviceError(f"devices is {wanted}; torch cannot be asked for its devices: {last}")
     # torch and its plug-ins may print lines of their own before ours
-    count = json.loads(done.stdout.splitlines()[-1])["cuda"]
-    assert isinstance(count, int), f"the probe answered {done.stdout!r}"
-    return count
+    uuids = json.loads(done.stdout.splitlines()[-1])["cuda"]
+    assert isinstance(uuids, list), f"the probe answered {done.stdout!r}"
+    return uuids
 
 
 def _probe() -> None:
     import torch
 
-    print(json.dumps({"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # NVML's order of devices is another than CUDA's where CUDA_VISIBLE_DEVICES says so, or the devices differ
+    uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(count)]
+    print(json.dumps({"cuda": uuids}))
 
 
 if __name__ == "__main__":

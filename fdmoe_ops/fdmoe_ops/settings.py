@@ -15,11 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
+from fdmoe_ops.devices import are_cpu
 from fdmoe_watchdog.settings import MIB, Group, RecoverySettings, WatchdogSettings
 
 BranchT = TypeVar("BranchT", bound=Group)
-# sockaddr_un holds 107 bytes of path; the longest socket of a tree is "/worker-a-g" + a 10-digit generation + ".sock"
-RUN_DIR_MAX_BYTES = 80
+# sockaddr_un holds 107 bytes; the longest socket of a tree is "/worker-a127-g" + a 10-digit generation + ".sock"
+RUN_DIR_MAX_BYTES = 78
+DEVICE_WORDS = ("auto", "cpu", "cuda", "all")
+# torch keeps a device's index in a signed byte, and takes larger ones for others
+MAX_DEVICE_INDEX = 127
 
 
 class SettingsError(ValueError):
@@ -62,10 +66,28 @@ def _layers(value: object) -> object:
     return layers
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
-        raise ValueError("allowed: auto, cpu, cuda or cuda:N")
-    return value
+def _devices(value: object) -> tuple[str, ...]:
+    """A word, "0,1", "cuda:0,cuda:1", "cpu:0,cpu:1" or a list of such items -> ("auto",) or ("cuda:0", "cuda:1")."""
+    allowed = "allowed: auto, cpu, cuda, all, indices of GPUs such as 0,1 or cuda:0,cuda:1, or cpu:0,cpu:1"
+    items = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+    if not isinstance(items, list | tuple) or not items:
+        raise ValueError(allowed)
+    names = [str(item).strip() for item in items]
+    if len(names) == 1 and names[0] in DEVICE_WORDS:
+        return (names[0],)
+    devices: list[str] = []
+    for name in names:
+        if name in DEVICE_WORDS:
+            raise ValueError(f"{name} stands alone; {allowed}")
+        match = re.fullmatch(r"(?:(cpu|cuda):)?([0-9]{1,3})", name)
+        if match is None or int(match[2]) > MAX_DEVICE_INDEX:
+            raise ValueError(f"{name!r} is no device; {allowed}, with indices from 0 to {MAX_DEVICE_INDEX}")
+        devices.append(f"{match[1] or 'cuda'}:{int(match[2])}")
+        if devices.count(devices[-1]) > 1:
+            raise ValueError(f"{devices[-1]} is named twice; {allowed}")
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise ValueError(f"one tree has devices of one kind; {allowed}")
+    return tuple(devices)
 
 
 def _model_name(value: str) -> str:
@@ -141,8 +163,10 @@ class LogSettings(Group):
 
 class Settings(Group):
     model: ModelSettings = Field(default_factory=ModelSettings, description="What is served.")
-    device: Annotated[str, AfterValidator(_device)] = Field(
-        "auto", description="Where it runs: cpu, cuda or cuda:N; auto takes the first CUDA device, else the CPU."
+    devices: Annotated[tuple[str, ...], BeforeValidator(_devices)] = Field(
+        ("auto",),
+        description="Where it runs, with a pair of workers on each: cpu, cuda (the first CUDA device), all (each CUDA "
+        "device), or some, such as 0,1; auto: the first CUDA device, else the CPU. cpu:0,cpu:1: two pairs on the CPU.",
     )
     gateway: GatewaySettings = Field(default_factory=GatewaySettings, description="HTTP server for requests.")
     worker: WorkerSettings = Field(default_factory=WorkerSettings, description="Processes that compute.")
@@ -154,8 +178,8 @@ class Settings(Group):
     log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
     run_dir: Annotated[Path, AfterValidator(_socket_directory)] | None = Field(
         None,
-        description="Directory on tmpfs for sockets, beat pages and the arena; by default /dev/shm/fdmoe-UID-PORT with "
-        "the gateway's port.",
+        description="Directory on tmpfs for sockets, beat pages, the arena and, on the CPU, the weights; by default "
+        "/dev/shm/fdmoe-UID-PORT with the gateway's port.",
     )
     flight_dir: Path | None = Field(
         None, description="Directory of flight records; by default fdmoe/flights in XDG_STATE_HOME (~/.local/state)."
@@ -181,23 +205,23 @@ def flight_directory(settings: Settings) -> Path:
     return directory.expanduser().absolute()
 
 
-def resolve(settings: Settings, device: str) -> Settings:
-    """The same tree with a concrete value for every "auto" and None, for the device that was found (cpu or cuda:N).
+def resolve(settings: Settings, devices: tuple[str, ...]) -> Settings:
+    """The same tree with a concrete value for every "auto" and None, for the devices that were found.
 
-    Values that were given explicitly are kept. Raises SettingsError where they contradict each other or the device,
+    Values that were given explicitly are kept. Raises SettingsError where they contradict each other or the devices,
     or where `model.dtype` must be read from a checkpoint that is not there.
     """
     model = settings.model
     path = (model.path.expanduser() if model.path else demo_directory()).absolute()
     name = model.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
     branches = {
-        "model": model.model_copy(update={"path": path, "name": name, "dtype": _dtype(model, path, device)}),
+        "model": model.model_copy(update={"path": path, "name": name, "dtype": _dtype(model, path, devices)}),
         "gateway": _gateway(settings.gateway, settings.arena),
-        "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if device == "cpu" else {}),
-        "recovery": _recovery(settings.recovery, device),
+        "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if are_cpu(devices) else {}),
+        "recovery": _recovery(settings.recovery, devices),
     }
     values = {
-        "device": device,
+        "devices": devices,
         "run_dir": run_directory(settings),
         "flight_dir": flight_directory(settings),
     }
@@ -228,10 +252,10 @@ def _gateway(gateway: GatewaySettings, arena: ArenaSettings) -> GatewaySettings:
     return gateway
 
 
-def _recovery(recovery: RecoverySettings, device: str) -> RecoverySettings:
+def _recovery(recovery: RecoverySettings, devices: tuple[str, ...]) -> RecoverySettings:
     """On the CPU the interpreter needs 4 to 7 ms for a 64x64x64 dot product, so a work item is slow and not stuck."""
     given = recovery.model_fields_set
-    if device == "cpu":
+    if are_cpu(devices):
         slow = {"stall_floor_s": 2.0, "stall_first_s": 5.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
         recovery = _defaults_for(recovery, slow)
     floor, ceiling = recovery.stall_floor_s, recovery.stall_ceiling_s
@@ -246,8 +270,8 @@ def _recovery(recovery: RecoverySettings, device: str) -> RecoverySettings:
     return recovery
 
 
-def _dtype(model: ModelSettings, path: Path, device: str) -> Dtype:
-    if device == "cpu":
+def _dtype(model: ModelSettings, path: Path, devices: tuple[str, ...]) -> Dtype:
+    if are_cpu(devices):
         if model.dtype is Dtype.BFLOAT16:
             raise SettingsError(
                 "model.dtype is bfloat16; on the CPU float32 is allowed: Triton's interpreter computes wrong bfloat16"

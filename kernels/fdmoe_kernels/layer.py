@@ -6,7 +6,7 @@ I intermediate size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -121,6 +121,7 @@ class MoELayer:
         down_bias: torch.Tensor | None = None,
         shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         shared_gate: torch.Tensor | None = None,
+        out: Mapping[str, torch.Tensor] | None = None,
     ) -> MoELayer:
         """Copy weights one expert at a time into the packed layout on `device`.
 
@@ -129,52 +130,40 @@ class MoELayer:
         shared       gate [Is, H], up [Is, H] and down [H, Is] of the shared expert, of any intermediate size; it
                      becomes ceil(Is / I) experts without biases
         shared_gate  [H] or [1, H]
+        out          memory for all `tensors` of the layer, whatever is in it; without it, it is allocated. Its names,
+                     shapes and dtypes are those of the same layer packed on the device "meta", which copies nothing
 
-        Raises ValueError as MoELayer does, and for one of gate_bias and up_bias without the other.
+        Raises ValueError as MoELayer does, for one of gate_bias and up_bias without the other, and for an `out` of
+        other names, shapes, dtypes or device.
         """
         if (gate_bias is None) != (up_bias is None):
-            given, absent = ("gate_bias", "up_bias") if up_bias is None else ("up_bias", "gate_bias")
-            raise ValueError(f"{given} is given without {absent}; both or neither are needed")
-        experts, (intermediate, hidden) = len(gates), gates[0].shape
-        slices = 0 if shared is None else -(-shared[0].shape[0] // intermediate)
-        all_gates, all_ups, all_downs = list(gates), list(ups), list(downs)
-        if shared is not None:
-            for start in range(0, slices * intermediate, intermediate):
-                rows = slice(start, start + intermediate)
-                all_gates.append(shared[0][rows])
-                all_ups.append(shared[1][rows])
-                all_downs.append(shared[2][:, rows])
-        gate_up = torch.zeros(experts + slices, 2 * intermediate, hidden, device=device, dtype=dtype)
-        down = torch.zeros(experts + slices, hidden, intermediate, device=device, dtype=dtype)
-        for expert, (gate, up, projection) in enumerate(zip(all_gates, all_ups, all_downs, strict=True)):
+            half, absent = ("gate_bias", "up_bias") if up_bias is None else ("up_bias", "gate_bias")
+            raise ValueError(f"{half} is given without {absent}; both or neither are needed")
+        routed = list(zip(gates, ups, downs, strict=True))
+        intermediate, hidden = gates[0].shape
+        slices = [] if shared is None else _slices(*shared, intermediate)
+        total = len(routed) + len(slices)
+        whole = {
+            "router": router, "router_bias": router_bias, "correction_bias": correction_bias,
+            "gate_up_bias": _stacked(len(slices), gate_bias, up_bias), "down_bias": _stacked(len(slices), down_bias),
+            "shared_gate": None if shared_gate is None else shared_gate.flatten(),
+        }  # fmt: skip
+        given = {name: tensor for name, tensor in whole.items() if tensor is not None}
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        shapes |= {"gate_up": (total, 2 * intermediate, hidden), "down": (total, hidden, intermediate)}
+        dtypes = {name: torch.float32 if name == "correction_bias" else dtype for name in shapes}
+        if out is None:
+            out = {name: torch.empty(shapes[name], device=device, dtype=dtypes[name]) for name in shapes}
+        else:
+            _check_memory(out, shapes, dtypes, torch.device(device))
+        for name, tensor in given.items():
+            out[name].copy_(tensor)
+        for gate_up, down, (gate, up, projection) in zip(out["gate_up"], out["down"], routed + slices, strict=True):
             size = gate.shape[0]
-            gate_up[expert, :size].copy_(gate)
-            gate_up[expert, intermediate : intermediate + size].copy_(up)
-            down[expert, :, :size].copy_(projection)
-
-        def copied(tensor: torch.Tensor | None, to: torch.dtype = dtype) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device=device, dtype=to, copy=True).contiguous()
-
-        def stacked(*parts: torch.Tensor | None) -> torch.Tensor | None:
-            """Biases side by side, and zeros for the shared experts."""
-            if any(part is None for part in parts):
-                return None
-            routed = torch.cat([part.to(device=device, dtype=dtype) for part in parts if part is not None], dim=1)
-            return torch.cat([routed, routed.new_zeros(slices, routed.shape[1])])
-
-        return cls(
-            router.to(device=device, dtype=dtype, copy=True).contiguous(),
-            gate_up,
-            down,
-            routing,
-            activation=activation,
-            router_bias=copied(router_bias),
-            correction_bias=copied(correction_bias, torch.float32),
-            gate_up_bias=stacked(gate_bias, up_bias),
-            down_bias=stacked(down_bias),
-            shared_experts=slices,
-            shared_gate=copied(None if shared_gate is None else shared_gate.flatten()),
-        )
+            _copy_padded(gate_up[:intermediate], gate, size)
+            _copy_padded(gate_up[intermediate:], up, size)
+            _copy_padded(down.T, projection.T, size)
+        return cls(**out, routing=routing, activation=activation, shared_experts=len(slices))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -225,3 +214,43 @@ class MoELayer:
             raise ValueError(f"x is {x.dtype} on {x.device}; the weights are {self.dtype} on {self.device}")
         if not x.is_contiguous():
             raise ValueError(f"x has strides {x.stride()}; a contiguous [T, {self.hidden_size}] is needed")
+
+
+_Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _slices(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, intermediate: int) -> list[_Expert]:
+    """gate and up [Is, H] and down [H, Is] as experts of at most I rows, the last with what is left."""
+    parts = (torch.split(gate, intermediate), torch.split(up, intermediate), torch.split(down, intermediate, dim=1))
+    return list(zip(*parts, strict=True))
+
+
+def _stacked(slices: int, *parts: torch.Tensor | None) -> torch.Tensor | None:
+    """Biases of the routed experts side by side, and zeros for the shared ones."""
+    given = [part for part in parts if part is not None]
+    if not given:
+        return None
+    routed = torch.cat(given, dim=1)
+    return torch.cat([routed, routed.new_zeros(slices, routed.shape[1])])
+
+
+def _copy_padded(to: torch.Tensor, values: torch.Tensor, size: int) -> None:
+    """The first `size` rows become `values`, the others 0."""
+    to[:size].copy_(values)
+    to[size:].zero_()
+
+
+def _check_memory(
+    tensors: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raises ValueError unless `tensors` are memory of these shapes and dtypes on `device`."""
+    if tensors.keys() != shapes.keys():
+        raise ValueError(f"out has {', '.join(sorted(tensors))}; the layer has {', '.join(sorted(shapes))}")
+    for name, tensor in tensors.items():
+        found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device.type}"
+        needed = f"{shapes[name]} {dtypes[name]} on {device.type}"
+        if found != needed:
+            raise ValueError(f"out's {name} is {found}; {needed} is needed")

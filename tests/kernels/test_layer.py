@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -141,3 +142,43 @@ def test_half_of_the_biases_is_refused() -> None:
             plain.router, list(gates), list(ups), list(plain.down), plain.routing,
             device="cpu", dtype=torch.float32, gate_bias=torch.zeros(4, 16),
         )  # fmt: skip
+
+
+def pack_everything(device: str, out: Mapping[str, torch.Tensor] | None = None) -> MoELayer:
+    """4 routed experts of 16 rows and a shared one of 40, with each tensor that a layer can have."""
+    plain, wide = random_layer(4, 32, 16, 2), random_layer(1, 32, 40, 1, seed=1)
+    gates, ups = plain.gate_up.chunk(2, dim=1)
+    gate, up = wide.gate_up[0].chunk(2)
+    bias = torch.arange(4 * 16.0).view(4, 16)
+    return MoELayer.pack(
+        plain.router, list(gates), list(ups), list(plain.down), plain.routing, device=device, dtype=torch.bfloat16,
+        shared=(gate, up, wide.down[0]), shared_gate=torch.ones(1, 32), correction_bias=torch.ones(4),
+        router_bias=torch.full((4,), 2.0), gate_bias=bias, up_bias=-bias, down_bias=torch.ones(4, 32), out=out,
+    )  # fmt: skip
+
+
+def test_a_layer_is_packed_into_memory_that_is_given_whatever_is_in_it() -> None:
+    meta = pack_everything("meta")
+    out = {
+        name: torch.full(tensor.shape, float("nan"), dtype=tensor.dtype) for name, tensor in meta.tensors.items()
+    }  # fmt: skip
+    packed, expected = pack_everything("cpu", out), pack_everything("cpu")
+    assert (packed.shared_experts, packed.routing) == (3, expected.routing)
+    assert packed.tensors.keys() == expected.tensors.keys()
+    for name, tensor in packed.tensors.items():
+        assert tensor is out[name]
+        assert tensor.dtype == expected.tensors[name].dtype
+        assert torch.equal(tensor, expected.tensors[name]), name
+
+
+def test_memory_that_does_not_fit_the_layer_is_named() -> None:
+    out = pack_everything("cpu").tensors
+    with pytest.raises(ValueError, match=r"out has correction_bias, down, .*; the layer has correction_bias, down"):
+        pack_everything("cpu", {name: out[name] for name in out if name != "router_bias"})
+    # a shape that the values could be broadcast to
+    router = torch.zeros(2, 4, 32, dtype=torch.bfloat16)
+    message = r"out's router is \(2, 4, 32\) torch.bfloat16 on cpu; \(4, 32\) torch.bfloat16 on cpu is needed"
+    with pytest.raises(ValueError, match=message):
+        pack_everything("cpu", out | {"router": router})
+    with pytest.raises(ValueError, match=r"out's down is \(7, 32, 16\) torch.float32 on cpu; \(7, 32, 16\) torch.bf"):
+        pack_everything("cpu", out | {"down": out["down"].float()})

@@ -1,9 +1,10 @@
-"""Finding the device: without a driver nobody is asked; otherwise a process of its own is."""
+"""Finding the devices: without a driver nobody is asked; otherwise a process of its own is."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fdmoe_ops import devices
-from fdmoe_ops.devices import DeviceError, find_device
+from fdmoe_ops.devices import DeviceError, are_cpu, find_devices
 
 
 @pytest.fixture
@@ -28,35 +29,84 @@ def _answer(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) -> No
     monkeypatch.setattr(sys, "executable", str(interpreter))
 
 
-@pytest.mark.parametrize("wanted", ["auto", "cpu"])
-def test_nobody_is_asked_without_a_driver(wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [(("auto",), ("cpu",)), (("cpu",), ("cpu",)), (("cpu:0", "cpu:1"), ("cpu:0", "cpu:1")), (("cpu:3",), ("cpu:3",))],
+)
+def test_nobody_is_asked_without_a_driver(
+    wanted: tuple[str, ...], found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "DEVICE_FILES", (tmp_path / "absent",))
     _answer(monkeypatch, tmp_path, "exit 1")
-    assert find_device(wanted) == "cpu"
+    assert tuple(find_devices(wanted)) == found
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(
-    ("wanted", "found"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+    ("wanted", "found"),
+    [
+        (("auto",), ("cuda:0",)),
+        (("cuda",), ("cuda:0",)),
+        (("all",), ("cuda:0", "cuda:1")),
+        (("cuda:1",), ("cuda:1",)),
+        (("cuda:1", "cuda:0"), ("cuda:1", "cuda:0")),
+        (("cpu",), ("cpu",)),
+        (("cpu:0", "cpu:1"), ("cpu:0", "cpu:1")),
+    ],
 )
-def test_two_devices(wanted: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _answer(monkeypatch, tmp_path, """echo 'a banner'; echo '{"cuda": 2}'""")
-    assert find_device(wanted) == found
+def test_two_devices(
+    wanted: tuple[str, ...], found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer(monkeypatch, tmp_path, """echo 'a banner'; echo '{"cuda": ["GPU-a", "GPU-b"]}'""")
+    assert tuple(find_devices(wanted)) == found
+
+
+def test_one_process_is_asked_whatever_the_number_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tmp_path / "asked"
+    _answer(monkeypatch, tmp_path, f"""echo "$@" >> {asked}; echo '{{"cuda": [1, 2, 3, 4, 5, 6, 7, 8]}}'""")
+    assert tuple(find_devices(("all",))) == tuple(f"cuda:{index}" for index in range(8))
+    assert asked.read_text() == "-P -m fdmoe_ops.devices\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "answer"),
+    [(("cpu",), True), (("cpu:0", "cpu:1"), True), (("cuda:0",), False), (("cuda:0", "cuda:1"), False)],
+)
+def test_the_kind_of_all_devices(names: tuple[str, ...], answer: bool) -> None:
+    assert are_cpu(names) is answer
+
+
+@pytest.mark.usefixtures("driver")
+def test_each_device_has_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _answer(monkeypatch, tmp_path, """echo '{"cuda": ["GPU-a", "GPU-b"]}'""")
+    assert find_devices(("cuda:1", "cuda:0")) == {"cuda:1": "GPU-b", "cuda:0": "GPU-a"}
+    assert find_devices(("cpu:0", "cpu:1")) == {"cpu:0": "", "cpu:1": ""}
 
 
 @pytest.mark.parametrize(
     ("wanted", "count", "message"),
     [
-        ("cuda:2", 2, "device is cuda:2; torch sees cuda:0, cuda:1 on this machine (cpu is always allowed)"),
-        ("cuda", 0, "device is cuda; torch sees no CUDA device on this machine (cpu is always allowed)"),
+        (
+            ("cuda:2",),
+            2,
+            "devices is cuda:2; torch sees cuda:0, cuda:1 on this machine (cpu is always allowed)",
+        ),
+        (
+            ("cuda:0", "cuda:7"),
+            1,
+            "devices is cuda:0,cuda:7; torch sees cuda:0 on this machine (cpu is always allowed)",
+        ),
+        (("cuda:0",), 0, "devices is cuda:0; torch sees no CUDA device on this machine (cpu is always allowed)"),
+        (("cuda",), 0, "devices is cuda; torch sees no CUDA device on this machine (cpu is always allowed)"),
+        (("all",), 0, "devices is all; torch sees no CUDA device on this machine (cpu is always allowed)"),
     ],
 )
 def test_a_device_that_is_not_there(
-    wanted: str, count: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: tuple[str, ...], count: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _answer(monkeypatch, tmp_path, f"""echo '{{"cuda": {count}}}'""")
+    _answer(monkeypatch, tmp_path, f"""echo '{{"cuda": {list(range(count))}}}'""")
     with pytest.raises(DeviceError) as error:
-        find_device(wanted)
+        find_devices(wanted)
     assert str(error.value) == message
 
 
@@ -64,9 +114,9 @@ def test_a_device_that_is_not_there(
 def test_a_driver_that_torch_cannot_use_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _answer(monkeypatch, tmp_path, """echo '{"cuda": 0}'""")
+    _answer(monkeypatch, tmp_path, """echo '{"cuda": []}'""")
     with caplog.at_level(logging.WARNING):
-        assert find_device("auto") == "cpu"
+        assert tuple(find_devices(("auto",))) == ("cpu",)
     assert caplog.messages == ["a GPU driver is installed, but torch sees no CUDA device: the CPU is used"]
 
 
@@ -74,9 +124,9 @@ def test_a_driver_that_torch_cannot_use_is_said(
 def test_a_probe_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _answer(monkeypatch, tmp_path, "echo trace >&2; echo \"ModuleNotFoundError: No module named 'torch'\" >&2; exit 1")
     with pytest.raises(DeviceError) as error:
-        find_device("auto")
+        find_devices(("auto",))
     assert str(error.value) == (
-        "device is auto; torch cannot be asked for its devices: ModuleNotFoundError: No module named 'torch'"
+        "devices is auto; torch cannot be asked for its devices: ModuleNotFoundError: No module named 'torch'"
     )
 
 
@@ -84,8 +134,8 @@ def test_a_probe_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_probe_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _answer(monkeypatch, tmp_path, "exec sleep 60")
     monkeypatch.setattr(devices, "PROBE_DEADLINE_S", 0.2)
-    with pytest.raises(DeviceError, match=r"device is auto; torch did not name its devices in 0.2 s"):
-        find_device("auto")
+    with pytest.raises(DeviceError, match=r"devices is auto; torch did not name its devices in 0.2 s"):
+        find_devices(("auto",))
 
 
 def test_what_torch_itself_answers() -> None:
@@ -93,11 +143,16 @@ def test_what_torch_itself_answers() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     import torch
 
-    assert json.loads(done.stdout) == {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    uuids = json.loads(done.stdout)["cuda"]
+    assert len(uuids) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    assert all(re.fullmatch("GPU-[0-9a-f-]{36}", uuid) for uuid in uuids)
 
 
 @pytest.mark.gpu
 def test_a_real_device() -> None:
-    assert find_device("auto") == "cuda:0"
-    with pytest.raises(DeviceError, match=r"device is cuda:99; torch sees cuda:0"):
-        find_device("cuda:99")
+    import torch
+
+    assert tuple(find_devices(("auto",))) == ("cuda:0",)
+    assert tuple(find_devices(("all",))) == tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    with pytest.raises(DeviceError, match=r"devices is cuda:99; torch sees cuda:0"):
+        find_devices(("cuda:99",))

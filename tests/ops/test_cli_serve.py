@@ -25,20 +25,20 @@ IMPORTS = ("torch", "triton", "numpy", "ml_dtypes", "safetensors")
 
 
 def _resolved(
-    directory: Path, device: str = "cpu", config: dict[str, object] | None = None, **model: object
+    directory: Path, devices: tuple[str, ...] = ("cpu",), config: dict[str, object] | None = None, **model: object
 ) -> Settings:
     (directory / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
     values = {"model": {"path": directory, "name": "demo", **model}, "run_dir": directory / "run"}
-    return tree.resolve(Settings.model_validate(values), device)
+    return tree.resolve(Settings.model_validate(values), devices)
 
 
-def _plan(directory: Path, device: str = "cpu", environment: dict[str, str] | None = None) -> TreePlan:
-    return tree_plan(_resolved(directory, device), environment or {})
+def _plan(directory: Path, devices: tuple[str, ...] = ("cpu",), environment: dict[str, str] | None = None) -> TreePlan:
+    return tree_plan(_resolved(directory, devices), environment or {}, {})
 
 
 def test_the_plan_of_a_tree(tmp_path: Path) -> None:
     settings = _resolved(tmp_path)
-    plan = tree_plan(settings, {})
+    plan = tree_plan(settings, {}, {})
     file = str(tmp_path / "run" / "settings.json")
     assert plan.worker_command == (sys.executable, "-m", "fdmoe_ops.worker", "--settings", file)
     assert plan.gateway_command == (sys.executable, "-m", "fdmoe_ops.gateway", "--settings", file)
@@ -47,31 +47,48 @@ def test_the_plan_of_a_tree(tmp_path: Path) -> None:
     assert (plan.watchdog, plan.recovery) == (settings.watchdog, settings.recovery)
 
 
+def test_nvml_is_asked_by_uuid_and_a_recording_stands_for_it_where_there_is_none(tmp_path: Path) -> None:
+    assert _plan(tmp_path).probe is None
+    settings = _resolved(tmp_path, ("cuda:0", "cuda:1"), {"dtype": "float32"})
+    plan = tree_plan(settings, {}, {"cuda:0": "GPU-a", "cuda:1": "GPU-b"})
+    assert plan.probe is not None
+    assert (plan.probe.devices, plan.probe.recorded) == ({"cuda:0": "GPU-a", "cuda:1": "GPU-b"}, None)
+    recorded = settings.watchdog.model_copy(update={"gpu_recording": tmp_path / "recording.json"})
+    settings = _resolved(tmp_path).model_copy(update={"watchdog": recorded})
+    plan = tree_plan(settings, {}, {"cpu": ""})
+    assert plan.probe is not None
+    assert (plan.probe.devices, plan.probe.recorded) == ({"cpu": "0"}, tmp_path / "recording.json")
+
+
 def test_prepare_writes_what_the_children_read(tmp_path: Path) -> None:
     settings = _resolved(tmp_path)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    tree_plan(settings, {}).prepare(run_dir)
+    tree_plan(settings, {}, {}).prepare(run_dir)
     assert tree.read(run_dir / "settings.json") == settings
 
 
 @pytest.mark.parametrize(
-    ("device", "environment", "additions"),
+    ("devices", "environment", "additions"),
     [
-        ("cpu", {}, {"PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}),
-        ("cpu", {"OMP_NUM_THREADS": "8"}, {"PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "8"}),
-        ("cuda:0", {}, {"PYTHONSAFEPATH": "1"}),
+        (("cpu",), {}, {"PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}),
+        (
+            ("cpu:0", "cpu:1"),
+            {"OMP_NUM_THREADS": "8"},
+            {"PYTHONSAFEPATH": "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "8"},
+        ),
+        (("cuda:0", "cuda:1"), {}, {"PYTHONSAFEPATH": "1"}),
     ],
 )
 def test_the_childrens_environment(
-    device: str, environment: dict[str, str], additions: dict[str, str], tmp_path: Path
+    devices: tuple[str, ...], environment: dict[str, str], additions: dict[str, str], tmp_path: Path
 ) -> None:
-    assert _plan(tmp_path, device, environment).environment == additions
+    assert _plan(tmp_path, devices, environment).environment == additions
 
 
 def test_both_addresses_are_announced_with_a_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = _resolved(tmp_path)
-    tree_plan(settings, {}).announce("http://127.0.0.1:1", "http://127.0.0.1:2")
+    tree_plan(settings, {}, {}).announce("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert capsys.readouterr().out == (
         "gateway   http://127.0.0.1:1   (demo on cpu)\n"
         "watchdog  http://127.0.0.1:2   (metrics: http://127.0.0.1:2/metrics)\n"
@@ -83,8 +100,15 @@ def test_both_addresses_are_announced_with_a_request(tmp_path: Path, capsys: pyt
     )
 
 
+def test_several_devices_are_planned_and_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = _plan(tmp_path, ("cuda:0", "cuda:2"))
+    assert plan.devices == ("cuda:0", "cuda:2")
+    plan.announce("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert capsys.readouterr().out.splitlines()[0] == "gateway   http://127.0.0.1:1   (demo on cuda:0, cuda:2)"
+
+
 def test_the_request_can_be_pasted(tmp_path: Path) -> None:
-    command = FirstRequest.read(_resolved(tmp_path, "cuda:0", dtype="bfloat16")).curl("http://127.0.0.1:1")
+    command = FirstRequest.read(_resolved(tmp_path, ("cuda:0",), dtype="bfloat16")).curl("http://127.0.0.1:1")
     # a function stands for curl: it shows what would be sent and where
     script = 'curl() { cat; printf "%s\\n" "$@"; }\n' + command
     done = subprocess.run(("bash", "-c", script), capture_output=True, text=True, timeout=30, check=True)
@@ -134,7 +158,7 @@ def test_a_hidden_size_that_config_json_leaves_out_can_be_asked_for(tmp_path: Pa
 
 
 def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["serve", "--device", "cpu", "--model-path", str(tmp_path)])
+    result = CliRunner().invoke(app, ["serve", "--devices", "cpu", "--model-path", str(tmp_path)])
     assert result.exit_code == 2
     assert result.stderr == (
         f"error: model.path is {tmp_path}; no config.json can be read: "
@@ -151,13 +175,21 @@ def test_the_exit_code_is_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return 70
 
     monkeypatch.setattr("fdmoe_watchdog.supervisor.run", run)
-    arguments = ("--model-path", str(tmp_path), "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--enable-chaos")
+    arguments = (
+        "--model-path",
+        str(tmp_path),
+        "--devices",
+        "cpu",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--enable-chaos",
+    )
     assert CliRunner().invoke(app, ["serve", *arguments]).exit_code == 70
     assert [(plan.devices, plan.chaos, plan.run_dir) for plan in plans] == [(("cpu",), True, tmp_path / "run")]
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["serve", "--device", "cpu", "--model-path", str(tmp_path / "absent")])
+    result = CliRunner().invoke(app, ["serve", "--devices", "cpu", "--model-path", str(tmp_path / "absent")])
     assert result.exit_code == 2
     assert result.stderr == (
         f"error: model.path is {tmp_path}/absent; a Hugging Face model directory is needed, and there is none\n"
@@ -170,7 +202,7 @@ def test_a_port_that_is_taken(tmp_path: Path, in_memory: Path) -> None:
         port = taken.getsockname()[1]
         arguments = ("--run-dir", in_memory / "run", "--watchdog-port", port, "--arena-size-bytes", "1MiB")
         result = CliRunner().invoke(
-            app, ["serve", "--device", "cpu", "--model-path", str(tmp_path), *map(str, arguments)]
+            app, ["serve", "--devices", "cpu", "--model-path", str(tmp_path), *map(str, arguments)]
         )
     assert result.exit_code == 2
     assert result.stderr.startswith(
@@ -183,7 +215,7 @@ def test_a_run_directory_that_is_not_to_be_had(tmp_path: Path) -> None:
     _resolved(tmp_path)
     (tmp_path / "file").touch()
     result = CliRunner().invoke(
-        app, ["serve", "--device", "cpu", "--model-path", str(tmp_path), "--run-dir", str(tmp_path / "file" / "run")]
+        app, ["serve", "--devices", "cpu", "--model-path", str(tmp_path), "--run-dir", str(tmp_path / "file" / "run")]
     )
     assert result.exit_code == 2
     assert result.stderr == f"error: run_dir cannot be used: {tmp_path}/file/run: Not a directory\n"
@@ -201,7 +233,7 @@ def run(plan):
     return 7
 
 supervisor.run = run
-sys.argv = ["fdmoe", "serve", "--device", "cpu", "--run-dir", {str(tmp_path / "run")!r}]
+sys.argv = ["fdmoe", "serve", "--devices", "cpu", "--run-dir", {str(tmp_path / "run")!r}]
 main()
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}

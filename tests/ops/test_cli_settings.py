@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def _show(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["config", "show", "--device", "cpu", *map(str, arguments)])
+    return CliRunner().invoke(app, ["config", "show", "--devices", "cpu", *map(str, arguments)])
 
 
 def _effective(*arguments: str | Path) -> dict[str, dict[str, object]]:
@@ -47,11 +47,12 @@ def _effective(*arguments: str | Path) -> dict[str, dict[str, object]]:
 def _another_value(option: Option) -> str:
     """Text that is valid for the option and not its default."""
     special = {
-        "device": "cuda:3",
+        "devices": "cuda:3,cuda:1",
         "gateway.max_queue_bytes": "3MiB",
         "model.layers": "0,2",
         "run_dir": "/dev/shm/another",
         "watchdog.poll_interval_s": "0.01",
+        "recovery.compare_ratio": "0.5",
     }
     if option.key in special:
         return special[option.key]
@@ -103,6 +104,7 @@ def test_every_option_is_in_the_help() -> None:
     assert [key for key, option in OPTIONS.items() if f" {option.flag} " not in help_text] == []
     assert "gateway: HTTP server for requests." in help_text
     assert "(default: 8080)" in help_text
+    assert "(default: auto)" in help_text
 
 
 def test_the_nearer_source_wins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +145,7 @@ def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_variables_of_kubernetes_service_links_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FDMOE_OPS_PORT", "tcp://10.0.0.1:8080")
     monkeypatch.setenv("FDMOE_OPS_SERVICE_HOST", "10.0.0.1")
-    assert _effective() == {**_effective(), "device": "cpu"}
+    assert _effective() == {**_effective(), "devices": ["cpu"]}
 
 
 def test_every_bad_value_has_its_line(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def test_every_bad_value_has_its_line(file: Path, monkeypatch: pytest.MonkeyPatc
         "integer [--worker-programs, FDMOE_WORKER__PROGRAMS, or worker.programs in the YAML file]",
         "error: arena.size_bytes is '5' (from the environment): input should be greater than or equal to 1048576 "
         "[--arena-size-bytes, FDMOE_ARENA__SIZE_BYTES, or arena.size_bytes in the YAML file]",
-        f"error: foo (from {file}) is no option. There are: model, device, gateway, worker, arena, watchdog, "
+        f"error: foo (from {file}) is no option. There are: model, devices, gateway, worker, arena, watchdog, "
         "recovery, log, run_dir, flight_dir, chaos",
     ]
 
@@ -218,7 +220,7 @@ def test_show_says_where_values_come_from(file: Path, monkeypatch: pytest.Monkey
     assert {
         f"  layers: [0, 2]  # from {file}",
         "  dtype: float32  # resolved for cpu",
-        "device: cpu  # from a flag",
+        "devices: [cpu]  # from a flag",
         "  host: 127.0.0.1",
         "  port: 9  # from the environment",
         "  max_batch_tokens: 64  # resolved for cpu",
@@ -226,6 +228,39 @@ def test_show_says_where_values_come_from(file: Path, monkeypatch: pytest.Monkey
         f"run_dir: /dev/shm/fdmoe-{os.getuid()}-9  # resolved for cpu",
         "chaos: false",
     } <= set(lines)
+
+
+def test_several_devices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = _show("--devices", "cpu:0,cpu:1").stdout
+    lines = shown.splitlines()
+    assert {
+        "devices: ['cpu:0', 'cpu:1']  # from a flag",
+        "  dtype: float32  # resolved for cpu:0, cpu:1",
+        "  max_batch_tokens: 64  # resolved for cpu:0, cpu:1",
+    } <= set(lines)
+    file.write_text(shown)
+    assert load({}, file).settings.devices == ("cpu:0", "cpu:1")
+    monkeypatch.setenv("FDMOE_DEVICES", "0,2")
+    assert load({}, file).settings.devices == ("cuda:0", "cuda:2")
+    assert load({("devices",): "all"}, file).settings.devices == ("all",)
+
+
+def test_devices_of_two_kinds(file: Path) -> None:
+    file.write_text("devices: [0, cpu:1]\n")
+    result = CliRunner().invoke(app, ["config", "show", "--config", str(file)])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: devices is [0, 'cpu:1'] (from {file}): one tree has devices of one kind; allowed: auto, cpu, cuda, "
+        "all, indices of GPUs such as 0,1 or cuda:0,cuda:1, or cpu:0,cpu:1 "
+        "[--devices, FDMOE_DEVICES, or devices in the YAML file]\n"
+    )
+
+
+def test_the_old_spelling_is_told_the_new_one(file: Path) -> None:
+    file.write_text("device: cpu\n")
+    result = _show("--config", file)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: device (from {file}) is no option. Did you mean devices? There are: ")
 
 
 def test_what_is_shown_is_a_settings_file_that_says_the_same(file: Path) -> None:

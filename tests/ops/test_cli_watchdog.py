@@ -49,9 +49,19 @@ WORKER = WorkerView(
     slots=16,
     batches={"fused": 120, "baseline": 3},
     weights=1,
+    gpu_memory_bytes=612 * 2**20,
 )
 GONE = msgspec.structs.replace(
-    WORKER, name="b", generation=4, pid=0, state="gone", path="standby", stage="none", outstanding=False, batches={}
+    WORKER,
+    name="b",
+    generation=4,
+    pid=0,
+    state="gone",
+    path="standby",
+    stage="none",
+    outstanding=False,
+    batches={},
+    gpu_memory_bytes=None,
 )
 DEVICE = DeviceView(
     name="cpu",
@@ -169,8 +179,8 @@ def test_status_fits_80_columns(tmp_path: Path) -> None:
         "chaos    enabled: kernels may be broken on purpose",
     ]
     cells = [re.split(r"\s{2,}", line.strip()) for line in lines[6:]]
-    assert ["name", "path", "active", "weights", "pid", "MiB", "restarts left"] in cells
-    assert ["cpu", "fused", "a", "ready", "4712", "3", "9"] in cells
+    assert ["name", "path", "active", "weights", "pid", "MiB", "workers' MiB", "restarts left"] in cells
+    assert ["cpu", "fused", "a", "ready", "4712", "3", "612", "9"] in cells
     assert ["name", "state", "path", "stage", "gen.", "pid", "beat age", "fused", "base"] in cells
     assert ["a", "serving", "fused", "serving", "1", "4711", "0.012 s", "120", "3"] in cells
     assert ["b", "gone", "standby", "none", "4", "-", "idle", "-", "-"] in cells
@@ -192,7 +202,9 @@ def test_status_while_the_tree_starts(tmp_path: Path) -> None:
         "up for    0 s",
         "draining  told to stop: what is in flight is finished",
     }
-    assert ["cpu", "down", "none", "backoff", "-", "0", "9"] in [re.split(r"\s{2,}", line.strip()) for line in lines]
+    assert ["cpu", "down", "none", "backoff", "-", "0", "-", "9"] in [
+        re.split(r"\s{2,}", line.strip()) for line in lines
+    ]
     assert not any("chaos" in line or "events" in line for line in lines)
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fdmoe_ops import settings as tree
 from fdmoe_ops.settings import Dtype, Settings, SettingsError
+from fdmoe_watchdog.supervisor import names_of
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def _model(directory: Path, config: dict[str, object]) -> Settings:
 def test_defaults() -> None:
     assert json.loads(Settings().model_dump_json(exclude={"watchdog", "recovery"})) == {
         "model": {"path": None, "name": None, "layers": "all", "dtype": "auto"},
-        "device": "auto",
+        "devices": ["auto"],
         "gateway": {
             "host": "127.0.0.1",
             "port": 8080,
@@ -103,26 +104,85 @@ def test_arena_size(written: object, size: int) -> None:
     assert _settings(arena={"size_bytes": written}).arena.size_bytes == size
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:11"])
-def test_device(device: str) -> None:
-    assert _settings(device=device).device == device
+@pytest.mark.parametrize(
+    ("written", "devices"),
+    [
+        ("auto", ("auto",)),
+        ("cpu", ("cpu",)),
+        ("cuda", ("cuda",)),
+        ("all", ("all",)),
+        (["cpu"], ("cpu",)),
+        ("0", ("cuda:0",)),
+        (1, ("cuda:1",)),
+        ("0,1", ("cuda:0", "cuda:1")),
+        ([0, 1], ("cuda:0", "cuda:1")),
+        ("cuda:0", ("cuda:0",)),
+        ("cuda:0,cuda:1", ("cuda:0", "cuda:1")),
+        (" 3 , cuda:1 ", ("cuda:3", "cuda:1")),
+        (["cuda:011"], ("cuda:11",)),
+        ("cpu:0,cpu:1", ("cpu:0", "cpu:1")),
+        (("cpu:127",), ("cpu:127",)),
+    ],
+)
+def test_devices(written: object, devices: tuple[str, ...]) -> None:
+    assert _settings(devices=written).devices == devices
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:0,1", "CPU", "cuda:x"])
-def test_device_that_is_none(device: str) -> None:
-    with pytest.raises(ValidationError, match="allowed: auto, cpu, cuda or cuda:N"):
-        _settings(device=device)
+DEVICES_ALLOWED = "allowed: auto, cpu, cuda, all, indices of GPUs such as 0,1 or cuda:0,cuda:1, or cpu:0,cpu:1"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("gpu", f"'gpu' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("CPU", f"'CPU' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("", f"'' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("0,", f"'' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("cuda:", f"'cuda:' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("0,cuda:-1", f"'cuda:-1' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("cpu:128", f"'cpu:128' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        (-1, f"'-1' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        (True, f"'True' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ([1.0], f"'1.0' is no device; {DEVICES_ALLOWED}, with indices from 0 to 127"),
+        ("0,0", f"cuda:0 is named twice; {DEVICES_ALLOWED}"),
+        ("1,0,cuda:1", f"cuda:1 is named twice; {DEVICES_ALLOWED}"),
+        ("cpu:0,cpu:1,cpu:0", f"cpu:0 is named twice; {DEVICES_ALLOWED}"),
+        ("cpu:0,1", f"one tree has devices of one kind; {DEVICES_ALLOWED}"),
+        ("cuda:0,cpu:0", f"one tree has devices of one kind; {DEVICES_ALLOWED}"),
+        ("cpu,cpu:1", f"cpu stands alone; {DEVICES_ALLOWED}"),
+        ("0,all", f"all stands alone; {DEVICES_ALLOWED}"),
+        ([], DEVICES_ALLOWED),
+        (None, DEVICES_ALLOWED),
+        ({"cuda": 0}, DEVICES_ALLOWED),
+    ],
+)
+def test_devices_that_are_none(written: object, message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        _settings(devices=written)
+    (found,) = error.value.errors()
+    assert (found["loc"], found["input"], str(found["ctx"]["error"])) == (("devices",), written, message)
+
+
+def test_the_setting_of_one_device_is_gone() -> None:
+    with pytest.raises(ValidationError) as error:
+        _settings(device="cpu")
+    assert [(found["loc"], found["type"]) for found in error.value.errors()] == [(("device",), "extra_forbidden")]
 
 
 def test_a_run_dir_has_room_for_socket_names() -> None:
-    assert _settings(run_dir="/" + "x" * 79).run_dir == Path("/" + "x" * 79)
-    with pytest.raises(ValidationError, match="its absolute path has 81 bytes; Unix sockets in it allow at most 80"):
-        _settings(run_dir="/" + "x" * 80)
+    assert _settings(run_dir="/" + "x" * 77).run_dir == Path("/" + "x" * 77)
+    with pytest.raises(ValidationError, match="its absolute path has 79 bytes; Unix sockets in it allow at most 78"):
+        _settings(run_dir="/" + "x" * 78)
+
+
+def test_the_longest_name_of_a_socket_fits() -> None:
+    worker, _, _ = names_of(tree.MAX_DEVICE_INDEX, tree.MAX_DEVICE_INDEX + 1)
+    assert tree.RUN_DIR_MAX_BYTES + len(f"/worker-{worker}-g{2**32 - 1}.sock") == 107
 
 
 def test_resolved_for_the_cpu(tmp_path: Path) -> None:
-    settings = tree.resolve(Settings(), "cpu")
-    assert settings.device == "cpu"
+    settings = tree.resolve(Settings(), ("cpu",))
+    assert settings.devices == ("cpu",)
     assert settings.model.path == tmp_path / "home/.cache/fdmoe/demo-qwen3-moe"
     assert settings.model.name == "demo-qwen3-moe"
     assert settings.model.dtype is Dtype.FLOAT32
@@ -135,9 +195,18 @@ def test_resolved_for_the_cpu(tmp_path: Path) -> None:
     assert settings.flight_dir == tmp_path / "home/.local/state/fdmoe/flights"
 
 
+def test_what_depends_on_the_device_depends_on_the_kind_of_all() -> None:
+    one, two = (tree.resolve(Settings(), devices) for devices in (("cpu",), ("cpu:0", "cpu:1")))
+    assert two.devices == ("cpu:0", "cpu:1")
+    assert two.model_copy(update={"devices": ("cpu",)}) == one
+    one, two = (tree.resolve(Settings(), devices) for devices in (("cuda:0",), ("cuda:0", "cuda:1")))
+    assert two.devices == ("cuda:0", "cuda:1")
+    assert two.model_copy(update={"devices": ("cuda:0",)}) == one
+
+
 def test_resolved_for_a_gpu_without_a_model() -> None:
-    settings = tree.resolve(Settings(), "cuda:1")
-    assert settings.device == "cuda:1"
+    settings = tree.resolve(Settings(), ("cuda:1",))
+    assert settings.devices == ("cuda:1",)
     assert settings.model.dtype is Dtype.FLOAT32
     assert settings.worker == Settings().worker
     assert settings.recovery == Settings().recovery
@@ -151,7 +220,7 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
         run_dir="/dev/shm/mine",
         flight_dir="~/flights",
     )
-    resolved = tree.resolve(settings, "cpu")
+    resolved = tree.resolve(settings, ("cpu",))
     assert resolved.model.name == "mine"
     assert resolved.model.dtype is Dtype.FLOAT16
     assert resolved.worker.max_batch_tokens == 4096
@@ -161,30 +230,30 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
 
 
 def test_resolving_again_changes_nothing() -> None:
-    resolved = tree.resolve(Settings(), "cpu")
-    assert tree.resolve(resolved, "cpu") == resolved
+    resolved = tree.resolve(Settings(), ("cpu",))
+    assert tree.resolve(resolved, ("cpu",)) == resolved
 
 
 @pytest.mark.parametrize(
-    ("given_s", "device", "floor_s", "ceiling_s"),
+    ("given_s", "devices", "floor_s", "ceiling_s"),
     [
-        ({"stall_ceiling_s": 1.0}, "cpu", 1.0, 1.0),
-        ({"stall_floor_s": 30.0}, "cpu", 30.0, 30.0),
-        ({"stall_floor_s": 8.0}, "cuda:0", 8.0, 8.0),
-        ({"stall_floor_s": 3.0}, "cpu", 3.0, 10.0),
-        ({"stall_ceiling_s": 0.01}, "cuda:0", 0.01, 0.01),
+        ({"stall_ceiling_s": 1.0}, ("cpu",), 1.0, 1.0),
+        ({"stall_floor_s": 30.0}, ("cpu",), 30.0, 30.0),
+        ({"stall_floor_s": 8.0}, ("cuda:0",), 8.0, 8.0),
+        ({"stall_floor_s": 3.0}, ("cpu",), 3.0, 10.0),
+        ({"stall_ceiling_s": 0.01}, ("cuda:0",), 0.01, 0.01),
     ],
 )
 def test_the_other_bound_of_the_stall_time_follows(
-    given_s: dict[str, float], device: str, floor_s: float, ceiling_s: float
+    given_s: dict[str, float], devices: tuple[str, ...], floor_s: float, ceiling_s: float
 ) -> None:
-    recovery = tree.resolve(_settings(recovery=given_s), device).recovery
+    recovery = tree.resolve(_settings(recovery=given_s), devices).recovery
     assert (recovery.stall_floor_s, recovery.stall_ceiling_s) == (floor_s, ceiling_s)
 
 
 def test_stall_bounds_that_contradict_each_other() -> None:
     with pytest.raises(SettingsError) as error:
-        tree.resolve(_settings(recovery={"stall_floor_s": 2, "stall_ceiling_s": 1}), "cuda:0")
+        tree.resolve(_settings(recovery={"stall_floor_s": 2, "stall_ceiling_s": 1}), ("cuda:0",))
     assert str(error.value) == "recovery.stall_floor_s is 2; at most recovery.stall_ceiling_s, 1, is allowed"
 
 
@@ -203,7 +272,7 @@ def test_a_queue_that_is_larger_than_the_arena() -> None:
 
 def test_bfloat16_on_the_cpu() -> None:
     with pytest.raises(SettingsError, match=r"model.dtype is bfloat16; on the CPU float32 is allowed"):
-        tree.resolve(_settings(model={"dtype": "bfloat16"}), "cpu")
+        tree.resolve(_settings(model={"dtype": "bfloat16"}), ("cpu",))
 
 
 @pytest.mark.parametrize(
@@ -211,14 +280,14 @@ def test_bfloat16_on_the_cpu() -> None:
     [({"dtype": "bfloat16"}, "bfloat16"), ({"torch_dtype": "float16"}, "float16"), ({}, "float32")],
 )
 def test_a_gpu_serves_the_checkpoints_own_dtype(tmp_path: Path, config: dict[str, object], dtype: str) -> None:
-    resolved = tree.resolve(_model(tmp_path, config), "cuda:0")
+    resolved = tree.resolve(_model(tmp_path, config), ("cuda:0",))
     assert resolved.model.dtype == dtype
     assert resolved.model.path == tmp_path
 
 
 def test_a_checkpoint_of_another_dtype(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
-        tree.resolve(_model(tmp_path, {"dtype": "float8_e4m3fn"}), "cuda:0")
+        tree.resolve(_model(tmp_path, {"dtype": "float8_e4m3fn"}), ("cuda:0",))
     assert str(error.value) == (
         f"model.dtype is auto, and {tmp_path}/config.json says 'float8_e4m3fn'; "
         "allowed: float32, bfloat16, float16: give one"
@@ -227,11 +296,11 @@ def test_a_checkpoint_of_another_dtype(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"model.dtype is auto, and the checkpoint does not say its own: .*absent"):
-        tree.resolve(_settings(model={"path": tmp_path / "absent"}), "cuda:0")
+        tree.resolve(_settings(model={"path": tmp_path / "absent"}), ("cuda:0",))
 
 
 def test_a_name_is_made_of_what_an_address_may_hold(tmp_path: Path) -> None:
-    resolved = tree.resolve(_settings(model={"path": tmp_path / "my model (1)"}), "cpu")
+    resolved = tree.resolve(_settings(model={"path": tmp_path / "my model (1)"}), ("cpu",))
     assert resolved.model.name == "my-model--1-"
 
 
@@ -239,7 +308,7 @@ def test_base_directories_of_the_desktop_specification(monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert tree.demo_directory() == Path("/var/cache/me/fdmoe/demo-qwen3-moe")
-    assert tree.resolve(Settings(), "cpu").flight_dir == Path.home() / ".local/state/fdmoe/flights"
+    assert tree.resolve(Settings(), ("cpu",)).flight_dir == Path.home() / ".local/state/fdmoe/flights"
 
 
 def test_the_run_directory_follows_the_port() -> None:
@@ -248,7 +317,8 @@ def test_the_run_directory_follows_the_port() -> None:
 
 
 def test_children_read_what_was_written(tmp_path: Path) -> None:
-    settings = tree.resolve(_settings(model={"layers": "0,2"}, chaos=True, arena={"size_bytes": "1MiB"}), "cpu")
+    written = _settings(model={"layers": "0,2"}, chaos=True, arena={"size_bytes": "1MiB"})
+    settings = tree.resolve(written, ("cpu:0", "cpu:1"))
     file = tmp_path / "settings.json"
     tree.write(settings, file)
     assert tree.read(file) == settings

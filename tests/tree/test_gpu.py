@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from stalls import Load, inject
+from stalls import inject
 
+from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, running_tree
 
 pytestmark = pytest.mark.gpu
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def gpu_tree(demo: Path) -> Iterator[Tree]:
     flags = (
-        f"--model-path={demo}", "--model-name=demo", "--enable-chaos", "--device=cuda", "--worker-max-batch-tokens=256",
+        f"--model-path={demo}", "--model-name=demo", "--enable-chaos", "--devices=cuda",
+        "--worker-max-batch-tokens=256",
         "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2", "--recovery-backoff-max-s=0.2",
     )  # fmt: skip
     with running_tree(*flags) as tree:
@@ -27,8 +29,9 @@ def gpu_tree(demo: Path) -> Iterator[Tree]:
 def test_stalls_under_load_cost_no_request(gpu_tree: Tree, blocks: list[torch.nn.Module]) -> None:
     x = [torch.randn(tokens, 64, generator=torch.Generator().manual_seed(tokens)) for tokens in (1, 2, 17, 64, 129)]
     with torch.no_grad():
-        expected = [blocks[2](rows[None])[0] for rows in x]
-    with Load(gpu_tree.gateway_address, "demo/layers.2", "FP32", x, expected, clients=8) as load:
+        expected = tuple(blocks[2](rows[None])[0] for rows in x)
+    pool = Pool("demo/layers.2", "FP32", 64, tuple(rows.numpy().tobytes() for rows in x), expected)
+    with Load(gpu_tree.gateway_address, pool, clients=8) as load:
         for fault in ("stall", "endless", "stall"):
             times = inject(gpu_tree, load, fault, 120)
             assert times["answer_ms"] > 0

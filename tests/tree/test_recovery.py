@@ -73,7 +73,12 @@ def test_a_stalled_kernel_costs_no_request(
     assert any(sent.replayed for sent in load.sent) == (fault == "endless")
 
     events = [event for event in read_events(tree) if event["at"] > last]
-    assert sorted(event["event"] for event in events) == sorted(EVENTS[fault])
+    # how many sizes come by while the fused path proves itself is the clients' affair
+    named = [event["event"] for event in events if event["event"] != "buckets_proven"]
+    assert sorted(named) == sorted(EVENTS[fault])
+    buckets = tree.status()["devices"][0]["buckets"]
+    assert buckets, "the fused path is back for sizes that were compared"
+    assert set(buckets) <= {1, 2, 4, 8, 16, 32}
     stall = next(event for event in events if event["event"] == "stall")
     assert (stall["worker"], stall["cause"]) == (active, "stall")
     record = json.loads(Path(tree.status()["last_flight"]).read_text())

@@ -6,6 +6,8 @@ import mmap
 import os
 import random
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,38 @@ def test_noise_all_over_a_page_is_an_error(tmp_path_factory: pytest.TempPathFact
         with pytest.raises(PageError, match="magic is"):
             page.snapshot()
     path.unlink()
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from fdmoe_watchdog.page import FIRST_SLOT, Line, Page
+page = Page.open(Path(sys.argv[1]))
+print("ready", flush=True)
+patterns = (0x1111111111111111, 0xEEEEEEEEEEEEEEEE)
+while True:
+    for value in patterns:
+        for line in (Line.LAUNCH, Line.EXIT, Line.HOST, FIRST_SLOT, FIRST_SLOT + 3):
+            for word in range(8):
+                page.write(line, word, value)
+"""
+
+
+@pytest.mark.parametrize("kind", [Page, PageFile])
+def test_no_reader_sees_half_a_word_while_another_process_writes(tmp_path: Path, kind: type[Page | PageFile]) -> None:
+    with kind.create(tmp_path / "page", generation=1, slots=4) as page:
+        command = (sys.executable, "-c", _WRITER, str(page.path))
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            whole, seen = {0, 0x1111111111111111, 0xEEEEEEEEEEEEEEEE}, set()
+            for _ in range(3000):
+                snapshot = page.snapshot()
+                words = memoryview(snapshot.slots).cast("Q").tolist()
+                seen |= {snapshot.begun, snapshot.tokens, snapshot.ended, snapshot.answered, *snapshot.items, *words}
+                assert seen <= whole
+            writer.kill()
+        assert seen == whole, "it wrote while it was read"
 
 
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
@@ -11,11 +12,12 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
 
-from fdmoe_watchdog import messages
+from fdmoe_watchdog import events, flights, messages
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
@@ -28,7 +30,7 @@ IDLE = (sys.executable, "-c", "import signal; signal.pause()")
 HOLDER = """
 import os, signal, sys
 from pathlib import Path
-from fdmoe_watchdog import messages
+from fdmoe_watchdog import events, flights, messages
 from fdmoe_watchdog.channel import Channel
 options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
 generation = int(options["--generation"])
@@ -116,9 +118,9 @@ def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> N
 def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(sys.executable, "-c", "raise SystemExit(5)")))
     assert supervisor.run() == EXIT_RESTART_ME
-    events = [event["event"] for event in supervisor._events.last]
-    assert events.count("weights_gone") == 1 + RECOVERY.restart_budget
-    assert "worker_start" not in events
+    names = [event["event"] for event in supervisor._events.last]
+    assert names.count("weights_gone") == 1 + RECOVERY.restart_budget
+    assert "worker_start" not in names
     last = supervisor._events.last[-1]
     assert last["reason"] == "the weights holder ends again and again, and no worker is left"
 
@@ -177,6 +179,25 @@ def test_what_the_device_says_of_memory_and_of_itself_reaches_the_ladder(in_memo
     assert pair._doom(probe) is None
     probe.health_now = Health("fail_closed", "Xid 79: it fell off the bus", "drain_node")
     assert pair._doom(probe) == Condemned("Xid 79: it fell off the bus", "drain_node")
+
+
+def test_jumps_of_the_wall_clock_change_no_decision(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days forward, days back: a worker that is started, serves and is killed has the life that it always has."""
+    jumps = itertools.cycle((86400.0, -3 * 86400.0, 0.0, 40 * 365 * 86400.0))
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2030, 1, 1, tzinfo=tz) + timedelta(seconds=next(jumps))
+
+    monkeypatch.setattr(time, "time", lambda: 1.9e9 + next(jumps))
+    for module in (events, flights):
+        monkeypatch.setattr(module, "datetime", Jumping)
+    supervisor = Supervisor(plan(in_memory, worker=(sys.executable, "-c", "raise SystemExit(3)")))
+    assert supervisor.run() == EXIT_RESTART_ME
+    names = [event["event"] for event in supervisor._events.last]
+    assert names.count("worker_start") == names.count("worker_gone") == 2 + RECOVERY.restart_budget
+    assert names[-1] == "give_up"
 
 
 def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:

@@ -36,3 +36,9 @@ def holds_memory(reading: GpuReading | None, pid: int, after_ns: int) -> bool | 
     if any(processes is None for processes in lists):
         return None
     return any(process.pid == pid for processes in lists for process in processes or ())
+
+
+def memory_bytes(gpus: tuple[GpuFigures, ...], pid: int) -> int | None:
+    """What a process has on these GPUs; None where the driver does not say. In a container as for holds_memory."""
+    used = [process.memory_bytes for gpu in gpus for process in gpu.processes or () if process.pid == pid]
+    return sum(size for size in used if size is not None) if any(size is not None for size in used) else None

@@ -172,12 +172,14 @@ class Block(Message, frozen=True):
 
 
 class Route(Message, frozen=True):
-    """Batches go to this worker from now on. What was sent to a fenced generation and is unanswered goes again."""
+    """The device's batches go to this worker from now on. What was sent to a fenced generation and is unanswered goes
+    again, to whichever device is free."""
 
     worker: str
     generation: int
     socket: str
     page: str
+    device: str
 
 
 class Fence(Message, frozen=True):

@@ -61,7 +61,8 @@ class Metrics:
         )
         self.recovery = Histogram(
             "fdmoe_recovery_seconds",
-            "From the detection of a stall to the next answered batch, by the rung that brought it.",
+            "abort, replay: from the detection of a stall to the next answered batch, by the rung that brought it. "
+            "kill: from the signal to the reaping. restart: from a start to a warm worker.",
             ["rung"],
             buckets=_SECONDS,
             registry=registry,
@@ -98,7 +99,7 @@ class Metrics:
             self.aborts.labels(result)
         for result in ("ok", "mismatch"):
             self.shadow_checks.labels(result)
-        for rung in ("abort", "replay"):
+        for rung in ("abort", "replay", "kill", "restart"):
             self.recovery.labels(rung)
         registry.register(_Gauges(view))
         registry.register(GpuCollector(lambda: view().gpus))

@@ -71,6 +71,7 @@ class Pair:
         self._stall_times = StallTimes(plan.recovery)
         self._recovery = RecoveryClock()
         self._started_ns = time.monotonic_ns()
+        self._killed_at: dict[str, float] = {}
         # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
         self._reaped: dict[str, tuple[int, int]] = {}
 
@@ -182,9 +183,12 @@ class Pair:
         match message:
             case messages.WorkerReady():
                 process.ready = message
+                seconds = time.monotonic() - process.started_at
+                if process.generation > 1:
+                    self._metrics.recovery.labels("restart").observe(seconds)
                 self._events.add(
                     "worker_ready", level="info" if message.fused else "error", worker=process.name,
-                    generation=process.generation, fused=message.fused,
+                    generation=process.generation, fused=message.fused, seconds=round(seconds, 3),
                 )  # fmt: skip
             case messages.ChildFailed(reason=reason, blame=blame):
                 process.failed = (reason, blame)
@@ -262,6 +266,7 @@ class Pair:
                 # the record first; a disk that takes longer than this does not hold up the kill
                 self._recorder.wait(_SAVE_S)
                 self._events.add("kill", level="warning", worker=name, generation=generation)
+                self._killed_at[name] = time.monotonic()
                 self.processes[name].signal(signal.SIGKILL)
             case policy.Gone(worker=name, generation=generation):
                 self._bury(name)
@@ -357,6 +362,9 @@ class Pair:
         if process is None:
             return
         self._reaped[name] = (process.pid, time.monotonic_ns())
+        killed_at = self._killed_at.pop(name, None)
+        if killed_at is not None:
+            self._metrics.recovery.labels("kill").observe(time.monotonic() - killed_at)
         if process.channel is not None:
             self._drop(process.channel)
         self._events.add(
@@ -377,7 +385,9 @@ class Pair:
         holder.discard()
 
     def _route_to(self, process: WorkerProcess) -> None:
-        self.route = messages.Route(process.name, process.generation, str(process.socket_path), str(process.page.path))
+        self.route = messages.Route(
+            process.name, process.generation, str(process.socket_path), str(process.page.path), self.device
+        )
         self._recovery.routed(process)
         self._events.add("route", worker=process.name, generation=process.generation)
         self._offer_route(self)

@@ -16,7 +16,7 @@ class TreePlan:
 
     run_dir         made by the watchdog (mode 0700), removed when it ends; holds sockets, pages and the arena
     flight_dir      where flight records are kept; outlives the tree
-    devices         cpu or cuda:N, each once
+    devices         cpu, or cpu:N, or cuda:N: each once, all of one kind
     weights_command is run with `--device D --name NAME --generation N` behind it
     worker_command  is run with `--device D --weights MANIFEST --name NAME --generation N` behind it
     drain_s         how long the gateway may take to end once it was told to

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,7 @@ class Child:
     """One started process. `alive` reaps it."""
 
     def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        self.started_at = time.monotonic()
         self._process = spawn(command, environment)
         self.channel: Channel | None = None
 

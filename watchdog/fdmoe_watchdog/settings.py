@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
@@ -28,6 +29,10 @@ class WatchdogSettings(Group):
     gpu_interval_s: float = Field(1.0, ge=0.1, le=60, description="How often NVML is asked about each GPU, in seconds.")
     gpu_deadline_s: float = Field(
         5.0, gt=0, description="How long the NVML probe may say nothing of a GPU before it is killed and replaced."
+    )
+
+    gpu_recording: Path | None = Field(
+        None, description="File of figures that is replayed instead of asking NVML, for demos; metrics say so."
     )
 
     @model_validator(mode="after")

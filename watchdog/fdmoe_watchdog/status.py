@@ -9,7 +9,7 @@ from fdmoe_watchdog.gpu_view import GpuView
 
 class WorkerView(msgspec.Struct, frozen=True):
     """`state`: a policy.Life value. `path`: what this worker serves on, `standby` if it is not active. `weights`: the
-    generation of the holder that it maps from."""
+    generation of the holder that it maps from. `gpu_memory_bytes`: as the driver counts it; None where it does not."""
 
     name: str
     device: str
@@ -25,6 +25,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     slots: int
     batches: dict[str, int]
     weights: int
+    gpu_memory_bytes: int | None
 
 
 class HolderView(msgspec.Struct, frozen=True):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fdmoe_watchdog import policy
-from fdmoe_watchdog.gpu_view import GpuView
+from fdmoe_watchdog.gpu_view import GpuView, memory_bytes
+from fdmoe_watchdog.messages import GpuFigures
 from fdmoe_watchdog.page import Phase, Snapshot, parse_slots
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
@@ -38,7 +39,7 @@ def look(
         draining=draining,
         uptime_s=round(uptime_s, 3),
         devices=tuple(_device(plan, pair, now) for pair in pairs),
-        workers=tuple(_worker(pair, name, now) for pair in pairs for name in pair.workers),
+        workers=tuple(_worker(pair, name, now, _gpus(gpus, pair)) for pair in pairs for name in pair.workers),
         gateway=gateway,
         gpus=gpus,
         events=events,
@@ -65,7 +66,11 @@ def _device(plan: TreePlan, pair: Pair, now: float) -> DeviceView:
     )
 
 
-def _worker(pair: Pair, name: str, now: float) -> WorkerView:
+def _gpus(views: tuple[GpuView, ...], pair: Pair) -> tuple[GpuFigures, ...]:
+    return next((view.gpus for view in views if view.device == pair.device), ())
+
+
+def _worker(pair: Pair, name: str, now: float, gpus: tuple[GpuFigures, ...]) -> WorkerView:
     worker = pair.state.workers[name]
     process: WorkerProcess | None = pair.processes.get(name)
     page = process.tracker.last if process else None
@@ -85,6 +90,7 @@ def _worker(pair: Pair, name: str, now: float) -> WorkerView:
         slots=process.page.slots if process else 0,
         batches={"fused": page.fused_batches, "baseline": page.baseline_batches} if page else {},
         weights=worker.weights,
+        gpu_memory_bytes=memory_bytes(gpus, process.pid) if process else None,
     )
 
 

@@ -34,13 +34,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{/*
-The settings file: the values' settings, and what only the chart knows. The device is named, never "auto": a pod without
-its GPU must fail and not fall back to the interpreter. These ports are the container's; the service has its own.
+The settings file: the values' settings, and what only the chart knows. The devices are never "auto": a pod without its
+GPU must fail and not fall back to the interpreter; "all" are those that the pod was given. These ports are the
+container's; the service has its own.
 */}}
 {{- define "fdmoe-ops.settings" -}}
 {{- $settings := deepCopy .Values.settings -}}
 {{- $own := dict
-  "device" (ternary "cpu" "cuda" (eq (int .Values.gpu.count) 0))
+  "devices" (ternary "cpu" "all" (eq (int .Values.gpu.count) 0))
   "gateway" (dict "host" "0.0.0.0" "port" 8080)
   "watchdog" (dict "host" "0.0.0.0" "port" 9400)
   "run_dir" "/dev/shm/fdmoe"

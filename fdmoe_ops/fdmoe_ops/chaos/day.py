@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import typer
 
 from fdmoe_ops.chaos import report
 from fdmoe_ops.chaos.game_day import Plan, Result, playable, run
 from fdmoe_ops.chaos.load import Pool
 from fdmoe_ops.chaos.plays import Group
+from fdmoe_ops.chaos.soak import soak
+from fdmoe_ops.chaos.tree import running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
-from fdmoe_ops.settings import Settings, SettingsError
+from fdmoe_ops.devices import are_cpu, find_devices
+from fdmoe_ops.settings import Settings, SettingsError, resolve
+from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
 
 _MODEL = "game-day"
+# the sizes that a soak comes to after the first, as far as a batch may hold them
+_SOAK_TOKENS = (64, 256, 1024, 4096)
 
 
 class Day:
@@ -33,7 +40,7 @@ class Day:
 
     def names(self, only: list[str]) -> list[str]:
         """Those of `only`, or all that can be played here, in the catalogue's order. Raises SettingsError."""
-        possible = playable(probe=torch.cuda.is_available())
+        possible = playable()
         for name in only:
             if name not in possible:
                 raise SettingsError(f"only names {name!r}; here can be played: {', '.join(possible)}")
@@ -41,10 +48,7 @@ class Day:
 
     def play(self, names: list[str], *, abortable: int, others: int) -> bool:
         """Whether every fault came to what it must come to. Raises SettingsError for a checkpoint that is none."""
-        with tempfile.TemporaryDirectory(prefix="fdmoe-game-day-") as directory:
-            model = self._settings.model.path or Path(directory) / "demo"
-            if self._settings.model.path is None:
-                write_demo_model(model)
+        with self._model() as model:
             plan = self._plan(model, {Group.ABORTABLE: abortable, Group.OTHER: others})
             rows, ok = [], True
             where = report.machine() | {"commit": self._commit, "command": _command()}
@@ -55,21 +59,60 @@ class Day:
                 report.write(self._directory, rows)
         return ok
 
+    def soak(self, minutes: float) -> bool:
+        """No fault, and whether none was found; adds soak.csv to the report."""
+        with self._model() as model:
+            plan = self._plan(model, {})
+            devices = tuple(find_devices(self._settings.devices))
+            most = resolve(self._settings, devices).worker.max_batch_tokens
+            pools = [plan.pool, *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
+            with running_tree(*plan.flags) as tree:
+                soaked = soak(tree, pools, devices[0], minutes)
+        row = report.soak_row(soaked, **report.machine(), commit=self._commit, command=_command())
+        report.write_csv(self._directory / "soak.csv", [row])
+        typer.echo(
+            f"{row['seconds']} s, {row['requests']} requests: {row['false_alarms']} false alarms, "
+            f"{row['failed']} lost, {row['wrong']} wrong"
+        )
+        return soaked.ok
+
     def _plan(self, model: Path, repetitions: dict[Group, int]) -> Plan:
         settings = self._settings
+        pool = self._pool(model, self._max_tokens)
+        index = pool.layer.rpartition(".")[2]
+        # without a GPU there is a probe all the same, of a recording
+        recording = (
+            ()
+            if not are_cpu(tuple(find_devices(settings.devices)))
+            else (f"--watchdog-gpu-recording={H200_FROM_FIGURES}",)
+        )
+        # one layer is enough to break, and starts in a moment
+        flags = (
+            *recording,
+            f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
+            f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
+        )  # fmt: skip
+        return Plan(flags, pool, self._clients, repetitions)
+
+    def _pool(self, model: Path, max_tokens: int) -> Pool:
+        layers = self._settings.model.layers
         try:
             checkpoint = Checkpoint.open(model)
-            index = (checkpoint.moe_layers if settings.model.layers == "all" else settings.model.layers)[0]
+            index = (checkpoint.moe_layers if layers == "all" else layers)[0]
             layer = checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
         except CheckpointError as error:
             raise SettingsError(str(error)) from error
-        pool = Pool.of(f"{_MODEL}/layers.{index}", layer, self._max_tokens)
-        # one layer is enough to break, and starts in a moment
-        flags = (
-            f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
-            f"--device={settings.device}", f"--worker-programs={settings.worker.programs}",
-        )  # fmt: skip
-        return Plan(flags, pool, self._clients, repetitions)
+        return Pool.of(f"{_MODEL}/layers.{index}", layer, max_tokens)
+
+    @contextlib.contextmanager
+    def _model(self) -> Iterator[Path]:
+        """The settings' checkpoint, or a demo for as long as it is used."""
+        if self._settings.model.path is not None:
+            yield self._settings.model.path
+            return
+        with tempfile.TemporaryDirectory(prefix="fdmoe-game-day-") as directory:
+            write_demo_model(Path(directory) / "demo")
+            yield Path(directory) / "demo"
 
 
 def _line(row: dict[str, object], result: Result) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result
 from fdmoe_ops.chaos.plays import PLAYS, Group
+from fdmoe_ops.chaos.soak import Soaked
 
 # DESIGN 8, ms: stall to detection, and to the answer where an abort is enough and where a kill is needed
 PROMISES = {"detect": 100, Group.ABORTABLE: 250, Group.OTHER: 500}
@@ -65,19 +66,36 @@ def row(result: Result, **more: str) -> dict[str, Any]:
 
 def write(directory: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
     """game-day.csv, .json and .html, whole each time they are written. Raises OSError."""
-    directory.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_csv(directory / "game-day.csv", rows)
     written = {
-        "game-day.csv": text.getvalue(),
         "game-day.json": json.dumps(list(rows), indent=1) + "\n",
         "game-day.html": page(rows),
     }
     for name, content in written.items():
         (directory / name).write_text(content)
-    return [directory / name for name in written]
+    return [directory / name for name in ("game-day.csv", *written)]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Makes the directory, too. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def soak_row(soaked: Soaked, **more: str) -> dict[str, Any]:
+    """The one line of a soak's CSV."""
+    return {
+        "seconds": round(soaked.seconds),
+        "requests": len(soaked.sent),
+        "failed": sum(bool(sent.failed) for sent in soaked.sent),
+        "wrong": sum(sent.wrong for sent in soaked.sent),
+        "false_alarms": len(soaked.alarms),
+        "alarms": "; ".join(sorted({str(event["event"]) for event in soaked.alarms})),
+        "phases": "; ".join(f"{name} {count}" for name, count in soaked.phases.items()),
+    } | more
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:

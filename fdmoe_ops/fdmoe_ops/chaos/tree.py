@@ -84,11 +84,11 @@ class Tree:
         raise AssertionError(f"{what} did not come in {timeout_s:g} s; the tree said:\n{self.log_tail()}")
 
     def wait_until_ready(self, timeout_s: float = 300.0) -> None:
-        """Both workers are up and the gateway serves."""
+        """All workers are up and the gateway serves."""
 
         def ready() -> bool:
-            states = [worker["state"] for worker in self.status()["workers"]]
-            return self.get("/readyz")[0] == 200 and states == ["ready", "ready"]
+            states = {worker["state"] for worker in self.status()["workers"]}
+            return self.get("/readyz")[0] == 200 and states == {"ready"}
 
         self.wait_until("readiness", ready, timeout_s)
 

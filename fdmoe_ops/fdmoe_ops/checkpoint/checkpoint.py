@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,18 @@ class Checkpoint:
         self.check((index,))
         return self._layout(index).read(index, self.shape, self.shards.view)
 
-    def load(self, index: int, device: torch.device | str, dtype: torch.dtype) -> MoELayer:
-        """Decoder layer `index` on `device` in `dtype`, copied there expert by expert into the kernels' layout."""
+    def load(
+        self,
+        index: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        out: Mapping[str, torch.Tensor] | None = None,
+    ) -> MoELayer:
+        """Decoder layer `index` on `device` in `dtype`, copied there expert by expert into the kernels' layout.
+
+        On the device "meta" nothing is read but headers: such a layer tells what memory it takes. `out` is memory for
+        its tensors (MoELayer.pack); without it, it is allocated.
+        """
         tensors = self.layer(index)
         return MoELayer.pack(
             tensors.router,
@@ -104,6 +114,7 @@ class Checkpoint:
             down_bias=tensors.down_bias,
             shared=tensors.shared,
             shared_gate=tensors.shared_gate,
+            out=out,
         )
 
     def _check_index(self, index: int) -> None:

@@ -112,6 +112,25 @@ def game_day(
         raise fail(f"not every fault came to what it must come to: {report}/game-day.html says which", REFUSED)
 
 
+@app.command(epilog=EPILOG)
+@with_settings
+def soak(
+    loaded: Loaded,
+    report: Annotated[Path, typer.Option("--report", metavar="DIR", help="Where soak.csv is written.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long, in minutes.")] = 8.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the largest request to begin with.")] = 16,
+    commit: Annotated[str, typer.Option(help="Written into the row.")] = "unknown",
+) -> None:
+    """Start a tree of its own, break nothing, and count the false alarms under a load that changes all the time.
+
+    Ends with 1 if there was one, or a request was lost or wrong.
+    """
+    from fdmoe_ops.chaos.day import Day
+
+    if not Day(loaded.settings, report, commit, clients=0, max_tokens=max_tokens).soak(minutes):
+        raise fail(f"the soak was not clean: {report}/soak.csv", REFUSED)
+
+
 def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait_s: float) -> str:
     """Print each event after those of `before` until the path has left fused and is back. What is wrong, or ""."""
     started = time.monotonic()

@@ -11,7 +11,7 @@ import yaml
 
 from fdmoe_ops.cli.options import all_options
 from fdmoe_ops.cli.sources import Loaded
-from fdmoe_ops.devices import find_device
+from fdmoe_ops.devices import find_devices
 from fdmoe_ops.settings import Settings, resolve
 
 
@@ -27,7 +27,7 @@ def show(
     ] = Format.YAML,
 ) -> None:
     """Print the effective settings: what `fdmoe serve` would use with the same flags."""
-    settings = resolve(loaded.settings, find_device(loaded.settings.device))
+    settings = resolve(loaded.settings, tuple(find_devices(loaded.settings.devices)))
     if output is Format.JSON:
         typer.echo(settings.model_dump_json(indent=2))
     else:
@@ -52,7 +52,7 @@ def _comment(settings: Settings, loaded: Loaded, key: str) -> str:
         return f"  # from {loaded.origins[key]}"
     option = next(option for option in all_options() if option.key == key)
     if option.value_in(settings) != option.value_in(loaded.settings):
-        return f"  # resolved for {settings.device}"
+        return f"  # resolved for {', '.join(settings.devices)}"
     return ""
 
 

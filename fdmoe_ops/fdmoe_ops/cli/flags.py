@@ -85,4 +85,6 @@ def _panel(option: Option) -> str | None:
 
 def _default(option: Option) -> str:
     default = option.field.default
-    return "" if default is None or option.is_switch else f"(default: {default})"
+    if default is None or option.is_switch:
+        return ""
+    return f"(default: {','.join(default) if isinstance(default, tuple) else default})"

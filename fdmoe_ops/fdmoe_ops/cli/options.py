@@ -21,7 +21,7 @@ NESTED_DELIMITER = "__"
 
 @dataclass(frozen=True)
 class Option:
-    """A leaf of the settings tree: `keys` is its path, ("gateway", "port") or ("device",)."""
+    """A leaf of the settings tree: `keys` is its path, ("gateway", "port") or ("devices",)."""
 
     keys: tuple[str, ...]
     field: FieldInfo

@@ -14,11 +14,12 @@ from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
-from fdmoe_ops.devices import find_device
+from fdmoe_ops.devices import are_cpu, find_devices
 from fdmoe_ops.gateway.address import bind
 from fdmoe_ops.settings import Settings, SettingsError
 from fdmoe_ops.version import version
 from fdmoe_watchdog.plan import TreePlan
+from fdmoe_watchdog.probe_keeper import ProbePlan
 
 # in use, not of this machine, a privileged port
 ADDRESS_ERRORS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
@@ -27,9 +28,10 @@ SETTINGS_FILE = "settings.json"
 
 def serve(loaded: Loaded) -> None:
     """Serve MoE layers: gateway, workers and their watchdog, until Ctrl-C."""
-    settings = tree.resolve(loaded.settings, find_device(loaded.settings.device))
+    devices = find_devices(loaded.settings.devices)
+    settings = tree.resolve(loaded.settings, tuple(devices))
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
-    plan = tree_plan(settings, os.environ)
+    plan = tree_plan(settings, os.environ, devices)
     _check_address(settings.gateway.host, settings.gateway.port)
     log.configure(settings.log)
     raise typer.Exit(_run(plan))
@@ -61,21 +63,23 @@ def _check_address(host: str, port: int) -> None:
         ) from error
 
 
-def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
-    """The plan for resolved settings. `environment` is this process's, which the children inherit.
+def tree_plan(settings: Settings, environment: Mapping[str, str], uuids: Mapping[str, str]) -> TreePlan:
+    """The plan for resolved settings. `environment` is this process's, which the children inherit; `uuids` are those of
+    the devices (find_devices).
 
     Raises SettingsError where the checkpoint has no config.json.
     """
     assert settings.run_dir, "resolved settings have a run directory"
     assert settings.flight_dir, "resolved settings have a flight directory"
     settings_file = settings.run_dir / SETTINGS_FILE
+    additions = _additions(settings.devices, environment)
     first_request = FirstRequest.read(settings)
 
     def command(module: str) -> tuple[str, ...]:
         return (sys.executable, "-m", module, "--settings", str(settings_file))
 
     def announce(gateway_url: str, watchdog_url: str) -> None:
-        typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {settings.device})")
+        typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {', '.join(settings.devices)})")
         typer.echo(f"watchdog  {watchdog_url}   (metrics: {watchdog_url}/metrics)")
         typer.echo(f"\nA first request:\n\n{first_request.curl(gateway_url)}\n")
         sys.stdout.flush()
@@ -83,14 +87,14 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     return TreePlan(
         run_dir=settings.run_dir,
         flight_dir=settings.flight_dir,
-        devices=(settings.device,),
+        devices=settings.devices,
         arena_bytes=settings.arena.size_bytes,
         drain_s=settings.gateway.drain_timeout_s,
-        probe=None,
+        probe=_probe_plan(settings, uuids, additions),
         weights_command=command("fdmoe_ops.weights"),
         worker_command=command("fdmoe_ops.worker"),
         gateway_command=command("fdmoe_ops.gateway"),
-        environment=_additions(settings.device, environment),
+        environment=additions,
         watchdog=settings.watchdog,
         recovery=settings.recovery,
         chaos=settings.chaos,
@@ -100,11 +104,21 @@ def tree_plan(settings: Settings, environment: Mapping[str, str]) -> TreePlan:
     )
 
 
-def _additions(device: str, environment: Mapping[str, str]) -> dict[str, str]:
+def _probe_plan(settings: Settings, uuids: Mapping[str, str], environment: Mapping[str, str]) -> ProbePlan | None:
+    """NVML is asked about GPUs; without one, a recording can be replayed."""
+    recording = settings.watchdog.gpu_recording
+    if are_cpu(settings.devices) and recording is None:
+        return None
+    assert settings.run_dir, "resolved settings have a run directory"
+    asked = {name: uuids.get(name) or str(index) for index, name in enumerate(settings.devices)}
+    return ProbePlan(asked, settings.run_dir, environment, recording)
+
+
+def _additions(devices: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
     # PYTHONSAFEPATH: `python -m` puts the current directory first on sys.path, and a file or folder there that is
     # named like a module (this repository's own `kernels/` is) must not be imported in its place
     additions = {"PYTHONSAFEPATH": "1"}
-    if device == "cpu":
+    if are_cpu(devices):
         # OMP_NUM_THREADS: two workers and a gateway share few cores, and torch takes all of them for each process
         additions |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
     return additions

@@ -41,7 +41,11 @@ def status(
 
 def render(document: dict[str, Any]) -> RenderableType:
     """The document for people. Raises KeyError when it is not one of fdmoe_watchdog.status."""
-    parts: list[RenderableType] = [_summary(document), _devices(document["devices"]), _workers(document["workers"])]
+    parts: list[RenderableType] = [
+        _summary(document),
+        _devices(document["devices"], document["workers"]),
+        _workers(document["workers"]),
+    ]
     if events := document["events"][-EVENTS_SHOWN:]:
         parts.append(_events(events))
     return Group(*parts)
@@ -73,29 +77,36 @@ def _summary(document: dict[str, Any]) -> Table:
     return table
 
 
-def _devices(devices: Iterable[dict[str, Any]]) -> Table:
-    table = plain_table("devices")
-    for heading in ("name", "path", "active", "weights"):
-        table.add_column(heading)
-    for heading in ("pid", "MiB", "restarts left"):
-        table.add_column(heading, justify="right")
+def _devices(devices: Iterable[dict[str, Any]], workers: list[dict[str, Any]]) -> Table:
+    table = _table("devices", ("name", "path", "active", "weights"), ("pid", "MiB", "workers' MiB", "restarts left"))
     for device in devices:
         holder = device["holder"]
         path = "down" if device["active"] is None else device["path"]
+        memory = [worker["gpu_memory_bytes"] for worker in workers if worker["device"] == device["name"]]
         table.add_row(
             Text(device["name"]), Text(path, style=PATH_STYLES.get(path, "")), Text(device["active"] or "none"),
-            Text(holder["state"]), Text(_number(holder["pid"] or None)),
-            Text(f"{holder['size_bytes'] / 2**20:.0f}"), Text(str(device["restarts_left"])),
+            Text(holder["state"]), Text(_number(holder["pid"] or None)), Text(_mib(holder["size_bytes"])),
+            Text(" + ".join(_mib(size) for size in memory if size is not None) or "-"),
+            Text(str(device["restarts_left"])),
         )  # fmt: skip
     return table
 
 
-def _workers(workers: Iterable[dict[str, Any]]) -> Table:
-    table = plain_table("workers")
-    for heading in ("name", "state", "path", "stage"):
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f}"
+
+
+def _table(title: str, texts: Iterable[str], numbers: Iterable[str]) -> Table:
+    table = plain_table(title)
+    for heading in texts:
         table.add_column(heading)
-    for heading in ("gen.", "pid", "beat age", "fused", "base"):
+    for heading in numbers:
         table.add_column(heading, justify="right")
+    return table
+
+
+def _workers(workers: Iterable[dict[str, Any]]) -> Table:
+    table = _table("workers", ("name", "state", "path", "stage"), ("gen.", "pid", "beat age", "fused", "base"))
     for worker in workers:
         batches = worker["batches"]
         # between launches there is no beat to wait for

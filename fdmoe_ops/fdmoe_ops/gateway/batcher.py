@@ -8,10 +8,11 @@ A request's life, with the areas that it holds:
                     |  in        |  fence: the output area goes into quarantine, because the fenced process may still
                     +------------+  write to it, until that process is gone; the next sending takes a new one
 
-One batch is with a worker at a time; meanwhile requests wait, in a queue a layer. Layers take turns, a batch each: the
-one that was served longest ago goes next, so that a request at the head of its queue waits for one batch of each other
-layer at most, however much those have queued. What is to be sent again goes before all turns. A turn is a batch and not
-a number of tokens: a batch is one launch, and with few tokens its time is the reading of the experts' weights.
+One batch is with each device's worker at a time; meanwhile requests wait, in a queue a layer. Layers take turns, a
+batch each: the one that was served longest ago goes next, so that a request at the head of its queue waits for one
+batch of each other layer at most, however much those have queued. What is to be sent again goes before all turns. A
+turn is a batch and not a number of tokens: a batch is one launch, and with few tokens its time is the reading of the
+experts' weights.
 
 A request whose deadline has passed is never sent. A generation that was fenced is never listened to again. Whoever made
 a request releases it in the end, in whatever state it is. Times are the caller's monotonic clock, in seconds.
@@ -116,10 +117,11 @@ class Batcher:
         self.allocator = allocator
         self.waiting = Waiting(limits)
         self._pace = Pace()
-        self._active: Key | None = None
+        self._active: dict[str, Key] = {}  # by device
         self._max_batch_tokens = 0
         self._queues: dict[str, OrderedDict[Request, None]] = {}  # no queue is empty
         self._served: dict[str, int] = {}  # the number of a layer's last batch
+        self._given: dict[Key, int] = {}  # the number of a worker's last batch
         self._flights: dict[Key, Flight] = {}
         self._quarantine: dict[Key, list[int]] = {}  # a key from its fence to its end
         self._numbers = itertools.count(1)
@@ -134,8 +136,9 @@ class Batcher:
         return not self._queues
 
     @property
-    def active(self) -> Key | None:
-        return self._active
+    def active(self) -> tuple[Key, ...]:
+        """The workers that batches go to, one a device."""
+        return tuple(self._active.values())
 
     @property
     def queue_s(self) -> float:
@@ -199,26 +202,31 @@ class Batcher:
 
     # ---- workers
 
-    def activate(self, key: Key, max_batch_tokens: int) -> bool:
-        """Batches go to this worker from now on; False if it was fenced in the meantime."""
+    def activate(self, key: Key, device: str, max_batch_tokens: int) -> bool:
+        """The device's batches go to this worker from now on; False if it was fenced in the meantime."""
         if key in self._quarantine:
             return False
-        self._active, self._max_batch_tokens = key, max_batch_tokens
+        self._active[device], self._max_batch_tokens = key, max_batch_tokens
         return True
 
-    def deactivate(self) -> None:
-        """Nothing is sent until another worker is active; what the last one has in hand it may still answer."""
-        self._active = None
+    def deactivate(self, device: str) -> None:
+        """Nothing is sent there until another worker is active; what the last one has in hand it may still answer."""
+        self._active.pop(device, None)
 
     def next_batch(self, now: float) -> Departure | None:
-        """The batch to send now, if there is one. Requests that are too late are told so on the way."""
-        key = self._active
-        if key is None or key in self._flights:
+        """The batch to send now, if there is one. Requests that are too late are told so on the way.
+
+        Of several devices the one that was given a batch longest ago is next among those that have none: who is slow is
+        asked less often.
+        """
+        free = [key for key in self._active.values() if key not in self._flights]
+        if not free:
             return None
+        key = min(free, key=lambda key: self._given.get(key, 0))
         for layer in sorted(self._queues, key=self._turn):
             requests, replayed = self._take(layer, now)
             if requests:
-                number = self._served[layer] = next(self._numbers)
+                number = self._served[layer] = self._given[key] = next(self._numbers)
                 self._flights[key] = Flight(number, requests, now)
                 segments = tuple(Segment(r.input_offset, r.output_offset or 0, r.tokens) for r in requests)
                 tokens = sum(request.tokens for request in requests)
@@ -240,8 +248,7 @@ class Batcher:
 
     def fence(self, key: Key) -> int:
         """No answer of `key` counts any more. Returns how many of its requests wait to be sent again."""
-        if key == self._active:
-            self._active = None
+        self._active = {device: active for device, active in self._active.items() if active != key}
         quarantine = self._quarantine.setdefault(key, [])
         again = []
         for request in self._flights.pop(key, _NOTHING).requests:
@@ -268,6 +275,7 @@ class Batcher:
     def gone(self, key: Key) -> None:
         """The process has been reaped: its output areas are free, and it counts as fenced if it was not."""
         self.fence(key)
+        self._given.pop(key, None)
         for offset in self._quarantine.pop(key):
             self.allocator.release(offset)
 

@@ -31,6 +31,7 @@ class WorkerLink:
     """The connection to one worker generation, and its beat page, where what was sent to it is counted."""
 
     key: Key
+    device: str
     channel: Channel
     page: PageFile
 
@@ -55,7 +56,7 @@ class Links:
         self._control = control
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
-        self._wanted: messages.Route | None = None
+        self._wanted: dict[str, messages.Route] = {}  # by device
         self._dropped_answers = 0
         self._push_planned = False
         self._log = structlog.get_logger("fdmoe.gateway")
@@ -70,8 +71,8 @@ class Links:
 
     @property
     def ready(self) -> bool:
-        """A worker is active and connected."""
-        return self._batcher.active is not None
+        """A worker of some device is active and connected."""
+        return bool(self._batcher.active)
 
     def push_soon(self) -> None:
         """Push once all requests that came in this turn of the loop are queued: they go together.
@@ -83,18 +84,16 @@ class Links:
             self._loop.call_soon(self.push)
 
     def push(self) -> None:
-        """Send the next batch, if there is one and the worker is free for it."""
+        """Send as many batches as there are, and workers free for them."""
         self._push_planned = False
-        departure = self._batcher.next_batch(time.monotonic())
-        if departure is None:
-            return
-        link = self._links[departure.key]
-        self._metrics.batch_tokens.observe(departure.tokens)
-        self._metrics.replayed_requests.inc(departure.replayed)
-        try:
-            link.send(departure.batch)
-        except (ChannelClosed, PageError, OSError) as error:
-            self._lost(link, error)
+        while (departure := self._batcher.next_batch(time.monotonic())) is not None:
+            link = self._links[departure.key]
+            self._metrics.batch_tokens.observe(departure.tokens)
+            self._metrics.replayed_requests.inc(departure.replayed)
+            try:
+                link.send(departure.batch)
+            except (ChannelClosed, PageError, OSError) as error:
+                self._lost(link, error)
 
     def close(self) -> None:
         self._next_beat.cancel()
@@ -137,8 +136,8 @@ class Links:
         key = Key(route.worker, route.generation)
         if key in self._links:
             return
-        self._batcher.deactivate()
-        self._wanted = route
+        self._batcher.deactivate(route.device)
+        self._wanted[route.device] = route
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
             page = PageFile.open(Path(route.page))
@@ -151,7 +150,7 @@ class Links:
             page.close()
             self._route_later(route, error)
             return
-        link = self._links[key] = WorkerLink(key, channel, page)
+        link = self._links[key] = WorkerLink(key, route.device, channel, page)
         self._loop.add_reader(channel.fileno(), self._on_worker, link)
 
     def _route_later(self, route: messages.Route, error: Exception) -> None:
@@ -160,7 +159,7 @@ class Links:
         self._loop.call_later(_RETRY_S, self._route_again, route)
 
     def _route_again(self, route: messages.Route) -> None:
-        if self._wanted is route:
+        if self._wanted.get(route.device) is route:
             self._route(route)
 
     def _gone(self, key: Key) -> None:
@@ -172,8 +171,9 @@ class Links:
         self.push()
 
     def _unwant(self, key: Key) -> None:
-        if self._wanted is not None and Key(self._wanted.worker, self._wanted.generation) == key:
-            self._wanted = None
+        for device, route in list(self._wanted.items()):
+            if Key(route.worker, route.generation) == key:
+                del self._wanted[device]
 
     # ---- a worker
 
@@ -212,7 +212,7 @@ class Links:
     def _worker_ready(self, link: WorkerLink, ready: messages.WorkerReady) -> None:
         if ready.generation != link.key.generation:
             raise ChannelClosed(f"generation {ready.generation} answers; {link.key.generation} was routed to")
-        if self._batcher.activate(link.key, ready.max_batch_tokens):
+        if self._batcher.activate(link.key, link.device, ready.max_batch_tokens):
             self.layers = {layer.name: layer for layer in ready.layers}
             self.max_batch_tokens = ready.max_batch_tokens
             self._log.info("active", worker=link.key.worker, generation=link.key.generation)

@@ -1,16 +1,12 @@
-"""`python -m fdmoe_ops.weights --settings FILE --device D --name NAME --generation N`: holds a device's weights.
-
-It reads the checkpoint, puts the served layers into memory that workers map, says so, and waits. It runs no kernel:
-whatever happens to a worker, the weights stay, and the next worker need not load them.
-"""
+"""`python -m fdmoe_ops.weights --settings FILE --device D --name NAME --generation N`: a device's holder of weights."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import select
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -18,15 +14,15 @@ import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
-from fdmoe_ops.checkpoint.errors import CheckpointError
+from fdmoe_ops.failure import fail
+from fdmoe_ops.weights.errors import WeightsError
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.child import die_with_parent
 
-EXIT_FAILED = 1
-
 
 def main(arguments: list[str] | None = None) -> int:
+    """SIGTERM ends it at any time, as is its default: there is nothing to finish."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.weights", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
@@ -40,37 +36,41 @@ def main(arguments: list[str] | None = None) -> int:
     hello = messages.Hello(messages.PROTOCOL, "weights", options.name, options.generation, os.getpid())
     control = Channel.connect(settings.run_dir / "watchdog.sock", hello)
     try:
-        return _hold(settings, control, options.device, f"{options.name}-g{options.generation}", options.generation)
+        _lend(settings, control, options)
     except ChannelClosed as error:
         # the watchdog is gone or wants nothing more of this process
-        structlog.get_logger("fdmoe.weights").info("weights_end", reason=str(error))
-        return 0
-
-
-def _hold(settings: tree.Settings, control: Channel, device: str, stem: str, generation: int) -> int:
-    # only now: torch takes seconds to import
-    from fdmoe_ops.weights.holding import hold
-    from fdmoe_ops.weights.manifest import WeightsError
-
-    try:
-        path, size_bytes = hold(settings, device, stem)
-    except (CheckpointError, WeightsError) as error:
-        return _fail(control, str(error), "settings")
+        structlog.get_logger("fdmoe.weights").info("holder_ends", reason=str(error))
     except Exception as error:  # noqa: BLE001
-        # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
+        # the outermost loop: whatever it is, the watchdog is told in words
         traceback.print_exc()
-        return _fail(control, f"{type(error).__name__}: {error}", "unknown")
-    control.send(messages.WeightsReady(generation, str(path), size_bytes))
+        fail(control, f"{type(error).__name__}: {error}", "unknown")
+    return 0
+
+
+def _lend(settings: tree.Settings, control: Channel, options: argparse.Namespace) -> None:
+    """Hold the weights until the watchdog's channel closes."""
+    # only now: a child's first milliseconds belong to main, and torch takes seconds to import
+    import torch
+
+    from fdmoe_ops.checkpoint import CheckpointError
+    from fdmoe_ops.weights.holder import hold
+
+    if torch.device(options.device).type == "cpu":
+        # workers compute on the same cores: with two threads on two busy ones a gigabyte took 3 to 9 s, with one 1 s
+        torch.set_num_threads(1)
+    started = time.monotonic()
+    try:
+        held = hold(settings, options.device, f"{options.name}-g{options.generation}")
+    except (CheckpointError, WeightsError) as error:
+        fail(control, str(error), "settings")
+    seconds = round(time.monotonic() - started, 3)
+    structlog.get_logger("fdmoe.weights").info("weights_held", size_bytes=held.size_bytes, seconds=seconds)
+    control.send(messages.WeightsReady(options.generation, str(held.manifest), held.size_bytes))
     while True:
         select.select([control], [], [])
-        if (message := control.receive()) is not None:
+        message = control.receive()
+        if message is not None:
             raise ChannelClosed(f"a {type(message).__name__} is not for a holder of weights")
-
-
-def _fail(control: Channel, reason: str, blame: messages.Blame) -> int:
-    with contextlib.suppress(ChannelClosed):
-        control.send(messages.ChildFailed(reason[:1000], blame))
-    return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -1,118 +1,89 @@
-"""What a holder has: one allocation a layer, and how to map it and find the tensors in it.
+"""The manifest: a JSON file that says all a worker needs to know of the served layers, and how to map them.
 
-    allocation:   | router | pad | gate_up | pad | down | pad | ...        each tensor at a multiple of 256 bytes
-
-On the CPU an allocation is a file in the run directory, on a GPU device memory behind a CUDA IPC handle. The manifest
-holds all that a worker needs: it never reads the checkpoint.
+Written by the holder, of mode 0600, all at once or not at all. A worker reads no checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-import torch
 
-from fdmoe_kernels import MoELayer, RoutingRule, SwiGLU
+from fdmoe_kernels.activation import SwiGLU
+from fdmoe_kernels.routing import RoutingRule
+from fdmoe_ops.weights.errors import WeightsError
+from fdmoe_ops.weights.places import Dtype, Place, Size
 
 FORMAT = 1
-# TMA wants 16 bytes, a copy engine's bursts are 128, and cudaMalloc gives 256
-ALIGNMENT_BYTES = 256
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class WeightsError(RuntimeError):
-    """The weights cannot be held or mapped here; the message says why."""
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all entries: a key that this program does not know is an error."""
 
 
-class TensorEntry(msgspec.Struct, frozen=True):
-    """`offset` in bytes from the allocation's start."""
+class TmpfsFile(_Entry, frozen=True, tag_field="kind", tag="file"):
+    """The block is a file beside the manifest."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
+    name: Annotated[str, msgspec.Meta(pattern=r"^weights[0-9]*-g[0-9]+-[0-9]+\.bin$")]
 
 
-class LayerEntry(msgspec.Struct, frozen=True):
-    """`file` on the CPU, `handle` (hexadecimal) on a GPU; `tensors` by MoELayer's names for them."""
+class CudaAllocation(_Entry, frozen=True, tag_field="kind", tag="cuda_ipc"):
+    """The block is an allocation of the holder; `handle` is its CUipcMemHandle (base64 in JSON)."""
+
+    handle: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+class HeldLayer(_Entry, frozen=True):
+    """One layer: the block that its tensors lie in, and the rules of MoELayer as data."""
 
     name: str
-    size_bytes: int
-    file: str
-    handle: str
+    block: TmpfsFile | CudaAllocation
+    size_bytes: Size
     routing: RoutingRule
     activation: SwiGLU
-    shared_experts: int
-    tensors: dict[str, TensorEntry]
-
-    def assemble(self, memory: torch.Tensor) -> MoELayer:
-        """The layer over its allocation, given as bytes. Raises WeightsError for entries that do not fit it."""
-        try:
-            tensors = {name: self._view(memory, entry) for name, entry in self.tensors.items()}
-            return MoELayer(
-                **tensors, routing=self.routing, activation=self.activation, shared_experts=self.shared_experts
-            )  # fmt: skip
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"layer {self.name} is not one as the manifest describes it: {error}") from error
-
-    def _view(self, memory: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
-        dtype = DTYPES.get(entry.dtype)
-        if dtype is None:
-            raise ValueError(f"dtype is {entry.dtype}; {', '.join(DTYPES)} are allowed")
-        size = dtype.itemsize * torch.Size(entry.shape).numel()
-        if entry.offset % ALIGNMENT_BYTES or not 0 <= entry.offset <= memory.numel() - size:
-            raise ValueError(f"{size} bytes at {entry.offset} do not lie in {memory.numel()}")
-        return memory[entry.offset : entry.offset + size].view(dtype).view(entry.shape)
+    shared_experts: Annotated[int, msgspec.Meta(ge=0)]
+    tensors: dict[str, Place]
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class Manifest(_Entry, frozen=True):
+    """`device` is cpu or cuda:N, `dtype` that of all weights but a correction bias."""
+
     format: int
     device: str
-    layers: tuple[LayerEntry, ...]
+    dtype: Dtype
+    layers: tuple[HeldLayer, ...]
 
     @property
     def size_bytes(self) -> int:
         return sum(layer.size_bytes for layer in self.layers)
 
 
-def place(layer: MoELayer) -> tuple[dict[str, TensorEntry], int]:
-    """Where each tensor of a layer lies in its allocation, and the allocation's size in bytes."""
-    entries, end = {}, 0
-    for name, tensor in layer.tensors.items():
-        entries[name] = TensorEntry(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end)
-        end += -(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-    return entries, end
+class _Format(msgspec.Struct):
+    """Of a manifest of any format."""
 
-
-def entry(name: str, layer: MoELayer, *, file: str = "", handle: str = "") -> LayerEntry:
-    tensors, size = place(layer)
-    return LayerEntry(
-        name, size, file, handle, layer.routing, layer.activation, layer.shared_experts, tensors
-    )  # fmt: skip
-
-
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+    format: int
 
 
 def write(manifest: Manifest, path: Path) -> None:
-    """Whole or not at all, readable by this user alone (mode 0600). Raises OSError."""
+    """Raises OSError, FileExistsError among them when an earlier attempt left its half."""
     partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(manifest))
-    os.replace(partial, path)
+        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    partial.replace(path)
 
 
 def read(path: Path) -> Manifest:
-    """Raises WeightsError for a file that is not there or is no manifest of this format."""
+    """Raises WeightsError for a file that is absent, is none of ours, or is of another format."""
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        text = path.read_bytes()
+        found = msgspec.json.decode(text, type=_Format).format
+        if found != FORMAT:
+            raise WeightsError(f"{path}: a manifest of format {found}; this program reads format {FORMAT}")
+        return msgspec.json.decode(text, type=Manifest)
     except OSError as error:
-        raise WeightsError(f"the weights' manifest cannot be read: {error}") from error
-    except (msgspec.DecodeError, ValueError) as error:
-        raise WeightsError(f"{path} is no manifest of weights: {error}") from error
-    if manifest.format != FORMAT:
-        raise WeightsError(f"{path} has format {manifest.format}; this program reads {FORMAT}")
-    return manifest
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path}: not a manifest of weights: {error}") from error

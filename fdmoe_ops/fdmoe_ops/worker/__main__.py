@@ -1,20 +1,21 @@
-"""`python -m fdmoe_ops.worker --settings FILE --name NAME --generation N`: one generation of a worker."""
+"""`python -m fdmoe_ops.worker --settings FILE --weights MANIFEST --name NAME --generation N`: one worker generation."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
+from fdmoe_ops.failure import fail
+from fdmoe_ops.weights.errors import WeightsError
 from fdmoe_ops.worker.errors import DeviceBroken
 from fdmoe_watchdog import messages, stacks
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
@@ -24,7 +25,6 @@ from fdmoe_watchdog.page import Host, Identity, Line, Page, Stage
 if TYPE_CHECKING:
     from fdmoe_ops.worker.engine import Engine
 
-EXIT_FAILED = 1
 _DTYPES: dict[str, Literal["FP32", "BF16", "FP16"]] = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--weights", type=Path, required=True, metavar="MANIFEST")
+    parser.add_argument("--weights", type=Path, required=True, help="the manifest of the holder of weights")
     parser.add_argument("--name", required=True)
     parser.add_argument("--generation", type=int, required=True)
     options = parser.parse_args(arguments)
@@ -53,20 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
     except DeviceBroken as error:
-        return _fail(control, str(error), "device")
+        fail(control, str(error), "device")
+    except WeightsError as error:
+        fail(control, str(error), "unknown")
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         traceback.print_exc()
-        return _fail(control, f"{type(error).__name__}: {error}", "unknown")
+        fail(control, f"{type(error).__name__}: {error}", "unknown")
     return 0
-
-
-def _fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
-    with contextlib.suppress(ChannelClosed):
-        control.send(messages.ChildFailed(reason[:1000], blame))
-    # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
-    sys.stderr.flush()
-    os._exit(EXIT_FAILED)
 
 
 def _serve(
@@ -75,7 +69,7 @@ def _serve(
     # only now: a child's first milliseconds belong to the lines above, and torch takes seconds to import
     import torch
 
-    from fdmoe_ops.weights.opening import open_layers
+    from fdmoe_ops.weights.borrower import open_layers
     from fdmoe_ops.worker.choice import Choice
     from fdmoe_ops.worker.engine import Engine
     from fdmoe_ops.worker.loop import Loop

@@ -201,9 +201,11 @@ class Tree:
         self.workers.append(worker)
         return worker
 
-    def route(self, worker: Worker) -> None:
+    def route(self, worker: Worker, device: str = "cpu") -> None:
         """Returns when the gateway has it for its active worker."""
-        self.control.send(Route(worker.name, worker.generation, str(worker.listener.path), str(worker.page.path)))
+        self.control.send(
+            Route(worker.name, worker.generation, str(worker.listener.path), str(worker.page.path), device)
+        )
         until(lambda: self.get("/readyz")[0] == 200, "/readyz")
 
     def fence(self, worker: Worker) -> None:

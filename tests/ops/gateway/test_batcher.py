@@ -57,12 +57,12 @@ class Desk:
         return self._send()
 
     def _active(self, worker: str, generation: str, max_batch_tokens: str = "8") -> str:
-        if not self.batcher.activate(Key(worker, int(generation)), int(max_batch_tokens)):
+        if not self.batcher.activate(Key(worker, int(generation)), "cpu", int(max_batch_tokens)):
             return "refused"
         return self._send()
 
     def _inactive(self) -> str:
-        self.batcher.deactivate()
+        self.batcher.deactivate("cpu")
         return self._send()
 
     def _answer(self, worker: str, generation: str, batch: str = "") -> str:
@@ -482,7 +482,7 @@ def test_any_history_answers_once_shares_no_area_and_loses_none(history: list[tu
                 key = Key("a", now + 1)
                 keys.append(key)
                 writable[key] = set()
-                assert batcher.activate(key, 8)
+                assert batcher.activate(key, "cpu", 8)
         departure = batcher.next_batch(float(now))
         if departure is not None:
             sent = {segment.input_offset for segment in departure.batch.segments}
@@ -521,7 +521,7 @@ def test_a_request_that_three_workers_end_with_is_answered_and_not_sent_again() 
     batcher.enqueue(request)
     for generation in (1, 2, 3):
         key = Key("a", generation)
-        assert batcher.activate(key, 8)
+        assert batcher.activate(key, "cpu", 8)
         assert batcher.next_batch(0.0) is not None
         assert batcher.fence(key) == (1 if generation < 3 else 0)
     (outcome,) = told
@@ -537,10 +537,51 @@ def test_new_requests_leave_the_arena_to_those_that_go_again() -> None:
     batcher = Batcher(Allocator(3 * AREA), LIMITS)
     first = batcher.reserve("l", 1, AREA, lambda _: None, deadline=1.0, upload=False)
     batcher.enqueue(first)
-    batcher.activate(Key("a", 1), 8)
+    batcher.activate(Key("a", 1), "cpu", 8)
     assert batcher.next_batch(0.0) is not None
     batcher.fence(Key("a", 1))
     with pytest.raises(QueueFull, match="the arena's last room is for requests that are to be sent again"):
         batcher.reserve("other", 1, AREA, lambda _: None, deadline=1.0, upload=False)
-    batcher.activate(Key("b", 1), 8)
+    batcher.activate(Key("b", 1), "cpu", 8)
     assert batcher.next_batch(0.0) is not None, "the third area was kept for it"
+
+
+def _three_requests(batcher: Batcher) -> None:
+    for _ in range(3):
+        batcher.enqueue(batcher.reserve("l", 2, AREA, lambda _: None, deadline=9.0, upload=False))
+
+
+def test_each_device_has_a_batch_and_the_one_that_waited_longest_is_next() -> None:
+    batcher = Batcher(Allocator(64 * AREA), LIMITS)
+    one, two = Key("a0", 1), Key("a1", 1)
+    _three_requests(batcher)
+    batcher.activate(one, "cuda:0", 2)
+    batcher.activate(two, "cuda:1", 2)
+    assert batcher.active == (one, two)
+    sent = [batcher.next_batch(0.0), batcher.next_batch(0.0)]
+    assert [departure and departure.key for departure in sent] == [one, two]
+    assert batcher.next_batch(0.0) is None, "both have one in hand"
+    assert sent[1] is not None
+    batcher.answered(two, Answer(1, sent[1].batch.batch, "fused", 1), 0.1)
+    third = batcher.next_batch(0.1)
+    assert third is not None
+    assert third.key == two, "the other is still at its first"
+
+
+def test_what_a_device_that_is_out_had_goes_to_the_other() -> None:
+    batcher = Batcher(Allocator(64 * AREA), LIMITS)
+    one, two = Key("a0", 1), Key("a1", 1)
+    _three_requests(batcher)
+    batcher.activate(one, "cuda:0", 2)
+    batcher.activate(two, "cuda:1", 2)
+    lost, kept = batcher.next_batch(0.0), batcher.next_batch(0.0)
+    assert lost is not None
+    assert kept is not None
+    assert batcher.fence(one) == 1
+    assert batcher.active == (two,)
+    assert batcher.next_batch(0.0) is None
+    batcher.answered(two, Answer(1, kept.batch.batch, "fused", 1), 0.1)
+    again = batcher.next_batch(0.1)
+    assert again is not None
+    assert (again.key, again.replayed) == (two, 1), "before what has waited, too"
+    assert again.batch.segments[0].input_offset == lost.batch.segments[0].input_offset

@@ -61,7 +61,7 @@ def test_a_worker_that_fails_meanwhile_costs_its_requests_nothing(process, wait_
     failing.next_batch()
     drain(process, wait_until)
     process.fence(failing)
-    process.control.send(Route(standby.name, 1, str(standby.listener.path), str(standby.page.path)))
+    process.control.send(Route(standby.name, 1, str(standby.listener.path), str(standby.page.path), "cpu"))
     standby.answer(standby.next_batch())
     answer = raw_http.receive(connection)
     assert raw_http.is_right(answer, 2)

@@ -110,7 +110,9 @@ def test_a_worker_that_dies_costs_its_requests_nothing_but_time(tree, wait_until
 def test_a_route_to_nobody_waits_for_the_next(tree) -> None:
     missing, standby = tree.worker("a", 1), tree.worker("b", 1, automatic=True)
     missing.stop()
-    tree.control.send(Route(missing.name, missing.generation, str(missing.listener.path), str(missing.page.path)))
+    tree.control.send(
+        Route(missing.name, missing.generation, str(missing.listener.path), str(missing.page.path), "cpu")
+    )
     tree.route(standby)
     assert np.array_equal(tree.ask(ones(1)).as_numpy("output"), 2 * ones(1))
 

@@ -29,7 +29,7 @@ class Door:
 
     def start(self) -> None:
         self.generation += 1
-        self.batcher.activate(self.key, BATCH_TOKENS)
+        self.batcher.activate(self.key, "cpu", BATCH_TOKENS)
 
     @property
     def key(self) -> Key:

@@ -1,0 +1,101 @@
+"""A soak: no fault at all, and a service that must not find one.
+
+The load changes all the time: many clients, one client, nobody for a while, sizes that come for the first time, and a
+neighbour that takes the device (or the cores) for itself in turns. Whatever the watchdog then does to a kernel or a
+process is a false alarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fdmoe_ops.chaos.events import Event, EventTail
+from fdmoe_ops.chaos.load import Load, Pool, Sent
+from fdmoe_ops.chaos.tree import Tree
+
+# what only a fault should bring
+ALARMS = (
+    "stall", "fence", "kill", "abort_ended", "abort_timed_out", "link_lost", "page_lost", "gateway_frozen",
+    "gateway_exit", "worker_gone", "weights_gone", "device_out", "probe_silent", "shadow_mismatch",
+)  # fmt: skip
+_PHASE_S = 8.0
+_NEIGHBOUR = """
+import sys, time, torch
+device = torch.device(sys.argv[1])
+x = torch.randn(4096 if device.type == "cuda" else 512, 4096 if device.type == "cuda" else 512, device=device)
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    y = x @ x
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+"""
+
+
+@dataclass
+class Soaked:
+    """`phases` counts what was played; `alarms` are the events that should not have come."""
+
+    seconds: float = 0.0
+    phases: dict[str, int] = field(default_factory=dict)
+    sent: list[Sent] = field(default_factory=list)
+    alarms: list[Event] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.alarms and not any(sent.failed or sent.wrong or sent.retries for sent in self.sent)
+
+
+def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
+    """`pools` are of growing sizes: each comes into use one after the other, so that its sizes come for the first time
+    beside others. `device` is the one that the neighbour works on."""
+    result = Soaked()
+    tail = EventTail(tree)
+    started = time.monotonic()
+    try:
+        for number, (name, clients, beside) in enumerate(_phases()):
+            if time.monotonic() - started >= minutes * 60:
+                break
+            pool = pools[number % min(1 + number // 2, len(pools))]
+            with _neighbour(device) if beside else contextlib.nullcontext():
+                result.sent += _phase(tree, pool, clients)
+            result.phases[name] = result.phases.get(name, 0) + 1
+        result.seconds = time.monotonic() - started
+        result.alarms = [event for event in tail.since(0) if event["event"] in ALARMS]
+    finally:
+        tail.close()
+    return result
+
+
+def _phases() -> Iterator[tuple[str, int, bool]]:
+    """Name, clients, and whether a neighbour is at work."""
+    while True:
+        yield "many", 8, False
+        yield "idle", 0, False
+        yield "one", 1, False
+        yield "many beside a neighbour", 8, True
+        yield "one beside a neighbour", 1, True
+
+
+def _phase(tree: Tree, pool: Pool, clients: int) -> list[Sent]:
+    if not clients:
+        time.sleep(_PHASE_S)
+        return []
+    with Load(tree.gateway_address, pool, clients) as load:
+        time.sleep(_PHASE_S)
+    return load.sent
+
+
+@contextlib.contextmanager
+def _neighbour(device: str) -> Iterator[None]:
+    """A process that multiplies matrices on the same device for the time of a phase."""
+    process = subprocess.Popen((sys.executable, "-P", "-c", _NEIGHBOUR, device, str(_PHASE_S * 2)))
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,22 @@
+"""How a child of the watchdog ends when it cannot do its work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import NoReturn
+
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed
+
+EXIT_FAILED = 1
+
+
+def fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
+    """Tell the watchdog why, in words, and end this process."""
+    with contextlib.suppress(ChannelClosed):
+        control.send(messages.ChildFailed(reason[:1000], blame))
+    # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)

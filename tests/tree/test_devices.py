@@ -1,0 +1,100 @@
+"""One tree on two devices, which here are two names of the CPU: a holder and a pair of workers on each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton_http
+
+from fdmoe_kernels import MoELayer
+from fdmoe_ops.chaos.load import Load, Pool
+from fdmoe_ops.chaos.tree import Tree, read_events, running_tree
+from fdmoe_ops.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def two_devices(demo: Path) -> Iterator[Tree]:
+    flags = (
+        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--devices=cpu:0,cpu:1", "--enable-chaos",
+        "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
+    )  # fmt: skip
+    with running_tree(*flags) as tree:
+        yield tree
+
+
+def test_each_device_has_a_holder_and_a_pair_of_its_own(two_devices: Tree) -> None:
+    status = two_devices.status()
+    found = [(device["name"], device["holder"]["name"], device["holder"]["state"]) for device in status["devices"]]
+    assert found == [("cpu:0", "weights0", "ready"), ("cpu:1", "weights1", "ready")]
+    assert [(worker["name"], worker["device"], worker["state"]) for worker in status["workers"]] == [
+        ("a0", "cpu:0", "ready"),
+        ("b0", "cpu:0", "ready"),
+        ("a1", "cpu:1", "ready"),
+        ("b1", "cpu:1", "ready"),
+    ]
+
+
+def test_children_are_told_their_device_and_its_weights(two_devices: Tree) -> None:
+    told = {}
+    for worker in two_devices.status()["workers"]:
+        words = Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")
+        device, weights = (words[words.index(flag) + 1] for flag in ("--device", "--weights"))
+        told[worker["name"]] = (device, re.sub(r"-g[0-9]+\.json$", "", Path(weights).name))
+    assert told == {
+        "a0": ("cpu:0", "weights0"),
+        "b0": ("cpu:0", "weights0"),
+        "a1": ("cpu:1", "weights1"),
+        "b1": ("cpu:1", "weights1"),
+    }
+
+
+def test_the_answers_are_right(two_devices: Tree, blocks: list[torch.nn.Module]) -> None:
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    tensor = triton_http.InferInput("hidden_states", [5, 64], "FP32")
+    tensor.set_data_from_numpy(x.numpy())
+    result = triton_http.InferenceServerClient(two_devices.gateway_address).infer("demo/layers.1", [tensor])
+    with torch.no_grad():
+        expected = blocks[1](x[None])[0]
+    assert np.allclose(result.as_numpy("output"), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_devices_are_announced(two_devices: Tree) -> None:
+    two_devices.wait_until("the announcement", lambda: "A first request" in two_devices.output.read_text())
+    assert (
+        f"gateway   http://{two_devices.gateway_address}   (demo on cpu:0, cpu:1)\n" in two_devices.output.read_text()
+    )
+
+
+def _both_whole(tree: Tree) -> bool:
+    status = tree.status()
+    paths = [device["path"] for device in status["devices"] if device["active"] is not None]
+    return paths == ["fused", "fused"] and all(worker["state"] == "ready" for worker in status["workers"])
+
+
+def _batches(tree: Tree) -> dict[str, int]:
+    """How many batches each device's workers have served since their start."""
+    served: dict[str, int] = {}
+    for worker in tree.status()["workers"]:
+        served[worker["device"]] = served.get(worker["device"], 0) + sum(worker["batches"].values())
+    return served
+
+
+def test_two_devices_share_the_load_and_one_carries_on_alone(two_devices: Tree, demo: Path) -> None:
+    layer: MoELayer = Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32)
+    pool = Pool.of("demo/layers.1", layer, 40)
+    tree = two_devices
+    before = _batches(tree)
+    with Load(tree.gateway_address, pool, clients=4) as load:
+        tree.wait_until("batches on both", lambda: all(n > before[name] + 2 for name, n in _batches(tree).items()))
+        tree.arm("kill-workers")
+        count = len(load.sent)
+        tree.wait_until("answers of the other", lambda: len(load.sent) > count + 4)
+        tree.wait_until("both devices", lambda: _both_whole(tree))
+    gone = {event["worker"] for event in read_events(tree) if event["event"] == "worker_gone"}
+    assert gone == {"a0", "b0"}
+    assert [sent for sent in load.sent if sent.failed or sent.wrong or sent.retries] == []
