@@ -142,8 +142,8 @@ class Batcher:
 
     @property
     def queue_s(self) -> float:
-        """How long what waits now will take, at the pace of the last batches; 0 before the first."""
-        return self._pace.seconds_for(self.waiting.tokens)
+        """How long what waits now will take the active workers, at the pace of the last batches; 0 before the first."""
+        return self._pace.seconds_for(self.waiting.tokens) / max(len(self._active), 1)
 
     # ---- requests
 
