@@ -74,8 +74,11 @@ def gateway(directory: Path, hidden_size: int) -> Iterator[int]:
         stack.callback(claimed.release)
         claimed.reserve("arena", 16 * 1024 * 1024)
         settings = Settings.model_validate(
-            {"run_dir": run_dir, "gateway": {"port": port}, "model": {"path": directory}, "log": {"level": "warning"}}
-        )
+            {
+                "run_dir": run_dir, "gateway": {"port": port, "max_queue_bytes": "8MiB"},
+                "model": {"path": directory}, "log": {"level": "warning"},
+            }
+        )  # fmt: skip
         settings_tree.write(settings, run_dir / "settings.json")
         control = Listener(run_dir / "watchdog.sock")
         page = Page.create(run_dir / "worker.page", generation=1, slots=1)

@@ -67,12 +67,13 @@ Deliver = Callable[[Outcome | None], None]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`size_bytes` at each offset; `output_offset` is None after a fence. `deliver` takes the outcome, if one comes, or
-    None when the deadline passed before the request was sent."""
+    """`size_bytes` at each offset, which take `area_bytes` of the arena; `output_offset` is None after a fence.
+    `deliver` takes the outcome, if one comes, or None when the deadline passed before the request was sent."""
 
     layer: str
     tokens: int
     size_bytes: int
+    area_bytes: int
     deadline: float
     upload: bool
     input_offset: int
@@ -81,11 +82,6 @@ class Request:
     state: State = State.READING
     fences: int = 0
     abandoned: bool = False
-
-    @property
-    def area_bytes(self) -> int:
-        """What its two areas take of the arena."""
-        return 2 * round_up(self.size_bytes)
 
     @property
     def replayed(self) -> bool:
@@ -146,8 +142,8 @@ class Batcher:
 
     @property
     def queue_s(self) -> float:
-        """How long what waits now will take, at the pace of the last batches; 0 before the first."""
-        return self._pace.seconds_for(self.waiting.tokens)
+        """How long what waits now will take the active workers, at the pace of the last batches; 0 before the first."""
+        return self._pace.seconds_for(self.waiting.tokens) / max(len(self._active), 1)
 
     # ---- requests
 
@@ -170,7 +166,7 @@ class Batcher:
                 raise
         except ArenaFull as error:
             raise QueueFull(Reason.ARENA, str(error)) from error
-        request = Request(layer, tokens, size_bytes, deadline, upload, input_offset, output_offset, deliver)
+        request = Request(layer, tokens, size_bytes, area_bytes, deadline, upload, input_offset, output_offset, deliver)
         self._wait(request)
         if upload:
             self.waiting.upload_bytes += area_bytes

@@ -26,6 +26,10 @@ class _Unreadable(Exception):
     """Raised inside the parser, which wraps it."""
 
 
+class _TooLarge(_Unreadable):
+    pass
+
+
 class Connection(HttpToolsProtocol):
     """`timeout_s` is for a head, and for the rest of a body that nobody reads any more."""
 
@@ -35,8 +39,7 @@ class Connection(HttpToolsProtocol):
         self._refused = refused
         self._in_head = True  # of the next request, from the end of the last one on
         self._heads = 0
-        self._head_bytes = 0  # of the head and the trailer of this message, as far as they are understood
-        self._pending_bytes = 0  # since a head ended or a piece of a body came
+        self._pending_bytes = 0  # since a head ended or a piece of a body came: of a head, a trailer or a chunk's size
         self._timer: asyncio.TimerHandle | None = None
 
     # ---- what the event loop calls
@@ -59,11 +62,11 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             return  # the answer to this request is the last one here
         except httptools.HttpParserError as error:
-            if self._head_bytes > MAX_HEAD_BYTES:
+            # of an error in a callback, what it was
+            reason = error.__context__ or error
+            if isinstance(reason, _TooLarge):
                 self._refuse_head_size()
             else:
-                # of an error in a callback of this class, what it was
-                reason = error.__context__ or error
                 self._refuse(400, Reason.HEAD_MALFORMED, f"this is no HTTP/1.1 request: {reason}")
             return
         if self._pending_bytes > MAX_HEAD_BYTES:
@@ -73,20 +76,9 @@ class Connection(HttpToolsProtocol):
 
     # ---- what the parser calls
 
-    def on_message_begin(self) -> None:
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        if self._in_head:  # and not in a trailer, which nobody reads
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
+        if self._pending_bytes > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+            raise _TooLarge
         upgrade = self.parser.should_upgrade()
         if upgrade and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
             # httptools would skip the body
@@ -95,8 +87,10 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._heads += 1
         self._pending_bytes = 0
-        self._stop_timer()
-        self._unset_keepalive_if_required()
+        if self._timer is not None:
+            self._stop_timer()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         if upgrade:
             # to no other protocol: the request is answered as it is, but the parser reads no further
             self.cycle.keep_alive = False
@@ -108,7 +102,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_head = True
         self._pending_bytes = 0
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         super().on_message_complete()
         if self.cycle.response_complete:
             self._close_when_idle()
@@ -126,10 +121,8 @@ class Connection(HttpToolsProtocol):
     def _close_when_idle(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def _count(self, size_bytes: int) -> None:
-        self._head_bytes += size_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise _Unreadable("its head is too large")
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

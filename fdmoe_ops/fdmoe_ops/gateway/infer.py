@@ -102,7 +102,8 @@ class Infer:
             parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
             if parsed.tokens == 0:
                 return self._answer(parsed, layer, b"", protocol.NOBODY)
-            self._room.limit(waiter, parsed.timeout_s)
+            if parsed.timeout_s is not None:
+                self._room.limit(waiter, parsed.timeout_s)
             request = self._reserve(layer, parsed, waiter, upload=not body.complete)
             await self._fill(request, parsed, body, rest)
             self._batcher.enqueue(request)

@@ -13,7 +13,7 @@ _KEPT = 7 / 8
 class Pace:
     """Tokens and seconds of the batches that were answered, each batch counting 7/8 of the one after it.
 
-    One batch is with a worker at a time, so that while requests wait these seconds follow one another without a gap.
+    A worker has one batch at a time, so that while requests wait its seconds follow one another without a gap.
     """
 
     _tokens: float = 0.0
@@ -25,7 +25,7 @@ class Pace:
         self._seconds = _KEPT * self._seconds + seconds
 
     def seconds_for(self, tokens: int) -> float:
-        """How long so many tokens take at this pace; 0 before the first batch."""
+        """How long so many tokens take one worker at this pace; 0 before the first batch."""
         return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
 

@@ -90,13 +90,13 @@ class WaitingRoom:
         future = asyncio.get_running_loop().create_future()
         waiter = Waiter(receive, arrived, self.timeout_s, self._upload_timeout_s, task, future)
         self._waiters[waiter] = None
-        self.limit(waiter, timeout_s)
+        self.limit(waiter, self.timeout_s if timeout_s is None else timeout_s)
         return waiter
 
-    def limit(self, waiter: Waiter, timeout_s: float | None) -> None:
+    def limit(self, waiter: Waiter, timeout_s: float) -> None:
         """The smaller of this and what holds already counts."""
-        if timeout_s is not None:
-            waiter.timeout_s = min(waiter.timeout_s, timeout_s)
+        if timeout_s < waiter.timeout_s:
+            waiter.timeout_s = timeout_s
         if self._timer is None or waiter.next_limit < self._look_at:
             self._look_later(waiter.next_limit)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 import raw_http
 
+from fdmoe_ops.gateway.address import bind
+
 REQUEST = raw_http.infer(64)
 BODY_AT = REQUEST.index(b"\r\n\r\n") + 4
 TENSOR_BYTES = 64 * 32
@@ -166,6 +168,13 @@ def test_a_prometheus_that_asks_for_no_version(serving) -> None:
         406,
         "Accept is 'text/plain; version=new'; a version in it is digits with dots",
     )
+
+
+def test_a_client_that_reads_nothing_is_dropped_by_the_system_after_a_minute() -> None:
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 
 
 CUTS = [0, 30, BODY_AT, BODY_AT + 20, len(REQUEST) - TENSOR_BYTES, len(REQUEST) - 1000, len(REQUEST)]

@@ -396,6 +396,9 @@ def test_how_long_the_queue_takes_follows_from_the_batches_that_were_answered() 
     here.do("at 8")
     here.do("fence a 1")
     assert here.batcher.queue_s == 3.0, "what a fenced worker had waits again, and its time does not count"
+    here.batcher.activate(Key("a0", 1), "cuda:0", 4)
+    here.batcher.activate(Key("a1", 1), "cuda:1", 4)
+    assert here.batcher.queue_s == 1.5, "two share it"
 
 
 def test_released_twice_is_a_mistake_of_ours() -> None:
