@@ -1,4 +1,7 @@
-"""The report of a game day: a CSV for machines, a JSON document, and a page with plots for people."""
+"""The report of a game day: a CSV for machines, a JSON document, and a page with plots for people.
+
+`python -P -m fdmoe_ops.chaos.report FILE.csv` prints README's table of it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -172,3 +176,27 @@ figure {{ background: #fff; margin: 1.5rem 0; padding: .5rem; overflow-x: auto }
 <div><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 </html>
 """
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The CSV's rows in Markdown, as README has them."""
+    lines = [
+        "| fault | times | requests | lost | wrong | sent again | replayed | detect p50 / p99, ms "
+        "| answer p50 / p99, ms | serves in the end |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        detect, answer = (
+            f"{float(row[f'{name}_p50_ms']):.0f} / {float(row[f'{name}_p99_ms']):.0f}" if row[f"{name}_p50_ms"] else ""
+            for name in ("detect", "answer")
+        )
+        counts = " | ".join(
+            str(row[name]) for name in ("repetitions", "requests", "failed", "wrong", "sent_again", "replayed")
+        )
+        lines.append(f"| `{row['fault']}` | {counts} | {detect} | {answer} | {row['final_path']} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], newline="") as file:
+        print(table(list(csv.DictReader(file))), end="")

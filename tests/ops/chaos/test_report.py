@@ -104,3 +104,12 @@ def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:
 
 def test_every_fault_can_be_played_and_says_what_it_must_come_to() -> None:
     assert playable() == [fault.name for fault in FAULTS] == list(PLAYS)
+
+
+def test_readmes_table_is_the_measured_one() -> None:
+    root = Path(__file__).parents[3]
+    with (root / "benchmarks/results/game-day-cpu.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    between = (root / "README.md").read_text().partition("<!-- game-day-cpu -->\n")[2]
+    assert between.partition("<!-- /game-day-cpu -->\n")[0] == report.table(rows)
+    assert {row["ok"] for row in rows} == {"yes"}
