@@ -376,6 +376,15 @@ def test_whom_a_failed_start_blames_decides_whether_the_tree_goes_on(
     assert ladder.at(2, failed, other)[-1] == last
 
 
+def test_what_a_child_said_of_its_start_counts_although_it_has_ended_meanwhile() -> None:
+    said: tuple[str, Blame] = ("there is no layer 99", "settings")
+    ladder = Ladder().holding()
+    assert ladder.at(1, Seen(alive=False, failed=said), LOADING)[-1] == GiveUp(said[0], Ending.SETTINGS)
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT, LOST)
+    assert ladder.at(1, ABSENT, ABSENT, HolderSeen(alive=False, failed=said))[-1] == GiveUp(said[0], Ending.SETTINGS)
+
+
 def test_a_trial_kernel_that_does_not_end_condemns_the_device() -> None:
     ladder = Ladder().holding()
     assert ladder.at(1, replace(LOADING, trial_s=29.9), LOADING) == ()

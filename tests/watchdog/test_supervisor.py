@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from fdmoe_watchdog import events, flights, messages
+from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
@@ -144,6 +145,23 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
     second.ended = GiveUp("Xid 48", Ending.NODE, "reset_gpu")
     supervisor._leave_out_what_ended()
     assert supervisor._exit == EXIT_NODE
+
+
+def test_last_words_are_heard_although_the_end_is_seen_first(in_memory: Path) -> None:
+    pair = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]
+    (in_memory / "run").mkdir()
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process.channel = Channel(ours)
+    speaker = Channel(theirs)
+    speaker.send(messages.ChildFailed("there is no layer 99", "settings"))
+    speaker.close()
+    process.signal(signal.SIGKILL)
+    assert process.wait(10)
+    pair._hear_out()
+    assert process.seen().failed == ("there is no layer 99", "settings")
+    process.channel.close()
+    process.discard()
 
 
 class AskedDevice:

@@ -6,6 +6,7 @@ record is taken at the detection and written by a thread; only a kill waits for 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -80,6 +81,7 @@ class Pair:
     def turn(self, now: float, lag_s: float, probe: ProbeKeeper | None) -> bool:
         """See, decide, act; whether anything was done. `probe` knows the device, where it can be asked."""
         self._read_pages()
+        self._hear_out()
         if recovered := self._recovery.look(self.processes, now):
             self._metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
             self._events.add(
@@ -138,6 +140,16 @@ class Pair:
             for phase, items in zip(PHASES, process.tracker.items_since(before), strict=True):
                 if items:
                     self._metrics.device_work_items.labels(phase).inc(items)
+
+    def _hear_out(self) -> None:
+        """What those who have ended said last: it may still wait to be read when their end is seen."""
+        for child in list(self.children()):
+            channel = child.channel
+            if child.alive or channel is None:
+                continue
+            with contextlib.suppress(ChannelClosed):
+                while (message := channel.receive()) is not None:
+                    self.handle(channel, message)
 
     def _see(self, name: str, probe: ProbeKeeper | None) -> policy.Seen:
         process = self.processes.get(name)

@@ -29,11 +29,12 @@ def look(turn: Turn) -> None:
             generation = holder.generation + 1
             _become(turn, Life.STARTING, generation=generation, restarts=restarts, crowded=False)
             turn.do(StartHolder(generation, holder.reason))
-        case Life.STARTING | Life.READY if not seen.alive:
-            _bury(turn, "exit")
         case Life.STARTING if seen.failed is not None:
+            # before its end, which may have come already: what it said decides what follows
             _kill(turn, "startup")
             _blame(turn, *seen.failed)
+        case Life.STARTING | Life.READY if not seen.alive:
+            _bury(turn, "exit")
         case Life.STARTING if seen.ready:
             _become(turn, Life.READY)
             turn.do(HolderReady(holder.generation))

@@ -31,6 +31,10 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
     match worker.life:
         case Life.BACKOFF:
             _start_when_due(turn, name, seen)
+        case Life.STARTING if seen.failed is not None:
+            # before its end, which may have come already: what it said decides what follows
+            kill(turn, name, "startup")
+            _blame(turn, name, seen.failed)
         case life if life in _AT_WORK and not seen.alive:
             _fence(turn, name, "exit")
             _bury(turn, name, "exit")
@@ -40,9 +44,6 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
         case Life.READY | Life.ABORTING if seen.failed is not None:
             # it is about to end by itself, and that may take longer than its requests can wait
             kill(turn, name, "exit")
-        case Life.STARTING if seen.failed is not None:
-            kill(turn, name, "startup")
-            _blame(turn, name, seen.failed)
         case Life.STARTING if seen.ready:
             turn.become(name, Life.READY)
         case Life.STARTING if seen.trial_s >= settings.trial_deadline_s:
