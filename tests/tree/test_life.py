@@ -15,7 +15,9 @@ import pytest
 import torch
 import tritonclient.http as triton_http
 
+from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, is_running
+from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_watchdog import stacks
 
 QUICK = ("--model-layers=1", "--model-name=demo")
@@ -85,6 +87,21 @@ def test_a_stopped_tree_leaves_nothing(demo: Path, tmp_path: Path, number: signa
     assert tree.stop(number) == 0
     assert not any(is_running(pid) for pid in processes)
     assert not tree.run_dir.exists()
+
+
+def test_a_stopped_tree_finishes_what_is_in_flight(demo: Path, tmp_path: Path) -> None:
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK)
+    tree.wait_until_ready()
+    pool = Pool.of("demo/layers.1", Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32), 40)
+    with Load(tree.gateway_address, pool, clients=6, patience_s=1.0) as load:
+        tree.wait_until("answers", lambda: len(load.sent) >= 6)
+        told = time.monotonic()
+        assert tree.stop(signal.SIGTERM) == 0
+    before = [sent for sent in load.sent if sent.start < told]
+    assert any(sent.end > told for sent in before), "somebody was in flight"
+    assert [sent for sent in before if sent.failed or sent.retries or sent.wrong] == []
+    later = {sent.failed.partition(":")[0] for sent in load.sent if sent.start > told + 0.2}
+    assert later <= {"503", "ConnectionRefusedError", "RemoteDisconnected", "ConnectionResetError"}, later
 
 
 def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result, playable
 from fdmoe_ops.chaos.load import Sent
 from fdmoe_ops.chaos.plays import PLAYS
+from fdmoe_ops.chaos.soak import Soaked
 
 ANSWERED = Sent(1.0, 1.5, "fused")
 
@@ -100,6 +101,29 @@ def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "https://matplotlib.org", ""
     ).replace("http://creativecommons.org", ""), "no part of it lies elsewhere"
+
+
+def test_a_soak_is_clean_without_an_alarm_and_without_a_loss() -> None:
+    soaked = Soaked(480.4, {"many": 2, "idle": 1}, [ANSWERED], [])
+    assert soaked.ok
+    assert report.soak_row(soaked, commit="abc") == {
+        "seconds": 480, "requests": 1, "failed": 0, "wrong": 0, "false_alarms": 0, "alarms": "",
+        "phases": "many 2; idle 1", "commit": "abc",
+    }  # fmt: skip
+    alarmed = replace(soaked, alarms=[{"event": "stall"}, {"event": "kill"}, {"event": "stall"}])
+    assert not alarmed.ok
+    assert (report.soak_row(alarmed)["false_alarms"], report.soak_row(alarmed)["alarms"]) == (3, "kill; stall")
+    for change in ({"wrong": True}, {"failed": "504"}, {"retries": 1}):
+        assert not replace(soaked, sent=[replace(ANSWERED, **change)]).ok
+
+
+def test_readme_names_the_soak_that_was_measured() -> None:
+    root = Path(__file__).parents[3]
+    with (root / "benchmarks/results/soak-cpu.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    words = " ".join((root / "README.md").read_text().split())
+    assert f"A soak of {row['seconds']} s" in words
+    assert f"{row['requests']} requests, {row['false_alarms']} false alarms, {row['failed']} lost" in words
 
 
 def test_every_fault_can_be_played_and_says_what_it_must_come_to() -> None:
