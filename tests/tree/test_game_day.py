@@ -11,18 +11,21 @@ import pytest
 
 from fdmoe_ops.chaos.game_day import playable
 
+# ten thousand requests take the interpreter half a minute; tests/ops/gateway/test_flood.py has them without it
+FAULTS = [name for name in playable() if name != "flood"]
+
 
 @pytest.mark.timeout(1200)
 def test_every_fault_costs_nobody_an_answer(tmp_path: Path) -> None:
     command = (
         sys.executable, "-P", "-m", "fdmoe_ops.cli", "chaos", "game-day", "--devices", "cpu", "--report", str(tmp_path),
-        "--abortable", "1", "--others", "1", "--clients", "4", "--commit", "abc",
+        "--abortable", "1", "--others", "1", "--clients", "4", "--commit", "abc", "--only", ",".join(FAULTS),
     )  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / "game-day.csv").open() as file:
         rows = {row["fault"]: row for row in csv.DictReader(file)}
-    assert sorted(rows) == sorted(playable())
+    assert sorted(rows) == sorted(FAULTS)
     for name, row in rows.items():
         assert (row["ok"], row["repetitions"], row["failed"], row["problem"]) == ("yes", "1", "0", ""), row
         assert int(row["requests"]) > 0
