@@ -93,7 +93,7 @@ def test_a_stopped_tree_finishes_what_is_in_flight(demo: Path, tmp_path: Path) -
     tree = Tree(tmp_path, f"--model-path={demo}", *QUICK)
     tree.wait_until_ready()
     pool = Pool.of("demo/layers.1", Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32), 40)
-    with Load(tree.gateway_address, pool, clients=6, patience_s=1.0) as load:
+    with Load(tree.gateway_address, pool, clients=6) as load:
         tree.wait_until("answers", lambda: len(load.sent) >= 6)
         told = time.monotonic()
         assert tree.stop(signal.SIGTERM) == 0
