@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import sys
 from pathlib import Path
+
+from fdmoe_kernels.bench.command import without
 
 
 def describe_machine() -> dict[str, str]:
@@ -25,15 +28,8 @@ def describe_machine() -> dict[str, str]:
 
 def reproduce() -> str:
     """The command that gave a result, less where it was written and what commit it was told."""
-    words, kept = iter(sys.argv[1:]), []
-    for word in words:
-        name = word.partition("=")[0]
-        if name in ("--csv", "--commit"):
-            if "=" not in word:
-                next(words, None)
-            continue
-        kept.append(word)
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+    kept = without(sys.argv[1:], ("--csv", "--commit"))
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def write_rows(rows: list[dict[str, object]], path: Path | None) -> None:

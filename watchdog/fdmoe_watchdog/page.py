@@ -255,11 +255,14 @@ class _Words(ABC):
         return _exit_of(launch, self.read(Line.EXIT, ExitWord.EXIT))
 
     def snapshot(self) -> Snapshot:
+        """Raises PageError for what is no page any more."""
         # `ended` is read before `begun`: a launch that comes between the two reads looks outstanding, never finished
         # before it began
         exits = memoryview(self._bytes(Line.EXIT * LINE_BYTES, LINE_BYTES)).cast("Q")
         first = FIRST_SLOT * LINE_BYTES
         raw = self._bytes(0, first + self.slots * LINE_BYTES)
+        if problem := _problem(raw[:LINE_BYTES], page_size_bytes(self.slots)):
+            raise PageError(f"{self.path}: {problem}")
         return _snapshot(memoryview(raw[:first]).cast("Q"), exits, raw[first:])
 
     @abstractmethod
@@ -336,12 +339,6 @@ class PageFile(_Words):
     def write(self, line: int, word: int, value: int) -> None:
         """Raises OSError where the file was cut short and its file system has no room."""
         os.pwrite(self._descriptor, value.to_bytes(WORD_BYTES, "little"), (line * LINE_WORDS + word) * WORD_BYTES)
-
-    def snapshot(self) -> Snapshot:
-        snapshot = super().snapshot()
-        if problem := _problem(self._bytes(0, LINE_BYTES), page_size_bytes(self._slots)):
-            raise PageError(f"{self.path}: {problem}")
-        return snapshot
 
     def _bytes(self, start: int, size: int) -> bytes:
         raw = os.pread(self._descriptor, size, start)

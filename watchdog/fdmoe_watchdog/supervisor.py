@@ -130,7 +130,7 @@ class Supervisor:
         return time.monotonic() - self._turned_at < 5.0
 
     def _children(self) -> list[Child]:
-        kept = (self._gateway.child, self._probe.child if self._probe else None)
+        kept = self._named_children().values()
         return [*(child for child in kept if child), *(child for pair in self._pairs for child in pair.children())]
 
     def _stop_children(self) -> None:

@@ -54,7 +54,7 @@ def _device(plan: TreePlan, pair: Pair, now: float) -> DeviceView:
         name=pair.device,
         path=state.path,
         active=state.active,
-        buckets=None if state.proven is None else tuple(sorted(state.proven)),
+        buckets=state.buckets,
         restarts_left=plan.recovery.restart_budget - recent,
         holder=HolderView(
             name=pair.holder_name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import typer
 
+from fdmoe_kernels import MoELayer
+from fdmoe_kernels.bench.command import without
 from fdmoe_ops.chaos import report
 from fdmoe_ops.chaos.game_day import Plan, Result, playable, run
 from fdmoe_ops.chaos.load import Pool
@@ -49,7 +53,7 @@ class Day:
     def play(self, names: list[str], *, abortable: int, others: int) -> bool:
         """Whether every fault came to what it must come to. Raises SettingsError for a checkpoint that is none."""
         with self._model() as model:
-            plan = self._plan(model, {Group.ABORTABLE: abortable, Group.OTHER: others})
+            plan = self._plan(model, *self._layer(model), {Group.ABORTABLE: abortable, Group.OTHER: others})
             rows, ok = [], True
             where = report.machine() | {"commit": self._commit, "command": _command()}
             for result in run(plan, names):
@@ -62,12 +66,12 @@ class Day:
     def soak(self, minutes: float) -> bool:
         """No fault, and whether none was found; adds soak.csv to the report."""
         with self._model() as model:
-            plan = self._plan(model, {})
-            devices = tuple(find_devices(self._settings.devices))
-            most = resolve(self._settings, devices).worker.max_batch_tokens
-            pools = [plan.pool, *(self._pool(model, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
+            name, layer = self._layer(model)
+            plan = self._plan(model, name, layer, {})
+            most = resolve(self._settings, self._devices).worker.max_batch_tokens
+            pools = [plan.pool, *(Pool.of(name, layer, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
             with running_tree(*plan.flags) as tree:
-                soaked = soak(tree, pools, devices[0], minutes)
+                soaked = soak(tree, pools, self._devices[0], minutes)
         row = report.soak_row(soaked, **report.machine(), commit=self._commit, command=_command())
         report.write_csv(self._directory / "soak.csv", [row])
         typer.echo(
@@ -76,33 +80,31 @@ class Day:
         )
         return soaked.ok
 
-    def _plan(self, model: Path, repetitions: dict[Group, int]) -> Plan:
+    @functools.cached_property
+    def _devices(self) -> tuple[str, ...]:
+        return tuple(find_devices(self._settings.devices))
+
+    def _plan(self, model: Path, name: str, layer: MoELayer, repetitions: dict[Group, int]) -> Plan:
         settings = self._settings
-        pool = self._pool(model, self._max_tokens)
-        index = pool.layer.rpartition(".")[2]
         # without a GPU there is a probe all the same, of a recording
-        recording = (
-            ()
-            if not are_cpu(tuple(find_devices(settings.devices)))
-            else (f"--watchdog-gpu-recording={H200_FROM_FIGURES}",)
-        )
+        recording = (f"--watchdog-gpu-recording={H200_FROM_FIGURES}",) if are_cpu(self._devices) else ()
         # one layer is enough to break, and starts in a moment
         flags = (
             *recording,
-            f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={index}",
+            f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={name.rpartition('.')[2]}",
             f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
         )  # fmt: skip
-        return Plan(flags, pool, self._clients, repetitions)
+        return Plan(flags, Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
 
-    def _pool(self, model: Path, max_tokens: int) -> Pool:
+    def _layer(self, model: Path) -> tuple[str, MoELayer]:
+        """The first of the served layers, on the CPU, and its name in requests."""
         layers = self._settings.model.layers
         try:
             checkpoint = Checkpoint.open(model)
             index = (checkpoint.moe_layers if layers == "all" else layers)[0]
-            layer = checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
+            return f"{_MODEL}/layers.{index}", checkpoint.load(index, device="cpu", dtype=checkpoint.dtype)
         except CheckpointError as error:
             raise SettingsError(str(error)) from error
-        return Pool.of(f"{_MODEL}/layers.{index}", layer, max_tokens)
 
     @contextlib.contextmanager
     def _model(self) -> Iterator[Path]:
@@ -130,11 +132,4 @@ def _line(row: dict[str, object], result: Result) -> str:
 
 def _command() -> str:
     """The command line, less where the report goes and what commit it was told."""
-    words, kept = iter(sys.argv[1:]), ["fdmoe"]
-    for word in words:
-        if word.partition("=")[0] in ("--report", "--commit"):
-            if "=" not in word:
-                next(words, None)
-            continue
-        kept.append(word)
-    return " ".join([*kept, "--report", "DIR"])
+    return shlex.join(["fdmoe", *without(sys.argv[1:], ("--report", "--commit")), "--report", "DIR"])

@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from typing import Any
 
+from fdmoe_ops.chaos.tree import Tree
 from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 
 _LOOK_S = 0.02
@@ -29,7 +30,7 @@ def monotonic_of(event: Event) -> float:
 class EventTail:
     """Reads the watchdog's status until it is closed. A watchdog that does not answer is asked again."""
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._seen: list[Event] = []
         self._events: list[Event] = []

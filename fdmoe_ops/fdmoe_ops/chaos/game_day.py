@@ -49,10 +49,6 @@ _OWN_TREE = {
 }
 
 
-class NotSeen(AssertionError):
-    """A fault did not come to what it must come to; the text says what was missing."""
-
-
 @dataclass
 class Result:
     """One fault's repetitions. Times in seconds; `notes` are counts that only some faults have."""

@@ -20,11 +20,9 @@ from typing import Any
 
 from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result
-from fdmoe_ops.chaos.plays import PLAYS, Group
+from fdmoe_ops.chaos.plays import PLAYS
 from fdmoe_ops.chaos.soak import Soaked
 
-# DESIGN 8, ms: stall to detection, and to the answer where an abort is enough and where a kill is needed
-PROMISES = {"detect": 100, Group.ABORTABLE: 250, Group.OTHER: 500}
 _TIMES = ("p50", "p99", "max")
 
 

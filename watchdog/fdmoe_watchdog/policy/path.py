@@ -34,4 +34,4 @@ def _count(turn: Turn, active: str, checks: tuple[Check, ...], proven: frozenset
         turn.change(fused_since=turn.now)
         turn.set_path(active, "fused", "proven")
     elif newly:
-        turn.do(SetPath(active, "fused", "fused", "proven", turn.buckets))
+        turn.do(SetPath(active, "fused", "fused", "proven", turn.state.buckets))

@@ -145,6 +145,11 @@ class State:
     fused_since: float = -math.inf
     restarts: tuple[float, ...] = ()
 
+    @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """`proven` in order."""
+        return None if self.proven is None else tuple(sorted(self.proven))
+
 
 def initial(names: tuple[str, ...], now: float) -> State:
     """The holder is to be started at once, and all workers when it is ready."""

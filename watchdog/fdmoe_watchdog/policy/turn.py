@@ -66,11 +66,7 @@ class Turn:
     def set_path(self, active: str | None, path: Path, reason: str) -> None:
         previous = self.state.path
         self.change(path=path)
-        self.do(SetPath(active or "", path, previous, reason, self.buckets))
-
-    @property
-    def buckets(self) -> tuple[int, ...] | None:
-        return None if self.state.proven is None else tuple(sorted(self.state.proven))
+        self.do(SetPath(active or "", path, previous, reason, self.state.buckets))
 
     def fall_back(self, active: str | None, reason: str) -> None:
         """To the baseline, for a pause that doubles if the fused path had come back only lately."""

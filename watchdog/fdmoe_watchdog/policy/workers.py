@@ -88,7 +88,7 @@ def choose_active(turn: Turn) -> None:
         turn.change(proven=frozenset())
         turn.set_path(name, "baseline", "unproven")
     else:
-        turn.do(SetPath(name, turn.state.path, turn.state.path, "route", turn.buckets))
+        turn.do(SetPath(name, turn.state.path, turn.state.path, "route", turn.state.buckets))
     turn.do(Route(name, turn.worker(name).generation))
 
 
