@@ -95,7 +95,8 @@ def test_a_call_that_blocks_for_ever_is_silence_and_the_process_is_replaced_with
     # the first process and as many again as the budget allows; then none until the period is over
     silent = watchdog.named("probe_silent")
     assert [event["device"] for event in silent] == ["cuda:0"] * 2
-    assert all(event["silent_s"] > 6 * WATCHDOG.gpu_deadline_s for event in silent)
+    # told in whole milliseconds: a silence of the deadline and a little more is told as the deadline
+    assert all(event["silent_s"] >= round(6 * WATCHDOG.gpu_deadline_s, 3) for event in silent)
     assert watchdog.keeper.child is None
     reason = "the probe is down: it said nothing of cuda:0 in its deadline"
     assert (watchdog.view.collecting, watchdog.view.reason) == (False, reason)
