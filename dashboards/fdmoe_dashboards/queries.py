@@ -12,7 +12,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _PLACE = ("cluster", "namespace", "pod")
-# families with a device each, and those that know a layer; the others count for the whole tree
+# families with a device each, but the one of them that counts for the whole tree, as all others do; and those that
+# know a layer
 _OF_DEVICES = (
     "fdmoe_path_active",
     "fdmoe_worker_",
@@ -22,14 +23,14 @@ _OF_DEVICES = (
     "fdmoe_restart_budget_",
     "fdmoe_gpu_",
 )
-_OF_TREES = ("fdmoe_worker_restarts_total",)
+_OF_TREES = ("fdmoe_worker_restarts",)
 _OF_LAYERS = ("fdmoe_expert_",)
 
 
 def series(name: str, *matchers: str) -> str:
     """A selector: `name` with the dashboards' variables, and more matchers such as `path="fused"`."""
     variables = [f'{label}=~"${label}"' for label in _PLACE]
-    if name.startswith(_OF_DEVICES) and name not in _OF_TREES:
+    if name.startswith(_OF_DEVICES) and not name.startswith(_OF_TREES):
         variables.append('device=~"$device"')
     if name.startswith(_OF_LAYERS):
         variables.append('layer=~"$layer"')
