@@ -170,7 +170,7 @@ def page() -> str:
         ),
         "## How many series\n",
         "D devices, L layers, E routed experts, B token buckets (13 with the default of 4096 tokens a batch). Series",
-        "of histograms are counted without their buckets. No label takes a value from outside: a layer that is not served",
+        "of histograms are counted without their buckets. No label has a value from outside: a layer that is not served",
         "is counted with an empty name, an Xid that is not in the table as `other`.\n",
         "`fdmoe_expert_tokens_total` is the one family that grows with the model: 6144 series for the 48 layers and",
         "128 experts of Qwen3-30B-A3B, 16384 for 64 layers of 256. `watchdog.expert_series: false` leaves it out;",
