@@ -58,8 +58,9 @@ format: $(READY)  ## write what ruff would
 	$(MODULE) ruff check --fix .
 	$(MODULE) ruff format .
 
-dashboards: $(READY)  ## write the dashboards, the rules and their table anew; RUNBOOKS= is where runbooks are read
+dashboards: $(READY)  ## write dashboards, rules and tables anew; RUNBOOKS= is where runbooks are read
 	$(RUN) dashboards/generate.py --runbooks $(RUNBOOKS)
+	$(RUN) -P dashboards/metrics_page.py > dashboards/metrics.md
 
 define new_environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -136,7 +136,7 @@ def _progress() -> tuple[Alert, ...]:
             "FdmoeBusyWithoutProgress",
             dedent(f"""\
                 max without (uuid) (min_over_time(fdmoe_gpu_utilization_ratio[1m])) > 0.9
-                and max without (worker) (delta(fdmoe_last_heartbeat_timestamp_seconds[1m])) < 1
+                and sum without (phase) (rate(fdmoe_device_work_items_total[1m])) == 0
                 and (
                   max without (worker) (
                     min_over_time(fdmoe_heartbeat_age_seconds[1m]) > {HEARTBEAT_STALE_S} and {_STARTING} == 0
@@ -154,15 +154,14 @@ def _progress() -> tuple[Alert, ...]:
                 )"""),
             "critical",
             "{{ $labels.device }} of {{ $labels.instance }} is busy and makes no progress",
-            "The GPU reads {{ $value | humanizePercentage }} utilisation, and for minutes none of its CTAs has written "
-            "a heartbeat, while a launch is outstanding or requests are in flight. A kernel that only spins looks like "
-            "this: full SMs, idle tensor cores, idle memory.",
+            "The GPU reads {{ $value | humanizePercentage }} utilisation, and for minutes it has finished no work "
+            "item, while a launch is outstanding or requests are in flight. A kernel that only spins looks like this: "
+            "full SMs, idle tensor cores, idle memory.",
             "busy-without-progress",
             wait="1m",
-            why="Heartbeats and not work items, which all devices of a tree count together. Either a launch is "
-            "outstanding, or somebody's kernel, which may be no launch of ours, fills the SMs and moves nothing: the "
-            "baseline has no heartbeats, and reads weights all the time. Whole minutes of it, so that no scrape "
-            "decides alone.",
+            why="Either a launch is outstanding, or somebody's kernel, which may be no launch of ours, fills the SMs "
+            "and moves nothing: the baseline counts no work items, and reads weights all the time. Whole minutes of "
+            "it, so that no scrape decides alone.",
         ),
         Alert(
             "FdmoeWatchdogLagging",
@@ -186,8 +185,9 @@ def _recovery() -> tuple[Alert, ...]:
             "increase(fdmoe_recovery_failures_total[15m]) > 0",
             "critical",
             'Recovery on {{ $labels.instance }} failed at the rung "{{ $labels.rung }}"',
-            "A rung of the recovery ladder did not do what it is there for in the last 15 minutes. The next rung is a "
-            "harder one; after `give_up` the device is left out, and with the last device the tree ends.",
+            "The recovery ladder has come to an end in the last 15 minutes: at `restart` the budget is spent, and a "
+            "worker or the holder of the weights is not started again; at `give_up` a device was left out. With the "
+            "last device the tree ends.",
             "recovery-failed",
         ),
         Alert(

@@ -29,8 +29,8 @@ from fdmoe_dashboards.queries import (
 )
 
 _WORKER = ("device", "worker")
-_BUSY = f"max by (instance) ({series('fdmoe_gpu_utilization_ratio')})"
-_ITEMS = f"sum by (instance) ({rate('fdmoe_device_work_items_total')})"
+_BUSY = f"max by (instance, device) ({series('fdmoe_gpu_utilization_ratio')})"
+_ITEMS = f"sum by (instance, device) ({rate('fdmoe_device_work_items_total')})"
 _WHY = """\
 GPU utilisation says that some kernel runs, not that it gets anywhere. Measured on an H200, a kernel that only spins on
 all SMs reads
@@ -128,8 +128,8 @@ def _progress() -> list[Panel]:
                     "The GPU's utilisation as NVML tells it, and the work items that the device itself has counted. "
                     "The lines part where a kernel is busy and gets nowhere.",
                     "percentunit",
-                    query(_BUSY, "{{instance}} utilisation"),
-                    query(_ITEMS, "{{instance}} work items/s"),
+                    query(_BUSY, "{{instance}} {{device}} utilisation"),
+                    query(_ITEMS, "{{instance}} {{device}} work items/s"),
                     width=9,
                     height=9,
                 ),
@@ -144,7 +144,7 @@ def _progress() -> list[Panel]:
                 "Utilisation over work items per second: near 0 where work gets done, 1 where the GPU is busy for "
                 "nothing that is counted.",
                 "short",
-                query(f"{_BUSY} / clamp_min({_ITEMS}, 1)", "{{instance}}"),
+                query(f"{_BUSY} / clamp_min({_ITEMS}, 1)", "{{instance}} {{device}}"),
                 width=9,
                 height=9,
                 logarithmic=True,
@@ -208,7 +208,7 @@ def _recovery() -> list[Panel]:
         runbooks(
             events(
                 "Rungs that failed",
-                "A rung that did not do what it is there for; the next one follows.",
+                "restart: the budget is spent. give_up: a device was left out.",
                 increase_of("fdmoe_recovery_failures_total", "rung"),
                 width=6,
             ),

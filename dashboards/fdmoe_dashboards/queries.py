@@ -21,6 +21,7 @@ _OF_DEVICES = (
     "fdmoe_last_heartbeat_",
     "fdmoe_stalled_ctas",
     "fdmoe_restart_budget_",
+    "fdmoe_device_work_items",
     "fdmoe_gpu_",
 )
 _OF_TREES = ("fdmoe_worker_restarts",)

@@ -13,6 +13,7 @@ from dashboard_queries import DASHBOARDS
 ROOT = DASHBOARDS.parent
 METRICS_MODULES = (
     "watchdog/fdmoe_watchdog/metrics.py",
+    "watchdog/fdmoe_watchdog/count_metrics.py",
     "watchdog/fdmoe_watchdog/gpu_metrics.py",
     "fdmoe_ops/fdmoe_ops/gateway/metrics.py",
 )

@@ -33,8 +33,8 @@ HISTORY = {
     f"fdmoe_worker_generation{{{_A}}}": "1x9 2",
     f"fdmoe_worker_generation{{{_B}}}": "1x10",
     'fdmoe_restart_budget_remaining{instance="n:9400", device="cuda:0"}': "10x9 9",
-    'fdmoe_device_work_items_total{instance="n:9400", phase="up"}': "0+1500x10",
-    'fdmoe_device_work_items_total{instance="n:9400", phase="down"}': "0+750x10",
+    'fdmoe_device_work_items_total{instance="n:9400", device="cuda:0", phase="up"}': "0+1500x10",
+    'fdmoe_device_work_items_total{instance="n:9400", device="cuda:0", phase="down"}': "0+750x10",
     'fdmoe_path_switches_total{instance="n:9400", from="fused", to="baseline", reason="stall"}': "0x6 2x3",
     'fdmoe_path_switches_total{instance="n:9400", from="shadow", to="fused", reason="proven"}': "0x10",
     # `frozen` was born within the minute, `startup` before it
@@ -47,7 +47,7 @@ HISTORY = {
     'fdmoe_recovery_seconds_bucket{rung="abort", le="0.2"}': "0x6 4x3",
     'fdmoe_recovery_seconds_bucket{rung="abort", le="+Inf"}': "0x6 4x3",
     'fdmoe_recovery_seconds_count{rung="abort"}': "0x6 4x3",
-    'fdmoe_recovery_failures_total{rung="kill"}': "0x6 1x3",
+    'fdmoe_recovery_failures_total{rung="restart"}': "0x6 1x3",
     'fdmoe_aborts_total{result="ended"}': "0x6 2x3",
     'fdmoe_aborts_total{result="timed_out"}': "0x6 1x3",
     'fdmoe_worker_restarts_total{reason="stall"}': "0x6 4x3",
@@ -212,8 +212,11 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
             }
         ],
         "Restarts left": [{'{device="cuda:0", instance="n:9400"}': 9}],
-        "Utilisation and progress": [{'{instance="n:9400"}': 0.9}, {'{instance="n:9400"}': 150}],
-        "Divergence": [{'{instance="n:9400"}': 0.006}],
+        "Utilisation and progress": [
+            {'{device="cuda:0", instance="n:9400"}': 0.9},
+            {'{device="cuda:0", instance="n:9400"}': 150},
+        ],
+        "Divergence": [{'{device="cuda:0", instance="n:9400"}': 0.006}],
         "Work items by phase": [{'{phase="down"}': 50, '{phase="up"}': 100}],
         "What the SMs do": [
             {'{device="cuda:0", instance="n:9400"}': 0.97},
@@ -224,7 +227,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Time to detection": [{'{le="+Inf"}': 3, '{le="0.1"}': 2}],
         "Recovery time by rung, last hour": [{'{rung="abort"}': 0.09900000000000002}],
         "Rungs taken": [{'{rung="abort"}': 4}],
-        "Rungs that failed": [{'{rung="kill"}': 1}],
+        "Rungs that failed": [{'{rung="restart"}': 1}],
         "Aborts": [{'{result="ended"}': 2, '{result="timed_out"}': 1}],
         "Worker restarts": [{'{reason="stall"}': 4}],
         "Path switches": [
