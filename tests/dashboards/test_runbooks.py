@@ -23,7 +23,9 @@ from fdmoe_dashboards.alerts import IMBALANCE
 from fdmoe_dashboards.files import all_alerts
 from fdmoe_dashboards.queries import series
 from fdmoe_ops.chaos.tree import Tree, running_tree
+from fdmoe_ops.demo import write_demo_model
 from fdmoe_ops.settings import Settings
+from fdmoe_watchdog.messages import GpuFigures
 from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
 
 PAGES = sorted((DASHBOARDS / "runbooks").glob("*.md"))
@@ -122,9 +124,12 @@ def test_what_is_for_the_node_is_known() -> None:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     """With a flight record, and a GPU whose every figure is read, from a recording."""
-    recording = tmp_path_factory.mktemp("gpu") / "every-figure.json"
+    folder = tmp_path_factory.mktemp("tree")
+    model, recording = folder / "demo", folder / "every-figure.json"
+    write_demo_model(model)
     recording.write_bytes(_every_figure())
-    with running_tree("--model-layers=1", "--enable-chaos", f"--watchdog-gpu-recording={recording}") as tree:
+    flags = (f"--model-path={model}", "--model-layers=1", "--enable-chaos", f"--watchdog-gpu-recording={recording}")
+    with running_tree(*flags) as tree:
         tree.arm("kill-standby")
         tree.wait_until("a flight record", lambda: tree.status()["last_flight"])
         tree.wait_until_ready()
@@ -133,8 +138,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 
 def _every_figure() -> bytes:
-    from fdmoe_watchdog.messages import GpuFigures
-
     recording: dict[str, Any] = msgspec.json.decode(H200_FROM_FIGURES.read_bytes())
     step = recording["steps"][1] | {"after_s": 0.0}
     kinds = {float | None: 1.0, int | None: 1, bool | None: False}
