@@ -113,7 +113,9 @@ class Pair:
         for child in self.children():
             child.signal(signal.SIGKILL)
         self.route = None
-        self.state = replace(self.state, active=None)
+        gone = {name: replace(worker, life=policy.Life.ABSENT) for name, worker in self.state.workers.items()}
+        holder = replace(self.state.holder, life=policy.Life.ABSENT)
+        self.state = replace(self.state, active=None, workers=gone, holder=holder)
 
     def reap(self) -> None:
         for name in [name for name, process in self.processes.items() if not process.alive]:

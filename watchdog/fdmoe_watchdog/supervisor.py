@@ -40,6 +40,7 @@ _GATEWAY_END_S = 2.0
 _STOP_CHILDREN_S = 3.0
 _REAP_S = 10.0
 _VIEW_S = 0.05
+_LINGER_TURN_S = 0.05
 _SWITCH_S = 0.0005
 
 
@@ -116,6 +117,8 @@ class Supervisor:
             try:
                 while self._exit is None:
                     self._turn()
+                if self._exit == EXIT_NODE:
+                    self._linger()
             finally:
                 self._stop_children()
                 http.stop()
@@ -138,6 +141,18 @@ class Supervisor:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _linger(self) -> None:
+        """Nothing runs any more; that it is so, and why, can be read until the time is over or somebody says stop."""
+        self._stop_children()
+        for pair in self._pairs:
+            pair.end()
+            pair.reap()
+        self._view = self._look()
+        until = time.monotonic() + self.plan.watchdog.give_up_linger_s
+        while self._stop_at is None and (now := time.monotonic()) < until:
+            self._turned_at = now
+            time.sleep(_LINGER_TURN_S)
 
     def _turns(self) -> bool:
         return time.monotonic() - self._turned_at < 5.0
