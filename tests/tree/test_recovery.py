@@ -13,10 +13,10 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, read_events
 
 EVENTS = {
-    "stall": ["fault_armed", "stall", "path", "abort_ended", "recovered", "path", "path"],
+    "stall": ["fault_armed", "stall", "path_switch", "abort_ended", "recovery", "path_switch", "path_switch"],
     "endless": [
-        "fault_armed", "stall", "path", "abort_timed_out", "fence", "route", "kill", "recovered", "worker_gone",
-        "worker_start", "path", "path", "worker_ready",
+        "fault_armed", "stall", "path_switch", "abort_timed_out", "fence", "route", "kill", "recovery", "worker_gone",
+        "worker_start", "path_switch", "path_switch", "worker_ready",
     ],
 }  # fmt: skip
 
@@ -59,7 +59,7 @@ def test_a_stalled_kernel_costs_no_request(
         last = read_events(tree)[-1]["at"]
         tree.arm(fault)
         tree.wait_until(
-            "the recovery", lambda: any(e["event"] == "recovered" and e["at"] > last for e in read_events(tree))
+            "the recovery", lambda: any(e["event"] == "recovery" and e["at"] > last for e in read_events(tree))
         )
         tree.wait_until("the fused path", lambda: whole(tree))
         count = len(load.sent)

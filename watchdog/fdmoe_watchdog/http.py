@@ -55,8 +55,7 @@ class HttpServer:
         def app(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             match environment.get("PATH_INFO"):
                 case "/metrics":
-                    found: Iterable[bytes] = metrics(environment, start)
-                    return found
+                    return _scraped(metrics, environment, start)
                 case "/status":
                     return _answer(start, "200 OK", view().to_json(), "application/json")
                 case "/livez":
@@ -77,6 +76,18 @@ class HttpServer:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _scraped(
+    metrics: Callable[..., Iterable[bytes]], environment: WSGIEnvironment, start: StartResponse
+) -> Iterable[bytes]:
+    """OpenMetrics or Prometheus' text, as the scraper asks for in Accept."""
+    try:
+        return metrics(environment, start)
+    except (TypeError, ValueError):  # it compares version numbers
+        accept = environment.get("HTTP_ACCEPT", "")[:64]
+        text = f"Accept is {accept!r}; a version in it is digits with dots\n"
+        return _answer(start, "406 Not Acceptable", text.encode())
 
 
 def _answer(start: StartResponse, status: str, body: bytes, kind: str = "text/plain; charset=utf-8") -> list[bytes]:
