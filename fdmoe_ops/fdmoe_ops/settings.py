@@ -163,8 +163,8 @@ class LogSettings(Group):
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query or parts.fragment:
+    match = re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[!-~]*)?", value)
+    if match is None or int(match[2] or 0) > 65535 or "?" in value or "#" in value:
         raise ValueError("allowed: http://HOST:PORT or https://HOST:PORT, with a path or without")
     return value
 
@@ -176,7 +176,10 @@ class TracesSettings(Group):
         "added where there is no path. Without it there are no traces. Needs fdmoe-ops[otel].",
     )
     sample_ratio: float = Field(
-        1.0, ge=0, le=1, description="Share of the requests that begin a trace; one that is part of a trace follows it."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that begin a trace; of those that are part of one, all that it records.",
     )
 
     @property

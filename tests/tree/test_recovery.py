@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,9 @@ def test_a_stalled_kernel_costs_no_request(
     assert (stall["worker"], stall["cause"]) == (active, "stall")
     record = json.loads(Path(tree.status()["last_flight"]).read_text())
     assert record["verdict"] == stall["verdict"]
+    in_flight = record["in_flight"]
+    assert len(in_flight["requests"]) == in_flight["count"] >= 1, "the gateway has said whose launch it was"
+    assert all(re.fullmatch("[0-9a-f]{12}-[0-9a-f]+", name) for name in in_flight["requests"])
     expected_words = "does not finish it" if fault == "endless" else "its completion was lost"
     assert expected_words in record["verdict"]
 

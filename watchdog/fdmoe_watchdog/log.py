@@ -20,7 +20,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 def configure(form: Format, level: Level, process: str) -> None:
-    """Set logging up for this process; `process` is its name in each line. Standard output stays free."""
+    """Set logging up for this process, once; `process` is its name in each line. Standard output stays free."""
     first: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -29,7 +29,9 @@ def configure(form: Format, level: Level, process: str) -> None:
     last: list[Processor] = (
         [structlog.processors.format_exc_info, _finite, structlog.processors.JSONRenderer()]
         if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*first, *last],
@@ -44,7 +46,7 @@ def configure(form: Format, level: Level, process: str) -> None:
         )
     )
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     sys.excepthook = _uncaught

@@ -135,7 +135,7 @@ class Links:
                     self._unwant(Key(worker, generation))
                     again = self._fence(Key(worker, generation), cause)
                     self._log.info(
-                        "fenced", worker=worker, generation=generation, cause=cause, requests_again=again,
+                        "fence", worker=worker, generation=generation, cause=cause, requests_again=again,
                         requests=self._batcher.in_hand(Key(worker, generation)).names,
                     )  # fmt: skip
                 case messages.AskInFlight(worker=worker, generation=generation, launch=launch):

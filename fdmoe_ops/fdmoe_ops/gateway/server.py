@@ -50,8 +50,8 @@ class GatewayPlan:
     retry_after_s: int
     drain_timeout_s: float
     version: str
-    traces_url: str | None = None
-    traces_sample_ratio: float = 1.0
+    traces_url: str | None
+    traces_sample_ratio: float
 
 
 def _traces(plan: GatewayPlan) -> Traces | None:
@@ -133,7 +133,9 @@ class Gateway:
     def drain(self) -> None:
         """Finish what has come, refuse what comes, and return from `serve`. The second call does not wait."""
         if self._draining is None:
-            self._log.info("draining", requests=self.metrics.requests_in_flight, deadline_s=self._drain_timeout_s)
+            self._log.info(
+                "drain", deadline_s=self._drain_timeout_s, requests_in_flight=self.metrics.requests_in_flight
+            )
             self._infer.draining = True
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
@@ -146,7 +148,7 @@ class Gateway:
             async with asyncio.timeout(self._drain_timeout_s):
                 await self._room.emptied()
         except TimeoutError:
-            self._log.warning("drain_deadline", requests=self.metrics.requests_in_flight)
+            self._log.warning("drain_deadline", requests_in_flight=self.metrics.requests_in_flight)
             self._end()
         else:
             self._stop(max(deadline - time.monotonic(), _FLUSH_S))

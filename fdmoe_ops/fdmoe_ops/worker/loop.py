@@ -171,7 +171,12 @@ class Loop:
         requests = () if comparison.ok else batch.requests
         if not comparison.ok:
             self._log.error(
-                "mismatch", batch=batch.batch, layer=batch.layer, served=served, relative_error=error, requests=requests
+                "shadow_mismatch",
+                batch=batch.batch,
+                layer=batch.layer,
+                served=served,
+                relative_error=error,
+                requests=requests,
             )
         self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok, requests))
 

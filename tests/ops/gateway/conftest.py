@@ -303,6 +303,8 @@ def running(**changes: Any) -> Iterator[Tree]:
             "retry_after_s": 3,
             "drain_timeout_s": DEADLINE_S,
             "version": "1.2.3",
+            "traces_url": None,
+            "traces_sample_ratio": 1.0,
             **changes,
         }
         tree = Tree(Path(name), GatewayPlan(**values))

@@ -40,7 +40,7 @@ def test_the_answer_has_the_clients_id(serving) -> None:
         ("POST", PATH, "no JSON", 400),
         ("POST", "/v2/models/nobody/infer", BODY, 404),
         ("GET", PATH, None, 405),
-        ("POST", "/v2/models/demo/layers.0/inferr", BODY, 404),
+        ("POST", "/v3/models/demo/layers.0/infer", BODY, 404),
         ("POST", "/v2", BODY, 405),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_replay_says_which_requests(tree) -> None:
         status, headers, answer = later.result()
     assert (status, headers["x-request-id"]) == (200, "carried")
     assert json.loads(answer)["parameters"]["fdmoe_replayed"] is True
-    fenced = next(entry for entry in logs if entry["event"] == "fenced")
+    fenced = next(entry for entry in logs if entry["event"] == "fence")
     assert (fenced["cause"], fenced["requests_again"], list(fenced["requests"])) == ("stall", 1, ["carried"])
     replayed = next(entry for entry in logs if entry["event"] == "replayed_requests")
     assert (replayed["worker"], replayed["generation"], replayed["count"]) == ("b", 1, 1)
@@ -121,17 +121,18 @@ def test_our_own_failure_is_logged_with_the_requests_names(tree, monkeypatch) ->
     assert failed["exc_info"] is True
 
 
-def test_of_a_large_batch_the_first_requests_are_named(tree) -> None:
-    worker = tree.worker("a", 1)
-    tree.route(worker)
-    first = tree.ask_later(np.ones((1, 8), np.float32))
-    batch = worker.next_batch()
-    many = [tree.request_later("POST", PATH, BODY, {"X-Request-Id": f"n-{number}"}) for number in range(40)]
-    tree.wait_for_queue(40)
-    worker.answer(batch)
-    batch = worker.next_batch()
-    assert len(batch.segments) == 40
-    assert len(set(batch.requests)) == messages.MAX_NAMED_REQUESTS == 32
-    worker.answer(batch)
-    first.result()
-    assert {answer.result()[0] for answer in many} == {200}
+def test_of_a_large_batch_the_first_requests_are_named(running_tree) -> None:
+    with running_tree(max_queue_requests=64) as tree:
+        worker = tree.worker("a", 1)
+        tree.route(worker)
+        first = tree.ask_later(np.ones((1, 8), np.float32))
+        batch = worker.next_batch()
+        many = [tree.request_later("POST", PATH, BODY, {"X-Request-Id": f"n-{number}"}) for number in range(40)]
+        tree.wait_for_queue(40)
+        worker.answer(batch)
+        batch = worker.next_batch()
+        assert len(batch.segments) == 40
+        assert len(set(batch.requests)) == messages.MAX_NAMED_REQUESTS == 32
+        worker.answer(batch)
+        first.result()
+        assert {answer.result()[0] for answer in many} == {200}
