@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+import pytest
 
+_NEEDS = "traces need the extra: pip install 'fdmoe-ops[otel]'"
+_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason=_NEEDS)
+_trace = pytest.importorskip("opentelemetry.proto.trace.v1.trace_pb2", reason=_NEEDS)
+pytest.importorskip("opentelemetry.sdk.trace", reason=_NEEDS)
+Span = _trace.Span
 DEADLINE_S = 20.0
 
 
@@ -47,7 +50,7 @@ class Collector:
         with self.changed:
             self.requests.append((path, headers))
             if self.mode == "take":
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for resource in _service.ExportTraceServiceRequest.FromString(body).resource_spans:
                     self.resources.append(attributes(resource.resource.attributes))
                     self.spans += [span for scope in resource.scope_spans for span in scope.spans]
             self.changed.notify_all()
@@ -59,14 +62,14 @@ class Collector:
 def attributes(pairs: Any) -> dict[str, Any]:
     """Of a span, an event, a link or a resource."""
 
-    def value(pair: KeyValue) -> Any:
+    def value(pair: Any) -> Any:
         return getattr(pair.value, str(pair.value.WhichOneof("value")))
 
     return {pair.key: value(pair) for pair in pairs}
 
 
 def failed(span: Span) -> bool:
-    return bool(span.status.code == Status.STATUS_CODE_ERROR)
+    return bool(span.status.code == _trace.Status.STATUS_CODE_ERROR)
 
 
 @contextmanager

@@ -256,7 +256,7 @@ class Links:
         again = self._fence(link.key, "link_lost")
         self._log.warning(
             "worker_left", worker=link.key.worker, generation=link.key.generation, reason=str(error),
-            requests_again=again, requests=self._batcher.in_hand(link.key).names,
+            requests_again=again, requests=self._batcher.in_hand(link.key).names if again else (),
         )  # fmt: skip
 
     def _fence(self, key: Key, cause: str) -> int:

@@ -30,6 +30,8 @@ from fdmoe_ops.gateway.reply import Reply
 from fdmoe_watchdog.messages import Answer
 
 _ROUTE = "/v2/models/{layer}/infer"
+# a span's name is from a closed set, whatever a client calls its method
+_METHODS = ("POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
 _MAX_LINKS = 128  # the SDK's own limit
 _TRACESTATE = b"tracestate"
 _propagator = TraceContextTextMapPropagator()
@@ -67,7 +69,8 @@ class Traces:
             return None
         else:
             context = _propagator.extract(_carrier(scope), _NO_CONTEXT)
-        span = self._tracer.start_span(f"POST {_ROUTE}", context, SpanKind.SERVER, _http(scope))
+        method = scope["method"] if scope["method"] in _METHODS else "HTTP"
+        span = self._tracer.start_span(f"{method} {_ROUTE}", context, SpanKind.SERVER, _http(scope))
         if not span.is_recording():
             return None  # OTEL_SDK_DISABLED
         name.trace_id = f"{span.get_span_context().trace_id:032x}"
@@ -175,7 +178,7 @@ class Traces:
 def _http(scope: Scope) -> dict[str, str | int]:
     host, port = scope["server"] or ("", None)
     attributes: dict[str, str | int] = {
-        "http.request.method": scope["method"],
+        "http.request.method": scope["method"] if scope["method"] in _METHODS else "_OTHER",
         "http.route": _ROUTE,
         "url.scheme": scope["scheme"],
         "url.path": scope["path"],

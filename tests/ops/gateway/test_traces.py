@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from otlp_collector import Collector, attributes, collecting, failed
+from otlp_collector import Collector, Span, attributes, collecting, failed
 from structlog.testing import capture_logs
 
 from fdmoe_watchdog.messages import Fence
@@ -17,7 +16,8 @@ from fdmoe_watchdog.messages import Fence
 PATH = "/v2/models/demo/layers.0/infer"
 BODY = json.dumps({"inputs": [{"name": "hidden_states", "shape": [1, 8], "datatype": "FP32", "data": [1.0] * 8}]})
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-SERVER = "POST /v2/models/{layer}/infer"
+ROUTE = "/v2/models/{layer}/infer"
+SERVER = f"POST {ROUTE}"
 
 
 @pytest.fixture(autouse=True)
@@ -142,11 +142,14 @@ def test_errors_are_a_spans_status(running_tree, collector) -> None:
         tree.route(worker)
         assert tree.request("POST", PATH, BODY, {})[0] == 500
         assert tree.request("POST", PATH, "no JSON", {})[0] == 400
-        spans = collector.wait_for(whole(2))
+        assert tree.request("PROPFIND", PATH, "", {})[0] == 405
+        spans = collector.wait_for(lambda spans: whole(2)(spans) and bool(named(spans, f"HTTP {ROUTE}")))
     ours, theirs = sorted(named(spans, SERVER), key=lambda span: span.start_time_unix_nano)
     assert (failed(ours), attributes(ours.attributes)["error.type"]) == (True, "500")
     assert (failed(theirs), attributes(theirs.attributes)["http.response.status_code"]) == (False, 400)
     assert "error.type" not in attributes(theirs.attributes)
+    (odd,) = named(spans, f"HTTP {ROUTE}")
+    assert attributes(odd.attributes)["http.request.method"] == "_OTHER"
     for name in ("batch", "compute"):
         (span,) = named(spans, name)
         assert (failed(span), span.status.message) == (True, "the device is on fire")
