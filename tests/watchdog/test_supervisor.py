@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from fdmoe_watchdog import events, flights, messages
-from fdmoe_watchdog.channel import Channel
+from fdmoe_watchdog import events, flight, flights, messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
+from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.supervisor import EXIT_NODE, EXIT_RESTART_ME, Supervisor
 from fdmoe_watchdog.xid import Health
@@ -119,6 +120,38 @@ def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, 
         process.signal(signal.SIGKILL)
         assert process.wait(10)
         process.discard()
+
+
+def test_which_requests_a_stalled_worker_had_is_the_gateways_to_say(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (in_memory / "run").mkdir()
+    pair = supervisor._pairs[0]
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    asked: list[messages.Message] = []
+    pair._tell_gateway = asked.append
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gateway = supervisor._gateway.child = Child(IDLE, {})
+    gateway.channel = Channel(here)
+    try:
+        pair._read_pages()
+        pair._record(process, "stall")
+        assert asked == [messages.AskInFlight("a", 1, 0)]
+        said = messages.InFlight("a", 1, 0, 3, ("x", "y"))
+        supervisor._handle(gateway.channel, said)
+        supervisor._recorder._disk.submit(lambda: None).wait(10)
+        assert supervisor._recorder.last is not None
+        record = flight.parse(flight.read(supervisor._recorder.last))
+        assert record.in_flight is not None
+        assert (record.in_flight.count, record.in_flight.requests) == (3, ("x", "y"))
+        with pytest.raises(ChannelClosed, match="from somebody who is no gateway"):
+            supervisor._handle(Channel(there), said)
+    finally:
+        for child in (process, gateway):
+            child.signal(signal.SIGKILL)
+            assert child.wait(10)
+        process.discard()
+        here.close()
+        there.close()
 
 
 def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> None:

@@ -273,6 +273,10 @@ class Supervisor:
                 self._announce()
             case messages.GatewayBeat():
                 self._gateway.beat(time.monotonic())
+            case messages.InFlight():
+                if self._gateway.child is None or self._gateway.child.channel is not channel:
+                    raise ChannelClosed("word of requests in flight from somebody who is no gateway")
+                self._recorder.in_flight(message)
             case messages.LinkLost():
                 for pair in self._pairs:
                     pair.link_lost(message)
@@ -319,8 +323,7 @@ class Supervisor:
             self._events.background.submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
-        more = {"node_action": node_action} if node_action else {}
-        self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], **more)
+        self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)
         self._exit = _EXITS[ending]
 
     def _look(self) -> TreeView:
