@@ -40,7 +40,6 @@ _GATEWAY_END_S = 2.0
 _STOP_CHILDREN_S = 3.0
 _REAP_S = 10.0
 _VIEW_S = 0.05
-_LINGER_TURN_S = 0.05
 _SWITCH_S = 0.0005
 
 
@@ -88,6 +87,7 @@ class Supervisor:
         self._announced = False
         self._chaos = Chaos(self._events, self._tell)
         self._stop_at: float | None = None
+        self._linger_until: float | None = None
         self._exit: int | None = None
         self._view, self._viewed_at = self._look(), self._started
 
@@ -117,8 +117,6 @@ class Supervisor:
             try:
                 while self._exit is None:
                     self._turn()
-                if self._exit == EXIT_NODE:
-                    self._linger()
             finally:
                 self._stop_children()
                 http.stop()
@@ -141,18 +139,6 @@ class Supervisor:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-    def _linger(self) -> None:
-        """Nothing runs any more; that it is so, and why, can be read until the time is over or somebody says stop."""
-        self._stop_children()
-        for pair in self._pairs:
-            pair.end()
-            pair.reap()
-        self._view = self._look()
-        until = time.monotonic() + self.plan.watchdog.give_up_linger_s
-        while self._stop_at is None and (now := time.monotonic()) < until:
-            self._turned_at = now
-            time.sleep(_LINGER_TURN_S)
 
     def _turns(self) -> bool:
         return time.monotonic() - self._turned_at < 5.0
@@ -186,7 +172,7 @@ class Supervisor:
         self._turned_at = now
         self._drain(now)
         self._gateway.tend(now)
-        if self._gateway.spent:
+        if self._gateway.spent and self._linger_until is None:
             self._give_up("the gateway ends again and again and the restart budget is gone", Ending.RESTART_ME)
         if self._probe is not None:
             self._probe.tend(now)
@@ -197,6 +183,8 @@ class Supervisor:
             else:
                 acted |= pair.turn(now, lag_s, self._probe)
         self._leave_out_what_ended()
+        if self._linger_until is not None and (self._stop_at is not None or now >= self._linger_until):
+            self._exit = EXIT_NODE
         for pair in self._pairs:
             self._offer_route(pair, new=False)
         # a view takes as long as the rest of a turn, and nobody reads it 200 times a second
@@ -205,7 +193,7 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         """Told to stop: the gateway finishes what it has, while the ladder goes on, for a worker may fail meanwhile."""
-        if self._stop_at is None:
+        if self._stop_at is None or self._linger_until is not None:
             return
         if not self._gateway.draining:
             self._events.add("drain", deadline_s=self.plan.drain_s)
@@ -324,7 +312,17 @@ class Supervisor:
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
         self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)
-        self._exit = _EXITS[ending]
+        if ending is Ending.NODE:
+            self._linger()
+        else:
+            self._exit = _EXITS[ending]
+
+    def _linger(self) -> None:
+        """Nothing can be served here: the loop turns on without workers and gateway, so that it is seen why."""
+        for pair in self._pairs:
+            pair.end()
+        self._gateway.drain()
+        self._linger_until = time.monotonic() + self.plan.watchdog.give_up_linger_s
 
     def _look(self) -> TreeView:
         return look(
