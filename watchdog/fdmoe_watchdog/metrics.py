@@ -85,6 +85,12 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=registry,
         )
+        self.annotations = Counter(
+            "fdmoe_grafana_annotations",
+            "Annotations for Grafana: written, given up after being tried, or dropped without.",
+            ["result"],
+            registry=registry,
+        )
         Info("fdmoe_build", "Version of the service.", registry=registry).info({"version": version})
         for phase in PHASES:
             self.device_work_items.labels(phase)
@@ -99,6 +105,8 @@ class Metrics:
             self.aborts.labels(result)
         for result in ("ok", "mismatch"):
             self.shadow_checks.labels(result)
+        for result in ("sent", "failed", "dropped"):
+            self.annotations.labels(result)
         for rung in ("abort", "replay", "kill", "restart"):
             self.recovery.labels(rung)
         registry.register(_Gauges(view))
