@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,12 +106,13 @@ def show(loaded: Loaded, directory: Directory = None, as_json: AsJson = False) -
         return
     table = plain_table()
     for heading in rows[0]:
-        # what is copied from here must not be folded
-        table.add_column(heading, no_wrap=heading in ("uid", "url"), overflow="ignore")
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         cells = ("-" if cell is None else str(cell) for cell in row.values())
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in cells))
-    Console(highlight=False, soft_wrap=True).print(table)
+    # wider than a terminal, for an address that is cut or folded cannot be copied
+    console = Console(highlight=False, width=1000)
+    console.print(table, width=console.measure(table).maximum)
 
 
 def _row(dashboard: Dashboard) -> dict[str, Any]:
@@ -144,9 +144,10 @@ def _at_work(loaded: Loaded, directory: Path | None) -> Iterator[tuple[Provision
     from fdmoe_ops.grafana.provision import Provisioner
 
     ours = dashboards.find(directory or dashboards.own_directory())
-    provisioner = Provisioner(Grafana(settings, token.read_token(settings)), settings, Patience(settings.deadline_s))
+    grafana = Grafana(settings, token.read_token(settings))
     if warning := token.exposure(settings):
-        typer.echo(f"warning: {warning}", err=True)
+        _warn(warning)
+    provisioner = Provisioner(grafana, settings, Patience(settings.deadline_s), _warn)
     try:
         provisioner.check_version()
         source = provisioner.data_source()
@@ -155,7 +156,7 @@ def _at_work(loaded: Loaded, directory: Path | None) -> Iterator[tuple[Provision
         yield provisioner, list(ours)
     except GrafanaError as error:
         raise fail(str(error), MISUSE) from error
-    finally:
-        for warning in provisioner.warnings:
-            typer.echo(f"warning: {warning}", err=True)
-        sys.stderr.flush()
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)

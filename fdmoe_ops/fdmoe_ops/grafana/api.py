@@ -16,7 +16,7 @@ import requests
 from grafana_client import GrafanaApi
 from grafana_client.client import GrafanaException
 
-from fdmoe_ops.grafana.errors import Changed, GrafanaError, NotAllowed, NotFound, Unavailable
+from fdmoe_ops.grafana.errors import Changed, GrafanaError, NotAllowed, NotFound, Unavailable, UnknownToken
 from fdmoe_ops.settings import GrafanaSettings
 from fdmoe_ops.version import version
 
@@ -192,7 +192,7 @@ class Grafana:
         status, said = error.status_code, _message(error.response)
         told = f"({status}{f': {said}' if said else ''})"
         if status == 401:
-            raise NotAllowed(
+            raise UnknownToken(
                 f"Grafana at {self.url} does not take the token {told}: is it this Grafana's, and has it not expired?"
             ) from error
         if status == 403:

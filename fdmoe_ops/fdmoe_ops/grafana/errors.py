@@ -22,6 +22,10 @@ class Unavailable(GrafanaError):
         self.retry_after_s = retry_after_s
 
 
+class UnknownToken(GrafanaError):
+    pass
+
+
 class NotAllowed(GrafanaError):
     pass
 

@@ -8,7 +8,7 @@ that is asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -64,13 +64,15 @@ class Pushed:
 
 
 class Provisioner:
-    """`warnings` collects what could not be checked. All methods raise GrafanaError."""
+    """`warn` is told what could not be checked. All methods raise GrafanaError."""
 
-    def __init__(self, grafana: Grafana, settings: GrafanaSettings, patience: Patience) -> None:
-        self.warnings: list[str] = []
+    def __init__(
+        self, grafana: Grafana, settings: GrafanaSettings, patience: Patience, warn: Callable[[str], None]
+    ) -> None:
         self._grafana = grafana
         self._settings = settings
         self._patience = patience
+        self._warn = warn
 
     # ---- once
 
@@ -82,9 +84,7 @@ class Provisioner:
             raise GrafanaError(f"{error}; is the path in grafana.url the one that Grafana is served under?") from error
         match = re.match(r"(\d+)\.(\d+)", told)
         if match is None:
-            self.warnings.append(
-                f"Grafana at {self._grafana.url} does not say its version; {oldest} is the oldest that will do"
-            )
+            self._warn(f"Grafana at {self._grafana.url} does not say its version; {oldest} is the oldest that will do")
         elif (int(match[1]), int(match[2])) < OLDEST:
             raise GrafanaError(
                 f"Grafana at {self._grafana.url} has version {told}; the dashboards need {oldest} or newer"
@@ -107,7 +107,7 @@ class Provisioner:
             sources = self._patience.persist(self._grafana.data_sources)
         except NotAllowed as error:
             # an Editor's token may write dashboards and not read data sources
-            self.warnings.append(f"whether there is a Prometheus data source is not known: {error}")
+            self._warn(f"whether there is a Prometheus data source is not known: {error}")
             return None
         if not any(source.get("type") == "prometheus" for source in sources):
             raise GrafanaError(f"Grafana at {self._grafana.url} has no Prometheus data source; add one first")
