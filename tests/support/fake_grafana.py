@@ -134,6 +134,7 @@ class FakeGrafana:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two writes, and 40 ms apart with it
 
             def handle_one_request(self) -> None:
                 with contextlib.suppress(ConnectionError):

@@ -13,10 +13,10 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, read_events
 
 EVENTS = {
-    "stall": ["fault_armed", "stall", "path", "abort_ended", "recovered", "path", "path"],
+    "stall": ["fault_armed", "stall", "flight_record", "path", "abort_ended", "recovered", "path", "path"],
     "endless": [
-        "fault_armed", "stall", "path", "abort_timed_out", "fence", "route", "kill", "recovered", "worker_gone",
-        "worker_start", "path", "path", "worker_ready",
+        "fault_armed", "stall", "flight_record", "path", "abort_timed_out", "fence", "route", "kill", "recovered",
+        "worker_gone", "worker_start", "path", "path", "worker_ready",
     ],
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -244,8 +245,6 @@ def test_without_the_extra(run: Run, grafana: FakeGrafana, monkeypatch: pytest.M
 
 
 def test_the_command_line_does_without_the_extra() -> None:
-    import subprocess
-
     script = (
         "import sys; from fdmoe_ops.cli.dashboards import app; import fdmoe_ops.cli.serve;"
         "print(sorted({'grafana_client', 'requests', 'urllib3'} & set(sys.modules)))"
