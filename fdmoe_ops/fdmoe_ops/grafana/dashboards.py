@@ -69,7 +69,7 @@ def opened_with(dashboard: Dashboard, source_uid: str, source_name: str) -> Dash
     """The same dashboard, whose variable for the data source begins with this one."""
     model = copy.deepcopy(dashboard.model)
     for variable in model.get("templating", {}).get("list", []):
-        if variable.get("type") == "datasource":
+        if (variable.get("type"), variable.get("query")) == ("datasource", "prometheus"):
             variable["current"] = {"selected": True, "text": source_name, "value": source_uid}
     return Dashboard(dashboard.uid, dashboard.title, model)
 

@@ -48,9 +48,10 @@ def token_file(tmp_path: Path) -> Path:
 
 def model(uid: str, title: str, **more: object) -> dict[str, Any]:
     source = {"name": "datasource", "type": "datasource", "query": "prometheus"}
+    logs = {"name": "logs", "type": "datasource", "query": "loki"}
     return {
         "uid": uid, "title": title, "schemaVersion": 41, "panels": [{"id": 1, "title": "Path"}],
-        "templating": {"list": [source]}, **more,
+        "templating": {"list": [source, logs]}, **more,
     }  # fmt: skip
 
 
