@@ -59,7 +59,7 @@ def _another_value(option: Option) -> str:
         return special[option.key]
     default, annotation = option.field.default, option.field.annotation
     if isinstance(default, bool):
-        return "true"
+        return str(not default).lower()
     if isinstance(default, StrEnum):
         return next(member.value for member in type(default) if member is not default)
     if isinstance(default, int | float):

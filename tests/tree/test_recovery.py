@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
+from scraped import metrics, value
 
 from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, read_events
@@ -20,20 +20,7 @@ EVENTS = {
     ],
 }  # fmt: skip
 
-
-def metrics(tree: Tree, *, watchdog: bool) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    status, body = tree.get("/metrics", watchdog=watchdog)
-    assert status == 200
-    families = text_string_to_metric_families(body.decode())
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in families
-        for sample in family.samples
-    }
-
-
-def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str) -> float:
-    return samples.get((name, frozenset(labels.items())), 0.0)
+WORKERS_COUNT = ("fdmoe_layer_duration_seconds_", "fdmoe_expert_tokens_total", "fdmoe_comm_bytes_total")
 
 
 def whole(tree: Tree) -> bool:
@@ -101,11 +88,18 @@ def test_a_stalled_kernel_costs_no_request(
         assert rise("fdmoe_path_switches_total", **dict(zip(("from", "to", "reason"), hop, strict=True))) == 1
     assert rise("fdmoe_shadow_checks_total", result="ok") >= 3
     assert rise("fdmoe_shadow_checks_total", result="mismatch") == 0
-    assert rise("fdmoe_device_work_items_total", phase="up") > 0
+    assert rise("fdmoe_device_work_items_total", device="cpu", phase="up") > 0
+    assert rise("fdmoe_flight_records_total") == 1
+    assert rise("fdmoe_recovery_failures_total", rung="restart") == 0
+    # what a worker counted outlives it
+    assert all(after[key] >= before[key] for key in before if key[0].startswith(WORKERS_COUNT)), "a counter fell"
+    for path in ("fused", "baseline"):
+        key = "fdmoe_layer_duration_seconds_count"
+        assert sum(rise(key, path=path, bucket=str(1 << power)) for power in range(6)) > 0
     assert value(after, "fdmoe_path_active", device="cpu", path="fused") == 1
     if fault == "endless":
         assert rise("fdmoe_worker_restarts_total", reason="stall") == 1
-        assert value(after, "fdmoe_worker_generation", worker=active) == generation[active] + 1
+        assert value(after, "fdmoe_worker_generation", device="cpu", worker=active) == generation[active] + 1
         assert tree.active() != active
     gateway = metrics(tree, watchdog=False)
     replayed = value(gateway, "fdmoe_replayed_requests_total")

@@ -17,6 +17,7 @@ from fdmoe_watchdog import annotator_keeper
 from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper, AnnotatorPlan
 from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.messages import Annotated, Happened
 from fdmoe_watchdog.metrics import Metrics
 from fdmoe_watchdog.plan import TreePlan
@@ -118,7 +119,7 @@ def test_nobody_else_may_say_what_became_of_annotations(in_memory: Path) -> None
 class Kept:
     def __init__(self, recovery: RecoverySettings = RECOVERY) -> None:
         self.events = EventLog()
-        self.metrics = Metrics(lambda: None, "1.2.3")  # type: ignore[arg-type, return-value]
+        self.metrics = Metrics(lambda: None, Ledger(lambda *_: None), "1.2.3", ())  # type: ignore[arg-type, return-value]
         self.dropped: list[Channel] = []
         plan = AnnotatorPlan(IDLE, {}, frozenset({"fence"}))
         self.keeper = AnnotatorKeeper(plan, recovery, self.events, self.metrics, self.drop, 0.0)

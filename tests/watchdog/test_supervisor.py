@@ -19,6 +19,7 @@ import pytest
 
 from fdmoe_watchdog import events, flights, messages
 from fdmoe_watchdog.channel import Channel
+from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
@@ -228,7 +229,7 @@ def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:
 
 def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
-    server = HttpServer("127.0.0.1", 0, supervisor.metrics.registry, lambda: supervisor._view, lambda: True)
+    server = HttpServer("127.0.0.1", 0, Exposition(supervisor.metrics.registry), lambda: supervisor._view, lambda: True)
     server.start()
     port = int(server.url.rpartition(":")[2])
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]

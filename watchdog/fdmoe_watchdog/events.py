@@ -56,6 +56,7 @@ class BoundEvents:
 
     def __init__(self, log: EventLog, **always: str | int | float) -> None:
         self._log, self._always = log, always
+        self.background = log.background
 
     def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
         self._log.add(event, level, **self._always, **details)

@@ -20,15 +20,16 @@ _STALLS = ("stall", "frozen", "startup")
 
 
 class FlightRecorder:
-    """`last` is the newest record that is safe on disk. What can only be had later is appended to it: stacks, facts of
-    the host, the tokens of each expert."""
+    """`last` is the newest record that is safe on disk; `saved` is called for each. What can only be had later is
+    appended to it: stacks, facts of the host, the tokens of each expert."""
 
-    def __init__(self, plan: TreePlan, events: EventLog) -> None:
+    def __init__(self, plan: TreePlan, events: EventLog, saved: Callable[[], None]) -> None:
         self.last: Path | None = None
         self._directory = plan.flight_dir
         self._settings = plan.watchdog
         self._versions = {"fdmoe": plan.version, **host.versions()}
         self._events = events
+        self._count = saved
         self._disk = Background("watchdog-disk")
         self._saved = threading.Event()
         self._saved.set()
@@ -90,6 +91,7 @@ class FlightRecorder:
         except OSError as error:
             self._lost(error)
             return
+        self._count()
         # a worker has one record that anything is still appended to
         self._paths = {other: path for other, path in self._paths.items() if other[:2] != key[:2]}
         self._paths[key] = self.last

@@ -8,8 +8,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
-
+from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.status import TreeView
 
 if TYPE_CHECKING:
@@ -48,15 +47,12 @@ class HttpServer:
     """Serves until stopped. `alive` says whether the watchdog's loop still turns."""
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, view: Callable[[], TreeView], alive: Callable[[], bool]
+        self, host: str, port: int, metrics: Exposition, view: Callable[[], TreeView], alive: Callable[[], bool]
     ) -> None:
-        metrics = make_wsgi_app(registry)
-
         def app(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             match environment.get("PATH_INFO"):
                 case "/metrics":
-                    found: Iterable[bytes] = metrics(environment, start)
-                    return found
+                    return metrics(environment, start)
                 case "/status":
                     return _answer(start, "200 OK", view().to_json(), "application/json")
                 case "/livez":

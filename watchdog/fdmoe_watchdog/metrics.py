@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from fdmoe_watchdog.count_metrics import CountCollector
 from fdmoe_watchdog.gpu_metrics import GpuCollector
+from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.messages import Path
 from fdmoe_watchdog.policy import Life
 from fdmoe_watchdog.status import TreeView
@@ -38,7 +40,7 @@ _LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 class Metrics:
     """Counters and histograms are moved by the watchdog's loop; gauges are read from its last view at each scrape."""
 
-    def __init__(self, view: Callable[[], TreeView], version: str) -> None:
+    def __init__(self, view: Callable[[], TreeView], ledger: Ledger, version: str, devices: Iterable[str]) -> None:
         self.registry = registry = CollectorRegistry()
         self.path_switches = Counter(
             "fdmoe_path_switches", "Changes of the path that serves.", ["from", "to", "reason"], registry=registry
@@ -49,7 +51,7 @@ class Metrics:
         self.device_work_items = Counter(
             "fdmoe_device_work_items",
             "Work items that kernels finished, by their own count.",
-            ["phase"],
+            ["device", "phase"],
             registry=registry,
         )
         self.stalls = Counter("fdmoe_stalls", "Stalls detected.", ["cause"], registry=registry)
@@ -69,6 +71,16 @@ class Metrics:
         )
         self.aborts = Counter(
             "fdmoe_aborts", "Kernels told to end, and whether they did in time.", ["result"], registry=registry
+        )
+        self.recovery_failures = Counter(
+            "fdmoe_recovery_failures",
+            "Ends of the ladder. restart: a worker or a weights holder is not started again, because its budget is "
+            "gone. give_up: a device was left out, or the tree ended.",
+            ["rung"],
+            registry=registry,
+        )
+        self.flight_records = Counter(
+            "fdmoe_flight_records", "Flight records that are safe on disk.", registry=registry
         )
         self.shadow_error = Histogram(
             "fdmoe_shadow_relative_error",
@@ -92,9 +104,10 @@ class Metrics:
             registry=registry,
         )
         Info("fdmoe_build", "Version of the service.", registry=registry).info({"version": version})
-        for phase in PHASES:
-            self.device_work_items.labels(phase)
         # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
+        for device in devices:
+            for phase in PHASES:
+                self.device_work_items.labels(device, phase)
         for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
         for reason in ("stall", "frozen", "exit", "page", "startup", "weights"):
@@ -109,8 +122,11 @@ class Metrics:
             self.annotations.labels(result)
         for rung in ("abort", "replay", "kill", "restart"):
             self.recovery.labels(rung)
+        for rung in ("restart", "give_up"):
+            self.recovery_failures.labels(rung)
         registry.register(_Gauges(view))
         registry.register(GpuCollector(lambda: view().gpus))
+        registry.register(CountCollector(ledger))
 
 
 class _Gauges(Collector):
@@ -129,24 +145,32 @@ class _Gauges(Collector):
             for path in PATHS:
                 family.add_metric([device.name, path], float(device.active is not None and path == device.path))
         yield family
-        states = GaugeMetricFamily("fdmoe_worker_state", "1 for the worker's state.", labels=["worker", "state"])
-        generations = GaugeMetricFamily("fdmoe_worker_generation", "Starts of this worker.", labels=["worker"])
+        budgets = GaugeMetricFamily(
+            "fdmoe_restart_budget_remaining", "Restarts that the period still allows.", labels=["device"]
+        )
+        for device in view.devices:
+            budgets.add_metric([device.name], device.restarts_left)
+        yield budgets
+        worker_labels = ["device", "worker"]
+        states = GaugeMetricFamily("fdmoe_worker_state", "1 for the worker's state.", labels=[*worker_labels, "state"])
+        generations = GaugeMetricFamily("fdmoe_worker_generation", "Starts of this worker.", labels=worker_labels)
         ages = GaugeMetricFamily(
             "fdmoe_heartbeat_age_seconds",
             "Silence of the device while a launch is outstanding, else 0.",
-            labels=["worker"],
+            labels=worker_labels,
         )
         last = GaugeMetricFamily(
-            "fdmoe_last_heartbeat_timestamp_seconds", "Unix time of the last change of a beat.", labels=["worker"]
+            "fdmoe_last_heartbeat_timestamp_seconds", "Unix time of the last change of a beat.", labels=worker_labels
         )
         stalled = GaugeMetricFamily(
-            "fdmoe_stalled_ctas", "CTAs of a stalled launch that have not left it.", labels=["worker"]
+            "fdmoe_stalled_ctas", "CTAs of a stalled launch that have not left it.", labels=worker_labels
         )
         for worker in view.workers:
+            labels = [worker.device, worker.name]
             for life in Life:
-                states.add_metric([worker.name, life.value], float(worker.state == life.value))
-            generations.add_metric([worker.name], worker.generation)
-            ages.add_metric([worker.name], worker.heartbeat_age_s)
-            last.add_metric([worker.name], worker.last_heartbeat_at)
-            stalled.add_metric([worker.name], worker.stalled_ctas)
+                states.add_metric([*labels, life.value], float(worker.state == life.value))
+            generations.add_metric(labels, worker.generation)
+            ages.add_metric(labels, worker.heartbeat_age_s)
+            last.add_metric(labels, worker.last_heartbeat_at)
+            stalled.add_metric(labels, worker.stalled_ctas)
         yield from (states, generations, ages, last, stalled)

@@ -16,8 +16,10 @@ from dataclasses import replace
 from fdmoe_watchdog import messages, policy
 from fdmoe_watchdog.buckets import token_bucket
 from fdmoe_watchdog.channel import Channel, ChannelClosed
+from fdmoe_watchdog.counts import counts_path
 from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
+from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
@@ -47,6 +49,7 @@ class Pair:
         events: EventLog,
         metrics: Metrics,
         recorder: FlightRecorder,
+        ledger: Ledger,
         tell: Callable[[Child | None, messages.Message], None],
         tell_gateway: Callable[[messages.Message], None],
         offer_route: Callable[[Pair], None],
@@ -65,6 +68,7 @@ class Pair:
         self._events = BoundEvents(events, device=device)
         self._metrics = metrics
         self._recorder = recorder
+        self._ledger = ledger
         self._tell = tell
         self._tell_gateway = tell_gateway
         self._offer_route = offer_route
@@ -139,7 +143,7 @@ class Pair:
             process.tracker.read(snapshot, now)
             for phase, items in zip(PHASES, process.tracker.items_since(before), strict=True):
                 if items:
-                    self._metrics.device_work_items.labels(phase).inc(items)
+                    self._metrics.device_work_items.labels(self.device, phase).inc(items)
 
     def _hear_out(self) -> None:
         """What those who have ended said last: it may still wait to be read when their end is seen."""
@@ -195,6 +199,7 @@ class Pair:
         match message:
             case messages.WorkerReady():
                 process.ready = message
+                self._count(process, message)
                 seconds = time.monotonic() - process.started_at
                 if process.generation > 1:
                     self._metrics.recovery.labels("restart").observe(seconds)
@@ -214,6 +219,13 @@ class Pair:
                 self._recorder.expert_tokens(process, launch, counts)
             case _:
                 raise ChannelClosed(f"a {type(message).__name__} is not a worker's to send")
+
+    def _count(self, process: WorkerProcess, ready: messages.WorkerReady) -> None:
+        """Its count page is read from now on; files are opened by a thread that nothing waits for."""
+        layers = tuple(layer.name for layer in ready.layers)
+        experts = ready.layers[0].experts if ready.layers else 0
+        path = counts_path(process.page.path)
+        self._events.background.submit(lambda: self._ledger.came(process.name, path, layers, experts))
 
     def link_lost(self, message: messages.LinkLost) -> None:
         """The gateway hears no more of a worker. Of one that is being killed that is no news."""
@@ -286,9 +298,12 @@ class Pair:
             case policy.SetPath():
                 self._set_path(action)
             case policy.BudgetGone(worker=name):
+                self._metrics.recovery_failures.labels("restart").inc()
                 self._events.add("restart_budget_gone", level="error", worker=name)
             case policy.GiveUp():
-                self.ended = self.ended or action
+                if self.ended is None:
+                    self._metrics.recovery_failures.labels("give_up").inc()
+                    self.ended = action
 
     def _act_on_holder(
         self, action: policy.StartHolder | policy.HolderReady | policy.KillHolder | policy.HolderGone
@@ -379,6 +394,7 @@ class Pair:
             self._metrics.recovery.labels("kill").observe(time.monotonic() - killed_at)
         if process.channel is not None:
             self._drop(process.channel)
+        self._events.background.submit(lambda: self._ledger.went(name))
         self._events.add(
             "worker_gone", level="warning", worker=name, generation=process.generation, exit_code=process.exit_code or 0
         )  # fmt: skip

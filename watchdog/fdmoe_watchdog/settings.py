@@ -30,7 +30,9 @@ class WatchdogSettings(Group):
     gpu_deadline_s: float = Field(
         5.0, gt=0, description="How long the NVML probe may say nothing of a GPU before it is killed and replaced."
     )
-
+    expert_series: bool = Field(
+        True, description="Export fdmoe_expert_tokens_total, which has a series for each expert of each layer."
+    )
     gpu_recording: Path | None = Field(
         None, description="File of figures that is replayed instead of asking NVML, for demos; metrics say so."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
@@ -12,10 +13,13 @@ from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
+from fdmoe_watchdog.count_metrics import ExpertLines
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.gateway import GatewayKeeper
 from fdmoe_watchdog.http import HttpServer
+from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.messages import AnyMessage
 from fdmoe_watchdog.metrics import Metrics
 from fdmoe_watchdog.pair import Pair
@@ -37,6 +41,7 @@ _GATEWAY_END_S = 2.0
 _STOP_CHILDREN_S = 3.0
 _REAP_S = 10.0
 _VIEW_S = 0.05
+_SWITCH_S = 0.0005
 
 
 def names_of(index: int, count: int) -> tuple[str, str, str]:
@@ -53,12 +58,15 @@ class Supervisor:
         self._started = time.monotonic()
         self._turned_at = self._started
         self._events = EventLog()
-        self._recorder = FlightRecorder(plan, self._events)
+        self._ledger = Ledger(
+            lambda worker, reason: self._events.add("counts_lost", level="error", worker=worker, reason=reason)
+        )
         self._gateway = GatewayKeeper(plan, self._events, self._started)
         self._probe = (
             ProbeKeeper(plan.probe, plan.watchdog, plan.recovery, self._events, self._started) if plan.probe else None
         )
-        self.metrics = Metrics(lambda: self._view, plan.version)
+        self.metrics = Metrics(lambda: self._view, self._ledger, plan.version, plan.devices)
+        self._recorder = FlightRecorder(plan, self._events, self.metrics.flight_records.inc)
         self._annotator = (
             AnnotatorKeeper(plan.annotator, plan.recovery, self._events, self.metrics, self._drop, self._started)
             if plan.annotator
@@ -72,6 +80,7 @@ class Supervisor:
                 events=self._events,
                 metrics=self.metrics,
                 recorder=self._recorder,
+                ledger=self._ledger,
                 tell=self._tell,
                 tell_gateway=lambda message: self._tell(self._gateway.child, message),
                 offer_route=lambda pair: self._offer_route(pair, new=True),
@@ -90,6 +99,8 @@ class Supervisor:
     # ---- life of the tree
 
     def run(self) -> int:
+        # a turn of the loop must not wait for the interpreter until a scrape's thread has had its default 5 ms
+        sys.setswitchinterval(_SWITCH_S)
         run_dir = RunDirectory(self.plan.run_dir)
         run_dir.claim()
         try:
@@ -101,7 +112,9 @@ class Supervisor:
 
     def _serve(self) -> int:
         settings = self.plan.watchdog
-        http = HttpServer(settings.host, settings.port, self.metrics.registry, lambda: self._view, self._turns)
+        experts = ExpertLines(self._ledger)
+        scrape = Exposition(self.metrics.registry, experts.text if settings.expert_series else None)
+        http = HttpServer(settings.host, settings.port, scrape, lambda: self._view, self._turns)
         self._http_url = http.url
         with self._stop_signals():
             self._connections = Connections(self.plan.run_dir / "watchdog.sock", self._events)

@@ -14,14 +14,14 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
-
-import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.annotator.chronicle import Chronicle
 from fdmoe_ops.annotator.outbox import Outbox
+from fdmoe_ops.annotator.voice import say
 from fdmoe_ops.annotator.writer import Writer
 from fdmoe_ops.grafana.api import Grafana
 from fdmoe_ops.grafana.token import read_token
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         channel = Channel.connect(settings.run_dir / "watchdog.sock", hello)
         return Annotator(channel, settings.grafana).run(told_to_end)
     except OSError as error:
-        structlog.get_logger("fdmoe.annotator").error("no_watchdog", reason=str(error))
+        say("error", "no_watchdog", reason=str(error))
         return EXIT_FAILED
 
 
@@ -68,10 +68,9 @@ class Annotator:
         self._writer = Writer(
             lambda: Grafana(settings, read_token(settings)), self._report, clock=time.monotonic, pause=time.sleep
         )
-        self._log = structlog.get_logger("fdmoe.annotator")
 
     def run(self, told_to_end: socket.socket) -> int:
-        writing = threading.Thread(target=self._writer.run, args=(self._outbox,), name="writer", daemon=True)
+        writing = threading.Thread(target=self._write, name="writer", daemon=True)
         writing.start()
         sources: list[Channel | socket.socket] = [self._channel, told_to_end]
         try:
@@ -79,13 +78,20 @@ class Annotator:
                 self._read()
             self._read()  # the last words before the end
         except ChannelClosed as error:
-            self._log.error("watchdog_gone", reason=str(error))
+            say("error", "watchdog_gone", reason=str(error))
             return EXIT_FAILED
         self._outbox.close()
         writing.join(DRAIN_S)
         if writing.is_alive():
-            self._log.warning("annotations_dropped", waiting=len(self._outbox) + 1)
+            say("warning", "annotations_dropped", waiting=len(self._outbox) + 1)
         return 0
+
+    def _write(self) -> None:
+        try:
+            self._writer.run(self._outbox)
+        except Exception:  # noqa: BLE001 - this is a thread's outermost loop, and the process is of no use without it
+            traceback.print_exc()
+            os._exit(EXIT_FAILED)
 
     def _read(self) -> None:
         """All that has come."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-import structlog
-
 from fdmoe_ops.annotator.chronicle import Annotation
 from fdmoe_ops.annotator.outbox import Outbox
+from fdmoe_ops.annotator.voice import say
 from fdmoe_ops.grafana.api import Grafana
 from fdmoe_ops.grafana.errors import GrafanaError, NotFound, Unavailable
 from fdmoe_ops.grafana.patience import pause_s
@@ -36,7 +35,6 @@ class Writer:
         self._report = report
         self._clock = clock
         self._pause = pause
-        self._log = structlog.get_logger("fdmoe.annotator")
         self._ids: OrderedDict[int, int] = OrderedDict()
         self._away = False
         self._failed = 0
@@ -96,10 +94,10 @@ class Writer:
 
     def _lost(self, reason: str) -> None:
         if not self._away:
-            self._log.warning("grafana_lost", reason=reason)
+            say("warning", "grafana_lost", reason=reason)
         self._away = True
 
     def _back(self) -> None:
         if self._away:
-            self._log.info("grafana_back", failed=self._failed)
+            say("info", "grafana_back", failed=self._failed)
         self._away, self._failed = False, 0

@@ -15,9 +15,11 @@ from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
 from fdmoe_kernels.baseline import route
 from fdmoe_kernels.tiles import token_counts_of_all_rows
 from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, load_faults, warm_up
+from fdmoe_ops.worker.tally import Tally
 from fdmoe_watchdog import messages
+from fdmoe_watchdog.counts import CountPage, counts_path
 from fdmoe_watchdog.messages import Segment
-from fdmoe_watchdog.page import Exit, Host, Launch, Line, Page
+from fdmoe_watchdog.page import Exit, Host, Identity, Launch, Line, Page
 
 
 class BatchError(ValueError):
@@ -44,8 +46,9 @@ class Fused:
 class Engine:
     """The layers of one worker and the buffers they share.
 
-    `page` is the worker's beat page, `arena` the shared-memory file of all requests; on a CUDA device both are pinned,
-    so that the kernel writes its beats, and the copy engine its rows, straight into them. One batch at a time.
+    `page` is the worker's beat page, beside which its count page is made, and `arena` the shared-memory file of all
+    requests; on a CUDA device both are pinned, so that the kernel writes its beats, and the copy engine its rows,
+    straight into them. One batch at a time.
     """
 
     def __init__(
@@ -80,6 +83,11 @@ class Engine:
         self._baseline_y = torch.zeros_like(self._x)
         self._peak = torch.zeros((), dtype=some.dtype, device=self._device)
         self._peak_here = torch.zeros((), dtype=some.dtype, pin_memory=self._device.type == "cuda")
+        self._counts = CountPage(
+            counts_path(page.path), generation=page.read(Line.IDENTITY, Identity.GENERATION),
+            layers=len(self.layers), experts=some.experts,
+        )  # fmt: skip
+        self._tally = Tally(self._counts, self._workspace, self._synchronize)
 
     def warm_up(self, *, faults: bool) -> float:
         """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths.
@@ -97,6 +105,8 @@ class Engine:
         if faults:
             load_faults(layer, self._workspace)
         self._page.write(Line.LAUNCH, Launch.BEGUN, self._workspace.launches)
+        # what the warm-up has computed is not counted
+        self._tally = Tally(self._counts, self._workspace, self._synchronize)
         return worst
 
     @property
@@ -141,19 +151,22 @@ class Engine:
     def run_fused(self, x: torch.Tensor, name: str) -> Fused | None:
         """The rows when the launch is done; None if it was aborted. Blocks until the device has left it."""
         page, launch = self._page, self._workspace.launches + 1
+        index, begun_ns = self._indices[name], time.monotonic_ns()
         page.write(Line.LAUNCH, Launch.TOKENS, x.shape[0])
-        page.write(Line.LAUNCH, Launch.LAYER, self._indices[name])
-        page.write(Line.LAUNCH, Launch.BEGUN_AT_NS, time.monotonic_ns())
+        page.write(Line.LAUNCH, Launch.LAYER, index)
+        page.write(Line.LAUNCH, Launch.BEGUN_AT_NS, begun_ns)
         page.write(Line.LAUNCH, Launch.BEGUN, launch)
         fault = self._fault if self._faulty_launches else Fault.NONE
         self._faulty_launches = max(self._faulty_launches - 1, 0)
         out = self._fused_y[: x.shape[0]]
+        self._tally.before(index, begun_ns)
         fused_moe(x, self.layers[name], self._workspace, out=out, programs=self._programs, fault=fault)
         self._measure_peak(out)
         self._synchronize()
         page.add(Line.HOST, Host.FUSED_BATCHES)
         if page.exit_of(launch) is not Exit.DONE:
             return None
+        self._tally.after(x.shape[0], time.monotonic_ns() - begun_ns)
         return Fused(out, math.isfinite(float(self._peak_here)))
 
     def _measure_peak(self, y: torch.Tensor) -> None:
@@ -163,12 +176,18 @@ class Engine:
 
     def run_baseline(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """y [T, H] by the baseline path."""
+        begun_ns = time.monotonic_ns()
         self._page.add(Line.HOST, Host.BASELINE_BEGUN)
         y = baseline_moe(x, self.layers[name], out=self._baseline_y[: x.shape[0]])
         self._synchronize()
         self._page.add(Line.HOST, Host.BASELINE_ENDED)
         self._page.add(Line.HOST, Host.BASELINE_BATCHES)
+        self._counts.ran("baseline", x.shape[0], time.monotonic_ns() - begun_ns)
         return y
+
+    def rest(self) -> None:
+        """There is nothing to do just now."""
+        self._tally.rest()
 
     def store(self, y: torch.Tensor, batch: messages.Batch) -> None:
         """Write the rows of y into the segments' output areas; they are there when this returns."""

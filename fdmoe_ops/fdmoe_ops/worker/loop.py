@@ -52,7 +52,10 @@ class Loop:
             self._control.send(self._ready)
             while True:
                 self._page.add(Line.HOST, Host.BEATS)
-                for key, _ in selector.select(_IDLE_BEAT_S):
+                ready = selector.select(_IDLE_BEAT_S)
+                if not ready:
+                    self._engine.rest()
+                for key, _ in ready:
                     if key.fileobj is self._gateway:
                         self._on_gateway(selector)
                     elif key.data is not None:
