@@ -29,7 +29,7 @@ def test_stalls_are_told_and_wait_for_nobody(demo: Path, blocks: list[torch.nn.M
     )  # fmt: skip
     with running_grafana() as grafana, running_tree(f"--grafana-url={grafana.url}", *flags) as tree:
         told = stalled(tree, blocks)
-        grafana.wait_for(lambda: any(one["timeEnd"] > one["time"] for one in with_tag(grafana, "event:path")))
+        grafana.wait_for(lambda: any(one["timeEnd"] > one["time"] for one in with_tag(grafana, "event:path_switch")))
         tree.wait_until("the count", lambda: counts(tree) == [len(grafana.writes()), 0, 0])
         check(grafana, told, tree)
 
@@ -56,7 +56,7 @@ def stalled(tree: Tree, blocks: list[torch.nn.Module]) -> list[Event]:
     with Load(tree.gateway_address, pool, clients=2) as load:
         tree.wait_until("answers of the fused path", lambda: any(sent.path == "fused" for sent in list(load.sent)))
         tree.arm("stall")
-        tree.wait_until("the recovery", lambda: any(event["event"] == "recovered" for event in since()))
+        tree.wait_until("the recovery", lambda: any(event["event"] == "recovery" for event in since()))
         tree.wait_until("the fused path", lambda: tree.status()["path"] == "fused")
     assert [sent.failed for sent in load.sent if sent.failed or sent.retries] == []
     assert not any(sent.wrong for sent in load.sent)
@@ -77,7 +77,7 @@ def with_tag(grafana: FakeGrafana, tag: str) -> list[dict[str, Any]]:
 def check(grafana: FakeGrafana, told: list[Event], tree: Tree) -> None:
     """One annotation for the stall, with verdict and flight record, one for the baseline's time, one for the gap."""
     assert len(grafana.annotations) == 3
-    (stall,), (region,), (gap,) = (with_tag(grafana, f"event:{name}") for name in ("stall", "path", "recovered"))
+    (stall,), (region,), (gap,) = (with_tag(grafana, f"event:{name}") for name in ("stall", "path_switch", "recovery"))
     for one, reason in ((stall, "stall"), (region, "stall"), (gap, "abort")):
         assert {"fdmoe", "device:cpu", f"reason:{reason}"} < set(one["tags"])
     (said,) = [event for event in told if event["event"] == "stall"]
@@ -85,10 +85,10 @@ def check(grafana: FakeGrafana, told: list[Event], tree: Tree) -> None:
     assert said["verdict"] in stall["text"]
     assert stall["text"].endswith(f"\nFlight record: {record['file']}")
     assert tree.status()["last_flight"].endswith(f"/{record['file']}")
-    left, *_, back = [event["at"] for event in told if event["event"] == "path"]
+    left, *_, back = [event["at"] for event in told if event["event"] == "path_switch"]
     assert [iso(region[key]) for key in ("time", "timeEnd")] == [left, back]
     assert region["text"].splitlines()[-1].endswith("the fused path serves again.")
-    (recovered,) = [event for event in told if event["event"] == "recovered"]
+    (recovered,) = [event for event in told if event["event"] == "recovery"]
     assert iso(gap["timeEnd"]) == recovered["at"]
     assert gap["timeEnd"] - gap["time"] == round(recovered["seconds"] * 1000)
 

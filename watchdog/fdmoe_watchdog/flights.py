@@ -11,6 +11,7 @@ from pathlib import Path
 from fdmoe_watchdog import flight, host, stacks
 from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.messages import InFlight
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import WorkerProcess
 
@@ -21,7 +22,7 @@ _STALLS = ("stall", "frozen", "startup")
 
 class FlightRecorder:
     """`last` is the newest record that is safe on disk; `saved` is called for each. What can only be had later is
-    appended to it: stacks, facts of the host, the tokens of each expert."""
+    appended to it: stacks, facts of the host, the tokens of each expert, the requests in flight."""
 
     def __init__(self, plan: TreePlan, events: EventLog, saved: Callable[[], None]) -> None:
         self.last: Path | None = None
@@ -78,6 +79,12 @@ class FlightRecorder:
         """Counted after the abort of a launch."""
         key = (process.name, process.generation, launch)
         self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": dict(enumerate(counts))}))
+
+    def in_flight(self, message: InFlight) -> None:
+        """The gateway says which requests the launch's worker had."""
+        key = (message.worker, message.generation, message.launch)
+        section: dict[str, object] = {"count": message.count, "requests": message.requests}
+        self._disk.submit(lambda: self._append(key, lambda: {"in_flight": section}))
 
     def wait(self, timeout_s: float) -> None:
         """Until the last record is safe, but no longer than this."""

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.annotator", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     settings = tree.read(parser.parse_args(arguments).settings)
-    log.configure(settings.log)
+    log.configure(settings.log, "annotator")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
     # a socket that can be read once this process has been told to end
     told_to_end, waker = socket.socketpair()

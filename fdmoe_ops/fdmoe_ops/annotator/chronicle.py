@@ -82,8 +82,8 @@ class Chronicle:
         seconds = (now_ms - self._told[key].time_ms) / 1000
         return self._further(key, f"Worker {event['worker']} took over after {seconds:g} s.", now_ms)
 
-    def _path(self, event: Event) -> Annotation | None:
-        device, path, reason = _device(event), event["path"], str(event["reason"])
+    def _path_switch(self, event: Event) -> Annotation | None:
+        device, path, reason = _device(event), event["to"], str(event["reason"])
         key = self._on_baseline.get(device)
         if key is None:
             if path == "shadow":
@@ -102,7 +102,7 @@ class Chronicle:
             return self._further(key, f"{after} the fused path is compared with it.")
         return self._further(key, f"{after} the comparisons end: {_because(reason)}.")
 
-    def _recovered(self, event: Event) -> Annotation:
+    def _recovery(self, event: Event) -> Annotation:
         rung, seconds = str(event["rung"]), float(event["seconds"])
         text = f"answers again after {seconds:g} s: worker {event['worker']}, {_RUNGS.get(rung, rung)}."
         lasted = self._new(event, text, rung)
@@ -157,8 +157,8 @@ _TELLERS: dict[str, Callable[[Chronicle, Event], Annotation | None]] = {
     "stall": Chronicle._stall,
     "fence": Chronicle._fence,
     "route": Chronicle._route,
-    "path": Chronicle._path,
-    "recovered": Chronicle._recovered,
+    "path_switch": Chronicle._path_switch,
+    "recovery": Chronicle._recovery,
     "worker_start": Chronicle._start,
     "weights_start": Chronicle._start,
     "restart_budget_gone": Chronicle._budget_gone,

@@ -19,6 +19,10 @@ def event(name: str, after_s: float = 0.0, **details: str | int | float) -> Even
     return {"at": at, "event": name, "device": "cuda:0", **details}
 
 
+def switch(before: str, after: str, reason: str, after_s: float = 0.0, worker: str = "a") -> Event:
+    return event("path_switch", after_s, worker=worker, reason=reason, **{"from": before, "to": after})
+
+
 def tell(*events: Event) -> list[Annotation]:
     """What each annotation is in the end, in the order in which they began."""
     chronicle = Chronicle("node-7")
@@ -37,7 +41,7 @@ def tags(name: str, reason: str = "", device: str = "cuda:0") -> tuple[str, ...]
 
 
 STALL = event("stall", worker="a", generation=1, cause="stall", launch=7, quiet_s=0.06, verdict="CTA 3 holds tile 5.")
-LEFT = event("path", worker="a", previous="fused", path="baseline", reason="stall")
+LEFT = switch("fused", "baseline", "stall")
 RECORD = event("flight_record", 0.01, worker="a", generation=1, file="flight-000003.json")
 
 
@@ -47,10 +51,10 @@ def test_a_stall_that_an_abort_ends() -> None:
         LEFT,
         event("abort_ended", 0.002, worker="a"),
         RECORD,
-        event("recovered", 0.012, rung="abort", worker="a", seconds=0.0121),
-        event("path", 2.0, worker="a", previous="baseline", path="shadow", reason="cooled_down"),
+        event("recovery", 0.012, rung="abort", worker="a", seconds=0.0121),
+        switch("baseline", "shadow", "cooled_down", 2.0),
         event("buckets_proven", 3.0, worker="a", buckets="1"),
-        event("path", 3.5, worker="a", previous="shadow", path="fused", reason="proven"),
+        switch("shadow", "fused", "proven", 3.5),
     ) == [
         Annotation(
             1, NOON_MS, None, tags("stall", "stall"),
@@ -58,13 +62,13 @@ def test_a_stall_that_an_abort_ends() -> None:
             "Flight record: flight-000003.json",
         ),
         Annotation(
-            2, NOON_MS, NOON_MS + 3500, tags("path", "stall"),
+            2, NOON_MS, NOON_MS + 3500, tags("path_switch", "stall"),
             "node-7, cuda:0: the baseline serves in the place of the fused path: its kernel made no progress.\n"
             "After 2 s the fused path is compared with it.\n"
             "After 3.5 s the fused path serves again.",
         ),
         Annotation(
-            3, NOON_MS, NOON_MS + 12, tags("recovered", "abort"),
+            3, NOON_MS, NOON_MS + 12, tags("recovery", "abort"),
             "node-7, cuda:0: answers again after 0.0121 s: worker a, its kernel was ended.",
         ),
     ]  # fmt: skip
@@ -78,12 +82,12 @@ def test_a_worker_that_must_be_killed() -> None:
         event("fence", 0.1, worker="a", generation=1, cause="stall"),
         event("route", 0.102, worker="b", generation=1),
         event("kill", 0.11, worker="a", generation=1),
-        event("recovered", 0.13, rung="replay", worker="b", seconds=0.13),
+        event("recovery", 0.13, rung="replay", worker="b", seconds=0.13),
         event("worker_gone", 0.2, worker="a", generation=1, exit_code=-9),
         event("worker_start", 0.4, worker="a", generation=2, reason="stall"),
     )
     assert [annotation.tags for annotation in annotations] == [
-        tags("stall", "stall"), tags("path", "stall"), tags("fence", "stall"), tags("recovered", "replay"),
+        tags("stall", "stall"), tags("path_switch", "stall"), tags("fence", "stall"), tags("recovery", "replay"),
         tags("worker_start", "stall"),
     ]  # fmt: skip
     assert annotations[0].text.endswith("\nFlight record: flight-000003.json")
@@ -100,7 +104,7 @@ def test_a_worker_that_must_be_killed() -> None:
 
 def test_a_worker_that_ends_has_its_flight_record_with_the_fence() -> None:
     annotations = tell(
-        event("path", worker="", previous="fused", path="baseline", reason="exit"),
+        switch("fused", "baseline", "exit", worker=""),
         event("fence", worker="a", generation=4, cause="exit"),
         event("route", 0.003, worker="b", generation=2),
         event("flight_record", 0.01, worker="a", generation=4, file="flight-000004.json"),
@@ -114,8 +118,8 @@ def test_a_worker_that_ends_has_its_flight_record_with_the_fence() -> None:
 def test_a_relapse_is_told_where_the_fall_back_is() -> None:
     (annotation,) = tell(
         LEFT,
-        event("path", 2.0, worker="a", previous="baseline", path="shadow", reason="cooled_down"),
-        event("path", 2.5, worker="a", previous="shadow", path="baseline", reason="mismatch"),
+        switch("baseline", "shadow", "cooled_down", 2.0),
+        switch("shadow", "baseline", "mismatch", 2.5),
     )
     assert (
         annotation.text.splitlines()[2] == "After 2.5 s the comparisons end: a comparison with the baseline differed."
@@ -124,23 +128,23 @@ def test_a_relapse_is_told_where_the_fall_back_is() -> None:
 
 
 def test_a_second_fall_back_is_another_annotation() -> None:
-    back = event("path", 1.0, worker="a", previous="shadow", path="fused", reason="proven")
+    back = switch("shadow", "fused", "proven", 1.0)
     first, second = tell(LEFT, back, LEFT | {"at": back["at"]})
     assert (first.end_ms, second.time_ms, second.end_ms) == (NOON_MS + 1000, NOON_MS + 1000, None)
 
 
 def test_devices_are_told_apart() -> None:
     other = {"device": "cuda:1"}
-    back = event("path", 1.0, worker="a", previous="shadow", path="fused", reason="proven")
+    back = switch("shadow", "fused", "proven", 1.0)
     first, second = tell(LEFT, LEFT | other, back | other)
     assert (first.end_ms, second.end_ms) == (None, NOON_MS + 1000)
     assert "device:cuda:1" in second.tags
 
 
 def test_a_return_of_which_the_beginning_was_not_seen() -> None:
-    (annotation,) = tell(event("path", worker="a", previous="shadow", path="fused", reason="proven"))
+    (annotation,) = tell(switch("shadow", "fused", "proven"))
     assert annotation == Annotation(
-        1, NOON_MS, None, tags("path", "proven"), "node-7, cuda:0: the fused path serves again."
+        1, NOON_MS, None, tags("path_switch", "proven"), "node-7, cuda:0: the fused path serves again."
     )  # fmt: skip
 
 
@@ -173,7 +177,7 @@ def test_a_holder_that_is_started_again() -> None:
     [
         [event("worker_start", worker="a", generation=1, reason="start")],
         [event("route", worker="a", generation=1)],
-        [event("path", worker="a", previous="baseline", path="shadow", reason="cooled_down")],
+        [switch("baseline", "shadow", "cooled_down")],
         [event("flight_record", worker="a", generation=1, file="flight-000001.json")],
         [event("gateway_listening", url="http://127.0.0.1:1")],
     ],
@@ -210,6 +214,6 @@ def test_nothing_is_remembered_that_cannot_be_told_further() -> None:
 
 def test_the_names_are_the_watchdogs() -> None:
     assert {
-        "stall", "path", "fence", "route", "recovered", "worker_start", "weights_start", "restart_budget_gone",
+        "stall", "path_switch", "fence", "route", "recovery", "worker_start", "weights_start", "restart_budget_gone",
         "flight_record", "device_out", "give_up",
     } == EVENTS  # fmt: skip

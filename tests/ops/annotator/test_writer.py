@@ -17,7 +17,7 @@ from fdmoe_ops.settings import GrafanaSettings
 from fdmoe_watchdog.messages import Annotated
 
 NOON_MS = 1_893_585_600_000
-TAGS = ("fdmoe", "host:n", "device:cuda:0", "event:path", "reason:stall")
+TAGS = ("fdmoe", "host:n", "device:cuda:0", "event:path_switch", "reason:stall")
 LEFT = Annotation(1, NOON_MS, None, TAGS, "the baseline serves")
 BACK = Annotation(1, NOON_MS, NOON_MS + 3500, TAGS, "the baseline serves\nthe fused path serves again")
 SENT, FAILED = Annotated(sent=1), Annotated(failed=1)
