@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from fdmoe_watchdog import messages
+from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
@@ -66,6 +67,11 @@ class Supervisor:
         )
         self.metrics = Metrics(lambda: self._view, self._ledger, plan.version, plan.devices)
         self._recorder = FlightRecorder(plan, self._events, self.metrics.flight_records.inc)
+        self._annotator = (
+            AnnotatorKeeper(plan.annotator, plan.recovery, self._events, self.metrics, self._drop, self._started)
+            if plan.annotator
+            else None
+        )
         self._pairs = tuple(
             Pair(
                 device,
@@ -118,6 +124,8 @@ class Supervisor:
                 while self._exit is None:
                     self._turn()
             finally:
+                if self._annotator is not None:
+                    self._annotator.tell()
                 self._stop_children()
                 http.stop()
                 self._connections.close()
@@ -176,6 +184,8 @@ class Supervisor:
             self._give_up("the gateway ends again and again and the restart budget is gone", Ending.RESTART_ME)
         if self._probe is not None:
             self._probe.tend(now)
+        if self._annotator is not None:
+            self._annotator.tend(now)
         acted = False
         for pair in self._pairs:
             if pair.device in self._out:
@@ -250,12 +260,22 @@ class Supervisor:
                 if probe is None or probe.pid != pid:
                     raise ChannelClosed(f"no probe of pid {pid} is expected")
                 probe.channel = channel
+            case messages.Hello(role="annotator", pid=pid):
+                annotator = self._annotator.child if self._annotator else None
+                if annotator is None or annotator.pid != pid:
+                    raise ChannelClosed(f"no annotator of pid {pid} is expected")
+                annotator.channel = channel
             case messages.Hello():
                 pass
             case messages.GpuReading() | messages.GpuFailed() | messages.XidSeen():
                 if self._probe is None or self._probe.child is None or self._probe.child.channel is not channel:
                     raise ChannelClosed("a probe's message from somebody who is no probe")
                 self._probe.heard(message)
+            case messages.Annotated():
+                annotator = self._annotator.child if self._annotator else None
+                if self._annotator is None or annotator is None or annotator.channel is not channel:
+                    raise ChannelClosed("an annotator's message from somebody who is none")
+                self._annotator.heard(message)
             case messages.Listening(host=host, port=port):
                 self._gateway.listening(host, port)
                 self._announce()
@@ -283,7 +303,8 @@ class Supervisor:
                 owner.handle(channel, message)
 
     def _named_children(self) -> dict[str, Child | None]:
-        return {"gateway": self._gateway.child, "probe": self._probe.child if self._probe else None}
+        keepers = {"gateway": self._gateway, "probe": self._probe, "annotator": self._annotator}
+        return {name: keeper.child if keeper else None for name, keeper in keepers.items()}
 
     def _tell(self, child: Child | None, message: messages.Message) -> None:
         if child is None or child.channel is None:
