@@ -130,7 +130,11 @@ class Monitoring:
     def query_range(self, expression: str, seconds: float) -> list[dict[str, Any]]:
         now = time.time()
         found: list[dict[str, Any]] = self.ask(
-            "query_range", query=expression, start=f"{now - seconds:.3f}", end=f"{now:.3f}", step=f"{SCRAPE_S}s"
+            "query_range",
+            query=expression,
+            start=f"{now - seconds:.3f}",
+            end=f"{now:.3f}",
+            step=f"{SCRAPE_S * 1000:.0f}ms",
         )["result"]
         return found
 

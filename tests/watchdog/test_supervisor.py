@@ -191,7 +191,9 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
     assert (out["event"], out["device"], out["node_action"]) == ("device_out", "cpu:0", "drain_node")
     second.ended = GiveUp("Xid 48", Ending.NODE, "reset_gpu")
     supervisor._leave_out_what_ended()
-    assert supervisor._exit == EXIT_NODE
+    last = supervisor._events.last[-1]
+    assert (last["event"], last["exit_code"]) == ("give_up", EXIT_NODE)
+    assert supervisor._linger_until is not None
 
 
 def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_memory: Path) -> None:
@@ -200,7 +202,7 @@ def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_me
 
     def look() -> None:
         try:
-            _wait_until(lambda: supervisor._exit == EXIT_NODE, 60)
+            _wait_until(lambda: supervisor._linger_until is not None, 60)
             _wait_until(lambda: {worker.state for worker in supervisor._view.workers} == {"absent"})
             with urllib.request.urlopen(f"{supervisor._http_url}/status", timeout=5) as answer:
                 said.update(json.load(answer))
