@@ -60,7 +60,7 @@ def idle_beats(worker: str, ctas: int = 16, slots: int = 16) -> Beats:
 def stalled_beats(worker: str, ctas: int = 16) -> Beats:
     """CTA 0 waits in vain, CTA 1 is behind it, CTA 2 works, the others have left."""
     lines = [slot(7, Phase.DOWN, Wait.UP_TILES), slot(7, Phase.COMBINE, Wait.DOWN_TILES), slot(7, Phase.UP)]
-    ages = (0.0611, 0.030, 0.001, *(0.0605 for _ in range(ctas - 3)))
+    ages = (0.0611, 0.030, 0.001, *(0.06 for _ in range(ctas - 3)))
     changed_at = tuple(100.0 - age for age in ages)
     return Beats(
         worker, LAYERS, page(b"".join(lines) + slot(7) * (ctas - 3), ended=6), changed_at, 100.0, 0.05

@@ -51,8 +51,10 @@ def _state(tree: TreeView) -> tuple[Tone, str]:
         return ("warn", "Starting") if _starts(tree) else ("bad", "Down")
     if any(lives.get(str(device.active)) == "aborting" for device in active) or "dying" in lives.values():
         return "bad", "Recovering"
+    if not tree.gateway.url:
+        return "bad", "Down"
     whole = len(active) == len(tree.devices) and all(device.path == "fused" for device in active)
-    if whole and set(lives.values()) == {"ready"} and tree.gateway.url:
+    if whole and set(lives.values()) == {"ready"}:
         return "good", "Serving"
     return "warn", "Degraded"
 

@@ -70,7 +70,7 @@ class Streams:
         write(b"retry: 1000\n\n")
         while True:
             closed = self._closed.is_set()
-            edition = self._feed.latest()
+            edition = self._feed.latest(last=closed)
             if (document := reader.news(edition)) is not None:
                 write(b"id: %d\ndata: %s\n\n" % (edition.clock.number, document))
             if closed:

@@ -28,7 +28,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "give_up": ("bad", "The tree gives up: {reason}."),
     # ---- the path
     "path": ("note", "The path changed from {previous} to {path}: {reason}."),
-    "buckets_proven": ("good", "The fused path is proven for batches of up to {buckets} tokens."),
+    "buckets_proven": ("good", "The fused path is proven for the batch sizes {buckets}."),
     "shadow_mismatch": (
         "bad",
         "Fused and baseline differ on worker {worker}: {layer}, {tokens} tokens, relative error {relative_error}.",
