@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WATCHDOG_VENV ?= .venv-watchdog
 ARGS ?=
+RUNBOOKS ?= dashboards/runbooks
 
 DISTRIBUTIONS := watchdog kernels fdmoe_ops
 REQUIREMENTS := constraints.txt requirements-dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
@@ -27,7 +28,7 @@ endif
 MODULE := $(RUN) -P -m
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-gpu test-watchdog lint format
+.PHONY: help serve test test-gpu test-watchdog lint format dashboards
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +57,10 @@ lint: $(READY)  ## ruff, mypy --strict, import-linter
 format: $(READY)  ## write what ruff would
 	$(MODULE) ruff check --fix .
 	$(MODULE) ruff format .
+
+dashboards: $(READY)  ## write dashboards, rules and tables anew; RUNBOOKS= is where runbooks are read
+	$(RUN) dashboards/generate.py --runbooks $(RUNBOOKS)
+	$(RUN) -P dashboards/metrics_page.py > dashboards/metrics.md
 
 define new_environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

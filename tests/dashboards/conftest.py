@@ -1,4 +1,4 @@
-"""Where the dashboards are, and the promtool that judges them."""
+"""The promtool that judges rules and queries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from pathlib import Path
 
 import pytest
 
-DASHBOARDS = Path(__file__).parents[2] / "dashboards"
-
-
-@pytest.fixture
-def dashboards() -> Path:
-    return DASHBOARDS
-
 
 @pytest.fixture
 def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -24,8 +17,9 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
     if binary is None:
         pytest.skip("promtool is not installed (Debian and Ubuntu: apt-get install prometheus)")
 
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         command = [binary, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, input=stdin, timeout=240, check=False)
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run

@@ -6,13 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ahead_of_time import SHARED_BYTES
 
+Case = tuple[str, ...]
+Build = dict[str, float]
+Compiled = Callable[[Case], list[Build]]
 
-def _compile(target: str, dtype: str, shape: str, *options: str) -> list[dict[str, float]]:
+
+@pytest.fixture(scope="module")
+def compiled(request: pytest.FixtureRequest) -> Iterator[Compiled]:
+    """What the compiler made of a case: of all that are asked for in this run, as many at a time as there are cores."""
+    items = [item for item in request.session.items if item.path == request.path and isinstance(item, pytest.Function)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        builds = {case: pool.submit(_compile, *case) for item in items if (case := item.callspec.params.get("case"))}
+        yield lambda case: builds[case].result()
+        pool.shutdown(cancel_futures=True)
+
+
+def _compile(target: str, dtype: str, shape: str, *options: str) -> list[Build]:
     script = Path(__file__).parents[1] / "support" / "ahead_of_time.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
@@ -23,9 +39,18 @@ def _compile(target: str, dtype: str, shape: str, *options: str) -> list[dict[st
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("shape", ["qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-120b", "deepseek-v3", "qwen2-57b-a14b"])
-def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(shape: str) -> None:
-    for build in _compile("sm_90", "bf16", shape):
+def cases(*cases: Case) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[" ".join(case) for case in cases])
+
+
+@cases(
+    *(
+        ("sm_90", "bf16", shape)
+        for shape in ("qwen3-30b-a3b", "mixtral-8x7b", "gpt-oss-120b", "deepseek-v3", "qwen2-57b-a14b")
+    )
+)
+def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
         # a tile of fewer rows than a warp group takes is memory-bound: it runs on the older instructions
         assert (build["wgmma"] > 0) == (build["rows"] >= 64)
         assert build["spills"] <= 16
@@ -34,42 +59,50 @@ def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(shape: str) -> 
         assert build["polls_by_load"] > 0
 
 
-@pytest.mark.parametrize(
-    ("target", "dtype"), [("sm_80", "bf16"), ("sm_100", "bf16"), ("sm_90", "fp32"), ("gfx942", "bf16")]
+@cases(
+    *(
+        (target, dtype, "qwen3-30b-a3b")
+        for target, dtype in (("sm_80", "bf16"), ("sm_100", "bf16"), ("sm_90", "fp32"), ("gfx942", "bf16"))
+    )
 )
-def test_it_compiles_for_other_targets(target: str, dtype: str) -> None:
-    for build in _compile(target, dtype, "qwen3-30b-a3b"):
-        assert build["shared_bytes"] <= SHARED_BYTES[target]
+def test_it_compiles_for_other_targets(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
+        assert build["shared_bytes"] <= SHARED_BYTES[case[0]]
         assert build["spills"] <= 64
 
 
-@pytest.mark.parametrize(("target", "shape"), [("sm_89", "qwen3-30b-a3b"), ("sm_90", "512 experts")])
-def test_many_experts_fit_the_shared_memory(target: str, shape: str) -> None:
-    for build in _compile(target, "bf16", shape):
-        assert build["shared_bytes"] <= SHARED_BYTES[target]
+@cases(("sm_89", "bf16", "qwen3-30b-a3b"), ("sm_90", "bf16", "512 experts"))
+def test_many_experts_fit_the_shared_memory(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
+        assert build["shared_bytes"] <= SHARED_BYTES[case[0]]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("shape", ["gpt-oss-120b", "deepseek-v3", "everything"])
-def test_layers_with_all_features_fit_every_target(target: str, shape: str) -> None:
-    for build in _compile(target, "bf16", shape):
-        assert build["shared_bytes"] <= SHARED_BYTES[target]
+@cases(
+    *(
+        (target, "bf16", shape)
+        for shape in ("gpt-oss-120b", "deepseek-v3", "everything")
+        for target in ("sm_80", "sm_90", "sm_100", "gfx942")
+    )
+)
+def test_layers_with_all_features_fit_every_target(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
+        assert build["shared_bytes"] <= SHARED_BYTES[case[0]]
         # the widest tile beside the rule's reductions: a few registers' worth, of 1020 bytes a thread has
         assert build["spills"] <= 128
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_a_given_routing_is_a_build_like_the_others(dtype: str) -> None:
-    for build in _compile("sm_90", dtype, "given"):
+@cases(("sm_90", "bf16", "given"), ("sm_90", "fp32", "given"))
+def test_a_given_routing_is_a_build_like_the_others(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
         assert build["shared_bytes"] <= SHARED_BYTES["sm_90"]
         assert build["spills"] <= 32
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_tf32_takes_the_tensor_cores(target: str) -> None:
-    for build in _compile(target, "fp32", "qwen3-30b-a3b", "tf32"):
-        assert build["shared_bytes"] <= SHARED_BYTES[target]
+@cases(*((target, "fp32", "qwen3-30b-a3b", "tf32") for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
+def test_tf32_takes_the_tensor_cores(compiled: Compiled, case: Case) -> None:
+    for build in compiled(case):
+        assert build["shared_bytes"] <= SHARED_BYTES[case[0]]
         assert build["spills"] <= 64
         assert build["tf32_products"] > 0
-        if target == "sm_90":
+        if case[0] == "sm_90":
             assert (build["wgmma"] > 0) == (build["rows"] >= 64)

@@ -42,6 +42,11 @@ def test_an_old_python_is_refused(tmp_path: Path) -> None:
     [
         (("serve", "ARGS=--enable-chaos"), "python3 -P -m fdmoe_ops.cli serve --enable-chaos"),
         (("test-gpu",), "python3 -P -m pytest -m gpu tests/kernels tests/ops tests/tree "),
+        (
+            ("dashboards", "RUNBOOKS=https://x/y"),
+            "python3 dashboards/generate.py --runbooks https://x/y\n"
+            "python3 -P dashboards/metrics_page.py > dashboards/metrics.md",
+        ),
     ],
 )
 def test_without_a_virtual_environment_the_given_python_is_used(arguments: tuple[str, ...], command: str) -> None:
