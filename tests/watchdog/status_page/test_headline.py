@@ -71,6 +71,17 @@ def test_the_last_stall_and_how_it_ended() -> None:
     assert headline(status_views.live(ONE)).stall_at is None
 
 
+def test_a_launch_that_is_half_way_to_a_stall_is_no_good_news() -> None:
+    worker = msgspec.structs.replace(ONE.workers[0], heartbeat_age_s=0.0249)
+    view = msgspec.structs.replace(ONE, workers=(worker, ONE.workers[1]))
+    beats = (status_views.stalled_beats("a"), status_views.idle_beats("b"))
+    assert headline(status_views.live(view, beats)).badge == "Serving"
+    worker = msgspec.structs.replace(worker, heartbeat_age_s=0.025)
+    told = headline(status_views.live(msgspec.structs.replace(view, workers=(worker, ONE.workers[1])), beats))
+    assert (told.tone, told.badge) == ("warn", "Silent")
+    assert told.notes == ("Worker a has shown no beat for 25 ms; 50 ms are a stall.",)
+
+
 def test_what_else_must_be_known() -> None:
     view = status_views.tree(chaos=True, draining=True, gpus=(status_views.gpu("cpu", 0.5),))
     recorded = msgspec.structs.replace(view.gpus[0], source="recorded")

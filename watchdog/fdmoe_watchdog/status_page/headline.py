@@ -35,11 +35,24 @@ class Headline(msgspec.Struct, frozen=True):
 def headline(live: LiveView) -> Headline:
     tree = live.tree
     tone, badge = _state(tree)
+    silent = _silent(live)
+    if silent and tone == "good":
+        tone, badge = "warn", "Silent"
     ready = sum(worker.state == "ready" for worker in tree.workers)
     words = f"{_serving(tree)} {ready} of {len(tree.workers)} workers ready."
     stall_at = datetime.fromisoformat(str(live.stall["at"])).timestamp() if live.stall else None
     stall = f"recovered in {duration(float(live.recovered['seconds']))}" if live.recovered else ""
-    return Headline(tone, badge, words, stall_at, stall, _notes(tree))
+    return Headline(tone, badge, words, stall_at, stall, (*silent, *_notes(tree)))
+
+
+def _silent(live: LiveView) -> tuple[str, ...]:
+    """Whose beats are half-way to a stall: nothing is decided yet, and nobody should read that all is well."""
+    ages = {worker.name: worker.heartbeat_age_s for worker in live.tree.workers}
+    return tuple(
+        f"Worker {beats.worker} has shown no beat for {duration(age_s)}; {duration(beats.stall_after_s)} are a stall."
+        for beats in live.beats
+        if beats.stall_after_s and (age_s := ages.get(beats.worker, 0.0)) >= beats.stall_after_s / 2
+    )
 
 
 def _state(tree: TreeView) -> tuple[Tone, str]:

@@ -2,7 +2,7 @@
 
 import { byId, element, keyed, say, set } from "./elements.js";
 import { facts } from "./devices.js";
-import { clockTime } from "./numbers.js";
+import { clockTime, plural } from "./numbers.js";
 
 const SHOWN = 12;
 const MARKS = { bad: "✕", warn: "▲", good: "●", note: "·" };
@@ -20,7 +20,7 @@ export function showEvents(events) {
   keyed(byId("events"), rows.slice(0, SHOWN), (row) => row.key, newRow);
   keyed(byId("older-events"), rows.slice(SHOWN), (row) => row.key, newRow);
   byId("older").hidden = rows.length <= SHOWN;
-  say(byId("older").firstElementChild, `${Math.max(rows.length - SHOWN, 0)} older events`);
+  say(byId("older").firstElementChild, plural(Math.max(rows.length - SHOWN, 0), "older event"));
 }
 
 function newRow({ event }) {
