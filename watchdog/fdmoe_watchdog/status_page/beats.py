@@ -57,7 +57,7 @@ def take(process: WorkerProcess) -> Beats:
 
 
 def heat(beats: Beats) -> Heat:
-    """In a server's thread: 0.2 ms for 132 CTAs."""
+    """In a server's thread: 0.05 ms for 132 CTAs."""
     page = beats.page
     launches = _column(page.slots, SlotWord.LAUNCH) if page is not None else []
     count = max((cta + 1 for cta, launch in enumerate(launches) if launch), default=0)
