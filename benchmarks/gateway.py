@@ -3,7 +3,9 @@
 The gateway is the real process; behind it stands a worker that copies its input to its output at once, in a process of
 its own, over the real sockets and the real arena. The echo is the smallest ASGI application under the same uvicorn
 (httptools, uvloop) that sends the request's bytes back. The client keeps its connections open, sends the next request
-when the answer is there, and asks both servers in turn, round by round; medians over the rounds are reported.
+when the answer is there, and asks all servers in turn, round by round; medians over the rounds are reported. With
+`--traces RATIO` a second gateway stands beside them that traces that share of its requests, to a collector that takes
+all and keeps nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def echo_worker(run_dir: Path, hidden_size: int) -> None:
 
 
 @contextmanager
-def gateway(directory: Path, hidden_size: int) -> Iterator[int]:
+def gateway(directory: Path, hidden_size: int, traces: dict[str, object]) -> Iterator[int]:
     """The real gateway with an echo worker; yields its port. This process plays the watchdog."""
     run_dir, port = Path(tempfile.mkdtemp(prefix="fdmoe-bench-", dir="/dev/shm")), free_port()
     claimed = RunDirectory(run_dir)
@@ -76,7 +78,7 @@ def gateway(directory: Path, hidden_size: int) -> Iterator[int]:
         settings = Settings.model_validate(
             {
                 "run_dir": run_dir, "gateway": {"port": port, "max_queue_bytes": "8MiB"},
-                "model": {"path": directory}, "log": {"level": "warning"},
+                "model": {"path": directory}, "log": {"level": "warning"}, "traces": traces,
             }
         )  # fmt: skip
         settings_tree.write(settings, run_dir / "settings.json")
@@ -119,6 +121,33 @@ def echo_server(port: int) -> None:
         app, host="127.0.0.1", port=port, http="httptools", loop="uvloop", lifespan="off", log_level="warning",
         access_log=False,
     )  # fmt: skip
+
+
+@contextmanager
+def collector(port: int) -> Iterator[str]:
+    """Takes spans and forgets them; yields its address."""
+    with ExitStack() as stack:
+        _start(stack, __file__, "--collector", str(port))
+        _wait_for_port(port)
+        yield f"http://127.0.0.1:{port}"
+
+
+def collector_server(port: int) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """It is not what is measured."""
+
+    HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def request_bytes(hidden_size: int) -> bytes:
@@ -193,8 +222,14 @@ def requests_per_second(clients: list[Client], seconds: float) -> float:
 
 def measure(options: argparse.Namespace, directory: Path) -> list[dict[str, object]]:
     request = request_bytes(options.hidden_size)
-    with gateway(directory, options.hidden_size) as gateway_port, echo(free_port()) as echo_port:
-        ports = {"gateway": gateway_port, "echo": echo_port}
+    with ExitStack() as stack:
+        ports = {"gateway": stack.enter_context(gateway(directory, options.hidden_size, {}))}
+        if options.traces is not None:
+            endpoint = stack.enter_context(collector(free_port()))
+            traces: dict[str, object] = {"endpoint": endpoint, "sample_ratio": options.traces}
+            name = f"gateway, {options.traces:g} traced"
+            ports[name] = stack.enter_context(gateway(directory, options.hidden_size, traces))
+        ports["echo"] = stack.enter_context(echo(free_port()))
         single = {name: Client(port, request) for name, port in ports.items()}
         many = {name: [Client(port, request) for _ in range(options.clients)] for name, port in ports.items()}
         for client in single.values():
@@ -272,11 +307,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--commit", default="unknown", help="written into each row")
     parser.add_argument("--csv", type=Path, help="file to write; standard output otherwise")
+    parser.add_argument("--traces", type=float, metavar="RATIO", help="also measure a gateway that traces so many")
+    parser.add_argument("--collector", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--echo-server", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--echo-worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.echo_server is not None:
         echo_server(options.echo_server)
+        return 0
+    if options.collector is not None:
+        collector_server(options.collector)
         return 0
     if options.echo_worker is not None:
         echo_worker(options.echo_worker, options.hidden_size)

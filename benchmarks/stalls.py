@@ -69,7 +69,7 @@ def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, fl
         ]
 
     def recovered() -> dict[str, Any] | None:
-        return next((event for event in events_since() if event["event"] == "recovered"), None)
+        return next((event for event in events_since() if event["event"] == "recovery"), None)
 
     rung = tree.wait_until("the recovery", recovered, timeout_s)["rung"]
     stall = next(event for event in events_since() if event["event"] == "stall")

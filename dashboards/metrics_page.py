@@ -22,14 +22,15 @@ from fdmoe_watchdog.count_metrics import ExpertLines
 from fdmoe_watchdog.counts import CountPage
 from fdmoe_watchdog.gpu_view import GpuView
 from fdmoe_watchdog.ledger import Ledger
-from fdmoe_watchdog.messages import GpuFigures
+from fdmoe_watchdog.messages import GpuFigures, RecoveryAction
 from fdmoe_watchdog.metrics import Metrics as WatchdogMetrics
 from fdmoe_watchdog.status import DeviceView, GatewayView, HolderView, TreeView, WorkerView
 from fdmoe_watchdog.xid import LABELS as XID_LABELS
 
+ACTIONS: tuple[str, ...] = get_args(RecoveryAction)
 # how many values a label can have, and which; D devices, L layers, E routed experts
 LABELS = {
-    "action": ("7", "what NVML asks for: `none`, `reset_gpu`, `reboot`, `drain_node`, ..."),
+    "action": (str(len(ACTIONS)), "what NVML asks for: " + ", ".join(f"`{action}`" for action in ACTIONS)),
     "bucket": ("B", "the power of two at or above the batch's tokens; B of them up to `worker.max_batch_tokens`"),
     "cause": ("4", "why a worker stood still"),
     "code": ("12", "HTTP status; 499 where the client went away first"),

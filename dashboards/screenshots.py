@@ -45,7 +45,9 @@ def open_page(browser: Browser, tree: Tree, width: int, height: int, scheme: str
 
 def shrink(picture: Path) -> None:
     """To a palette that keeps rare colours: less than half of the bytes, and text looks the same."""
-    Image.open(picture).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(picture, optimize=True)
+    Image.open(picture).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        picture, optimize=True
+    )
 
 
 def take(browser: Browser, tree: Tree, load_s: float, directory: Path) -> None:
@@ -56,7 +58,7 @@ def take(browser: Browser, tree: Tree, load_s: float, directory: Path) -> None:
     tree.arm("stall")
     desk.wait_for_selector('.device .cell[data-level="2"], .device .cell[data-level="3"]')
     desk.screenshot(path=directory / "status-page-stall.png", full_page=True)
-    desk.wait_for_selector('#events tr[data-event="recovered"]')
+    desk.wait_for_selector('#events tr[data-event="recovery"]')
     desk.wait_for_timeout(1500)
     desk.screenshot(path=directory / "status-page.png", full_page=True)
     phone.screenshot(path=directory / "status-page-phone.png")

@@ -12,6 +12,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field
 
@@ -161,6 +162,34 @@ class LogSettings(Group):
     level: LogLevel = Field(LogLevel.INFO, description="Least severity that is logged.")
 
 
+def _url(value: str) -> str:
+    match = re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[!-~]*)?", value)
+    if match is None or int(match[2] or 0) > 65535 or "?" in value or "#" in value:
+        raise ValueError("allowed: http://HOST:PORT or https://HOST:PORT, with a path or without")
+    return value
+
+
+class TracesSettings(Group):
+    endpoint: Annotated[str, AfterValidator(_url)] | None = Field(
+        None,
+        description="OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is "
+        "added where there is no path. Without it there are no traces. Needs fdmoe-ops[otel].",
+    )
+    sample_ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the requests that begin a trace; of those that are part of one, all that it records.",
+    )
+
+    @property
+    def url(self) -> str | None:
+        """Where spans are posted to; None: nowhere."""
+        if self.endpoint is None:
+            return None
+        return self.endpoint if urlsplit(self.endpoint).path.strip("/") else f"{self.endpoint.rstrip('/')}/v1/traces"
+
+
 class Settings(Group):
     model: ModelSettings = Field(default_factory=ModelSettings, description="What is served.")
     devices: Annotated[tuple[str, ...], BeforeValidator(_devices)] = Field(
@@ -176,6 +205,7 @@ class Settings(Group):
         default_factory=RecoverySettings, description="Detection of stalls and what follows."
     )
     log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
+    traces: TracesSettings = Field(default_factory=TracesSettings, description="OpenTelemetry traces of requests.")
     run_dir: Annotated[Path, AfterValidator(_socket_directory)] | None = Field(
         None,
         description="Directory on tmpfs for sockets, beat pages, the arena and, on the CPU, the weights; by default "

@@ -47,6 +47,7 @@ FRAME = '  File "' + "directory/" * 9 + 'engine.py", line 160 in _synchronize'
 APPENDED: dict[str, Any] = {
     "host": {"load": "0.50 0.40 0.30 2/345 6789"},
     "expert_tokens": {"0": 0, "93": 12, "7": 4, "8": 0},
+    "in_flight": {"count": 3, "requests": ["a-7", "9f3a1c2e5b6d-1a"]},
     "stacks": {
         "python": f"Current thread 0x01 (most recent call first):\n{FRAME}\n",
         "process": {"pid": 4711, "count": 2, "threads": [
@@ -155,6 +156,7 @@ def test_a_record_in_plain_words(tmp_path: Path) -> None:
         "shape     experts=128 top_k=8 dtype=BF16 device=cuda:0",
         "silence   0.0612 s without a beat; the stall time was 0.05 s, the longest",
         "          silence of a good launch 0.0125 s",
+        "requests  3 in flight: a-7, 9f3a1c2e5b6d-1a and 1 more",
         "experts   93: 12, 7: 4, 0: 0, 8: 0 tokens (the busiest of 4; 2 have none)",
         "page      abort=0 ended=6 exit=done items=[1, 2, 3, 4] stage=serving",
         "host      0.50 0.40 0.30 2/345 6789",

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,25 @@ def test_a_port_that_is_taken(tmp_path: Path, in_memory: Path) -> None:
         f"error: the watchdog cannot listen on 127.0.0.1:{port} (watchdog.host, .port): [Errno 98]"
     )
     assert not (in_memory / "run").exists()
+
+
+def test_traces_without_the_extra(tmp_path: Path, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "opentelemetry-sdk":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("fdmoe_ops.cli.serve.metadata.version", version)
+    arguments = [
+        "serve", "--model-path", str(_resolved(tmp_path).model.path), "--devices", "cpu", "--run-dir", str(in_memory),
+        "--traces-endpoint", "http://127.0.0.1:4318",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        "error: traces.endpoint is http://127.0.0.1:4318, and opentelemetry-sdk is not installed: "
+        "pip install 'fdmoe-ops[otel]'"
+    )
 
 
 def test_a_run_directory_that_is_not_to_be_had(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def _another_value(option: Option) -> str:
         "run_dir": "/dev/shm/another",
         "watchdog.poll_interval_s": "0.01",
         "recovery.compare_ratio": "0.5",
+        "traces.endpoint": "http://127.0.0.1:4318",
+        "traces.sample_ratio": "0.5",
     }
     if option.key in special:
         return special[option.key]
@@ -169,7 +171,7 @@ def test_every_bad_value_has_its_line(file: Path, monkeypatch: pytest.MonkeyPatc
         "error: arena.size_bytes is '5' (from the environment): input should be greater than or equal to 1048576 "
         "[--arena-size-bytes, FDMOE_ARENA__SIZE_BYTES, or arena.size_bytes in the YAML file]",
         f"error: foo (from {file}) is no option. There are: model, devices, gateway, worker, arena, watchdog, "
-        "recovery, log, run_dir, flight_dir, chaos",
+        "recovery, log, traces, run_dir, flight_dir, chaos",
     ]
 
 
@@ -179,7 +181,7 @@ def test_a_variable_of_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         load({}, None)
     assert str(error.value) == (
         "FDMOE_GATWAY__PORT is set, and gatway is no group of options; there are: "
-        "model, gateway, worker, arena, watchdog, recovery, log"
+        "model, gateway, worker, arena, watchdog, recovery, log, traces"
     )
 
 

@@ -86,8 +86,8 @@ TREE = TreeView(
 )
 ARMED = ChaosReply(True, "done to a")
 ABORTED: Event = {"at": "2030-01-02T03:05:00.000+00:00", "event": "abort_ended", "worker": "a"}
-LEFT: Event = {"at": "2030-01-02T03:05:00.001+00:00", "event": "path", "previous": "fused", "path": "baseline"}
-BACK: Event = {"at": "2030-01-02T03:05:02.000+00:00", "event": "path", "previous": "shadow", "path": "fused"}
+LEFT: Event = {"at": "2030-01-02T03:05:00.001+00:00", "event": "path_switch", "from": "fused", "to": "baseline"}
+BACK: Event = {"at": "2030-01-02T03:05:02.000+00:00", "event": "path_switch", "from": "shadow", "to": "fused"}
 
 STAYED = (
     "the path stayed fused for 0.2 s; the fault strikes at the next fused launch, and stays armed until then: "
@@ -327,8 +327,8 @@ def test_waiting_shows_each_event_once_until_fused_is_back(tmp_path: Path) -> No
     assert lines == [
         "stall: done to a",
         "03:05:00.000  abort_ended  worker=a",
-        "03:05:00.001  path  previous=fused path=baseline",
-        "03:05:02.000  path  previous=shadow path=fused",
+        "03:05:00.001  path_switch  from=fused to=baseline",
+        "03:05:02.000  path_switch  from=shadow to=fused",
     ]
     assert re.fullmatch(r"fused again, \d+\.\d s after the fault was armed", last)
 

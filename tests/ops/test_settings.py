@@ -50,6 +50,7 @@ def test_defaults() -> None:
         "worker": {"max_batch_tokens": 4096, "programs": 0},
         "arena": {"size_bytes": 256 * 1024 * 1024},
         "log": {"format": "console", "level": "info"},
+        "traces": {"endpoint": None, "sample_ratio": 0.01},
         "run_dir": None,
         "flight_dir": None,
         "chaos": False,
@@ -255,6 +256,37 @@ def test_stall_bounds_that_contradict_each_other() -> None:
     with pytest.raises(SettingsError) as error:
         tree.resolve(_settings(recovery={"stall_floor_s": 2, "stall_ceiling_s": 1}), ("cuda:0",))
     assert str(error.value) == "recovery.stall_floor_s is 2; at most recovery.stall_ceiling_s, 1, is allowed"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        (None, None),
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("https://collector/", "https://collector/v1/traces"),
+        ("http://[::1]:4318/otlp/v1/traces", "http://[::1]:4318/otlp/v1/traces"),
+    ],
+)
+def test_where_traces_go(endpoint: str | None, url: str | None) -> None:
+    assert _settings(traces={"endpoint": endpoint}).traces.url == url
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "127.0.0.1:4318",
+        "grpc://collector:4317",
+        "http://",
+        "http://u:p@collector",
+        "http://c/?x=1",
+        "http://c:port",
+        "http://c:65536",
+        "x",
+    ],
+)
+def test_an_endpoint_that_is_none(endpoint: str) -> None:
+    with pytest.raises(ValidationError, match="allowed: http://HOST:PORT or https://HOST:PORT, with a path or without"):
+        _settings(traces={"endpoint": endpoint})
 
 
 def test_the_queue_takes_half_the_arena() -> None:

@@ -29,11 +29,11 @@ EVENTS: tuple[Event, ...] = (
     {"at": "2030-03-17T17:40:04.000+00:00", "event": "route", "worker": "a", "generation": 1},
     STALL,
     {
-        "at": "2030-03-17T17:43:40.101+00:00", "event": "path", "worker": "a", "previous": "fused",
-        "path": "baseline", "reason": "stall",
+        "at": "2030-03-17T17:43:40.101+00:00", "event": "path_switch", "worker": "a", "from": "fused",
+        "to": "baseline", "reason": "stall",
     },
     {"at": "2030-03-17T17:43:40.150+00:00", "event": "abort_ended", "worker": "a"},
-    {"at": "2030-03-17T17:43:40.182+00:00", "event": "recovered", "rung": "abort", "worker": "a", "seconds": 0.082},
+    {"at": "2030-03-17T17:43:40.182+00:00", "event": "recovery", "rung": "abort", "worker": "a", "seconds": 0.082},
 )  # fmt: skip
 FLIGHT = FlightView(
     Path("/flights/flight-000001.json"), "2030-03-17T17:43:40.100+00:00", "a", "stall", str(STALL["verdict"])
@@ -126,5 +126,5 @@ def live(
         first=0,
         flight=FLIGHT if "stall" in happened else None,
         stall=happened.get("stall"),
-        recovered=happened.get("recovered"),
+        recovered=happened.get("recovery"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, read_events
 
 EVENTS = {
-    "stall": ["fault_armed", "stall", "path", "abort_ended", "recovered", "path", "path"],
+    "stall": ["fault_armed", "stall", "path_switch", "abort_ended", "recovery", "path_switch", "path_switch"],
     "endless": [
-        "fault_armed", "stall", "path", "abort_timed_out", "fence", "route", "kill", "recovered", "worker_gone",
-        "worker_start", "path", "path", "worker_ready",
+        "fault_armed", "stall", "path_switch", "abort_timed_out", "fence", "route", "kill", "recovery", "worker_gone",
+        "worker_start", "path_switch", "path_switch", "worker_ready",
     ],
 }  # fmt: skip
 
@@ -46,7 +47,7 @@ def test_a_stalled_kernel_costs_no_request(
         last = read_events(tree)[-1]["at"]
         tree.arm(fault)
         tree.wait_until(
-            "the recovery", lambda: any(e["event"] == "recovered" and e["at"] > last for e in read_events(tree))
+            "the recovery", lambda: any(e["event"] == "recovery" and e["at"] > last for e in read_events(tree))
         )
         tree.wait_until("the fused path", lambda: whole(tree))
         count = len(load.sent)
@@ -70,6 +71,9 @@ def test_a_stalled_kernel_costs_no_request(
     assert (stall["worker"], stall["cause"]) == (active, "stall")
     record = json.loads(Path(tree.status()["last_flight"]).read_text())
     assert record["verdict"] == stall["verdict"]
+    in_flight = record["in_flight"]
+    assert len(in_flight["requests"]) == in_flight["count"] >= 1, "the gateway has said whose launch it was"
+    assert all(re.fullmatch("[0-9a-f]{12}-[0-9a-f]+", name) for name in in_flight["requests"])
     expected_words = "does not finish it" if fault == "endless" else "its completion was lost"
     assert expected_words in record["verdict"]
 

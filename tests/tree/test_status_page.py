@@ -70,7 +70,7 @@ def test_the_page_during_a_stall_and_without_a_watchdog(
         with Load(tree.gateway_address, pool, clients=2):
             page.wait_for_selector('#traffic svg[aria-label*="Latency p50: fused "]')
             tree.arm("stall")
-            page.wait_for_selector('#events tr[data-event="recovered"]')
+            page.wait_for_selector('#events tr[data-event="recovery"]')
             page.wait_for_selector('.path:text-is("fused")')
         shown = page.evaluate("window.paths")
         assert (shown[0], shown[-1]) == ("fused", "fused")
@@ -81,7 +81,7 @@ def test_the_page_during_a_stall_and_without_a_watchdog(
 
         events = read_events(tree)
         stall = next(event for event in events if event["event"] == "stall")
-        recovered = next(event for event in events if event["event"] == "recovered")
+        recovered = next(event for event in events if event["event"] == "recovery")
         row = page.locator('tr[data-event="stall"]').inner_text()
         assert row.endswith(f"Worker {stall['worker']} stalled: {stall['verdict']}.")
         assert row.startswith(str(stall["at"])[11:23]), "the browser is in UTC"

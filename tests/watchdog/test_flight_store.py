@@ -133,7 +133,9 @@ def test_sections_are_appended_all_or_none(tmp_path: Path) -> None:
     assert flight.read(path) == document() | expected
     flight.append(path, {"expert_tokens": {"3": 13}})
     assert flight.read(path)["expert_tokens"] == {"3": 13}
-    with pytest.raises(ValueError, match="section 'verdict' cannot be appended; allowed: host, expert_tokens, stacks"):
+    with pytest.raises(
+        ValueError, match="section 'verdict' cannot be appended; allowed: host, expert_tokens, stacks, in_flight"
+    ):
         flight.append(path, {"host": {}, "verdict": "another"})
     assert flight.read(path)["host"] == {"load": "0.1"}
     assert names(tmp_path) == [path.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import socket
 import sys
@@ -17,12 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from fdmoe_watchdog import events, flights, messages
-from fdmoe_watchdog.channel import Channel
+from fdmoe_watchdog import events, flight, flights, messages
+from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
+from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.supervisor import EXIT_NODE, EXIT_RESTART_ME, Supervisor
 from fdmoe_watchdog.xid import Health
@@ -40,6 +42,17 @@ hello = messages.Hello(messages.PROTOCOL, "weights", options["--name"], generati
 channel = Channel.connect(Path(sys.argv[1]) / "watchdog.sock", hello)
 channel.send(messages.WeightsReady(generation, "manifest", 4096))
 signal.pause()
+"""
+# a worker on a device that does not compute
+BROKEN = """
+import os, sys
+from pathlib import Path
+from fdmoe_watchdog import messages
+from fdmoe_watchdog.channel import Channel
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+hello = messages.Hello(messages.PROTOCOL, "worker", options["--name"], int(options["--generation"]), os.getpid())
+channel = Channel.connect(Path(sys.argv[1]) / "watchdog.sock", hello)
+channel.send(messages.ChildFailed("the trial kernel gave 0", "device"))
 """
 RECOVERY = RecoverySettings(backoff_initial_s=0.01, backoff_max_s=0.02, restart_budget=3)
 
@@ -109,6 +122,38 @@ def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, 
         process.discard()
 
 
+def test_which_requests_a_stalled_worker_had_is_the_gateways_to_say(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (in_memory / "run").mkdir()
+    pair = supervisor._pairs[0]
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    asked: list[messages.Message] = []
+    pair._tell_gateway = asked.append
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gateway = supervisor._gateway.child = Child(IDLE, {})
+    gateway.channel = Channel(here)
+    try:
+        pair._read_pages()
+        pair._record(process, "stall")
+        assert asked == [messages.AskInFlight("a", 1, 0)]
+        said = messages.InFlight("a", 1, 0, 3, ("x", "y"))
+        supervisor._handle(gateway.channel, said)
+        supervisor._recorder._disk.submit(lambda: None).wait(10)
+        assert supervisor._recorder.last is not None
+        record = flight.parse(flight.read(supervisor._recorder.last))
+        assert record.in_flight is not None
+        assert (record.in_flight.count, record.in_flight.requests) == (3, ("x", "y"))
+        with pytest.raises(ChannelClosed, match="from somebody who is no gateway"):
+            supervisor._handle(Channel(there), said)
+    finally:
+        for child in (process, gateway):
+            child.signal(signal.SIGKILL)
+            assert child.wait(10)
+        process.discard()
+        here.close()
+        there.close()
+
+
 def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> None:
     gateway = (sys.executable, "-c", "raise SystemExit(4)")
     supervisor = Supervisor(plan(in_memory, worker=IDLE, gateway=gateway))
@@ -140,12 +185,46 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
     assert process.wait(10)
     first.reap()
     assert first.processes == {}
+    assert {worker.life for worker in first.state.workers.values()} == {Life.ABSENT}
     assert supervisor._exit is None
     out = supervisor._events.last[0]
     assert (out["event"], out["device"], out["node_action"]) == ("device_out", "cpu:0", "drain_node")
     second.ended = GiveUp("Xid 48", Ending.NODE, "reset_gpu")
     supervisor._leave_out_what_ended()
     assert supervisor._exit == EXIT_NODE
+
+
+def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=(sys.executable, "-c", BROKEN, str(in_memory / "run"))))
+    said: dict[str, object] = {}
+
+    def look() -> None:
+        try:
+            _wait_until(lambda: supervisor._exit == EXIT_NODE, 60)
+            _wait_until(lambda: {worker.state for worker in supervisor._view.workers} == {"absent"})
+            with urllib.request.urlopen(f"{supervisor._http_url}/status", timeout=5) as answer:
+                said.update(json.load(answer))
+            with urllib.request.urlopen(f"{supervisor._http_url}/metrics", timeout=5) as answer:
+                said["metrics"] = answer.read().decode()
+            with urllib.request.urlopen(f"{supervisor._http_url}/livez", timeout=5) as answer:
+                said["live"] = answer.read()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert supervisor.run() == EXIT_NODE
+    thread.join()
+    assert said["path"] == "down"
+    assert said["live"] == b"ok\n"
+    events = said["events"]
+    assert isinstance(events, list)
+    give_up = next(event for event in events if event["event"] == "give_up")
+    assert (give_up["exit_code"], give_up["node_action"]) == (EXIT_NODE, "reset_gpu")
+    lines = str(said["metrics"]).splitlines()
+    assert 'fdmoe_recovery_failures_total{rung="give_up"} 1.0' in lines
+    assert 'fdmoe_worker_state{device="cpu",state="ready",worker="a"} 0.0' in lines
+    assert 'fdmoe_path_active{device="cpu",path="fused"} 0.0' in lines
 
 
 def test_last_words_are_heard_although_the_end_is_seen_first(in_memory: Path) -> None:

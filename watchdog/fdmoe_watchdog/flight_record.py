@@ -46,6 +46,13 @@ class CauseRecord(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
 
 
+class InFlightRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests the worker owed an answer to, by the gateway's word, and the ids of the first of them."""
+
+    count: int
+    requests: tuple[str, ...]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """The JSON document, format 2. Times in seconds.
 
@@ -59,7 +66,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     left_out       entries that did not fit the record's ceiling, by section
 
     The last sections are appended later, where they are to be had: `host` (fdmoe_watchdog.host), `expert_tokens`
-    (tokens per expert of the batch, by the expert's number), `stacks` (fdmoe_watchdog.stacks).
+    (tokens per expert of the batch, by the expert's number), `stacks` (fdmoe_watchdog.stacks), `in_flight`.
     """
 
     format: int
@@ -87,6 +94,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     host: dict[str, Any] = {}
     expert_tokens: dict[str, int] = {}
     stacks: Stacks | None = None
+    in_flight: InFlightRecord | None = None
 
     @property
     def layer_name(self) -> str:
@@ -94,7 +102,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return name if isinstance(name, str) else f"layer {self.layer}"
 
 
-APPENDED = ("host", "expert_tokens", "stacks")
+APPENDED = ("host", "expert_tokens", "stacks", "in_flight")
 
 
 def record(

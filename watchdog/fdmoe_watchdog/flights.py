@@ -12,6 +12,7 @@ from pathlib import Path
 from fdmoe_watchdog import flight, host, stacks
 from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.messages import InFlight
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import WorkerProcess
 
@@ -33,7 +34,7 @@ class FlightView:
 
 class FlightRecorder:
     """`last` is the newest record that is safe on disk, `view` says what it says; `saved` is called for each. What can
-    only be had later is appended to it: stacks, facts of the host, the tokens of each expert."""
+    only be had later is appended to it: stacks, facts of the host, the experts' tokens, the requests in flight."""
 
     def __init__(self, plan: TreePlan, events: EventLog, saved: Callable[[], None]) -> None:
         self.last: Path | None = None
@@ -90,6 +91,12 @@ class FlightRecorder:
         """Counted after the abort of a launch."""
         key = (process.name, process.generation, launch)
         self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": dict(enumerate(counts))}))
+
+    def in_flight(self, message: InFlight) -> None:
+        """The gateway says which requests the launch's worker had."""
+        key = (message.worker, message.generation, message.launch)
+        section: dict[str, object] = {"count": message.count, "requests": message.requests}
+        self._disk.submit(lambda: self._append(key, lambda: {"in_flight": section}))
 
     def wait(self, timeout_s: float) -> None:
         """Until the last record is safe, but no longer than this."""

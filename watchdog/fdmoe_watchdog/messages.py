@@ -14,7 +14,9 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
+# a batch may have thousands of requests; so many of them are named
+MAX_NAMED_REQUESTS = 32
 Path = Literal["fused", "shadow", "baseline"]
 # what a fused launch can be given (fdmoe_kernels.faults), and what can be done to processes and their pages
 KernelFault = Literal["stall", "endless", "nan", "wrong", "slow", "illegal"]
@@ -118,13 +120,14 @@ class WeightsReady(Message, frozen=True):
 
 class Compared(Message, frozen=True):
     """One batch was computed on both paths, of which `served` gave the answer. `relative_error` is
-    ||fused - baseline|| / ||baseline||."""
+    ||fused - baseline|| / ||baseline||. `requests`: of a batch that was not ok, its requests' ids (Batch)."""
 
     layer: str
     tokens: int
     served: Path
     relative_error: float
     ok: bool
+    requests: tuple[str, ...] = ()
 
 
 class ExpertTokens(Message, frozen=True):
@@ -183,10 +186,12 @@ class Route(Message, frozen=True):
 
 
 class Fence(Message, frozen=True):
-    """Answers of this generation no longer count, and its output areas stay untouched until it is Gone."""
+    """Answers of this generation no longer count, and its output areas stay untouched until it is Gone. `cause`: as in
+    the watchdog's event of the same name."""
 
     worker: str
     generation: int
+    cause: str = ""
 
 
 class Gone(Message, frozen=True):
@@ -194,6 +199,14 @@ class Gone(Message, frozen=True):
 
     worker: str
     generation: int
+
+
+class AskInFlight(Message, frozen=True):
+    """Which requests does this generation owe an answer to? Asked when a record of its launch is made."""
+
+    worker: str
+    generation: int
+    launch: int
 
 
 # ---- gateway -> watchdog
@@ -229,6 +242,17 @@ class GatewayBeat(Message, frozen=True):
     """The gateway's loop turns. Sent every half second; a gateway that stops sending it is replaced."""
 
     traffic: Traffic | None = None
+
+
+class InFlight(Message, frozen=True):
+    """Answer to AskInFlight: how many requests were with this generation, and the ids of the first of them. Of one that
+    was fenced, those that it had when it was."""
+
+    worker: str
+    generation: int
+    launch: int
+    count: int
+    requests: tuple[str, ...]
 
 
 class LinkLost(Message, frozen=True):
@@ -335,12 +359,14 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Batch(Message, frozen=True):
-    """Run one layer over the segments' rows, one after another."""
+    """Run one layer over the segments' rows, one after another. `requests`: the ids of the first MAX_NAMED_REQUESTS
+    segments' requests, for log lines and records."""
 
     generation: int
     batch: int
     layer: str
     segments: tuple[Segment, ...]
+    requests: tuple[str, ...] = ()
 
 
 # ---- worker -> gateway
@@ -392,8 +418,10 @@ AnyMessage = (
     | Route
     | Fence
     | Gone
+    | AskInFlight
     | Listening
     | GatewayBeat
+    | InFlight
     | LinkLost
     | GpuReading
     | GpuFailed

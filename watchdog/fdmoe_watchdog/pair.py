@@ -89,7 +89,7 @@ class Pair:
         if recovered := self._recovery.look(self.processes, now):
             self._metrics.recovery.labels(recovered.rung).observe(recovered.seconds)
             self._events.add(
-                "recovered", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
+                "recovery", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
             )  # fmt: skip
         observation = policy.Observation(
             now, {name: self._see(name, probe) for name in self.workers}, self._see_holder(), lag_s, self._doom(probe)
@@ -109,11 +109,13 @@ class Pair:
         """This device is out: its processes are killed, and nothing of it is listened to any more. Reap it from then
         on, instead of taking turns."""
         for name, process in self.processes.items():
-            self._tell_gateway(messages.Fence(name, process.generation))
+            self._tell_gateway(messages.Fence(name, process.generation, "device_out"))
         for child in self.children():
             child.signal(signal.SIGKILL)
         self.route = None
-        self.state = replace(self.state, active=None)
+        gone = {name: replace(worker, life=policy.Life.ABSENT) for name, worker in self.state.workers.items()}
+        holder = replace(self.state.holder, life=policy.Life.ABSENT)
+        self.state = replace(self.state, active=None, workers=gone, holder=holder)
 
     def reap(self) -> None:
         for name in [name for name, process in self.processes.items() if not process.alive]:
@@ -261,7 +263,7 @@ class Pair:
         if not message.ok:
             self._events.add(
                 "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
-                served=message.served, relative_error=message.relative_error,
+                served=message.served, relative_error=message.relative_error, requests=" ".join(message.requests),
             )  # fmt: skip
 
     # ---- the ladder's hands
@@ -278,7 +280,7 @@ class Pair:
                 self._metrics.stalls.labels(cause).inc()
                 self._metrics.stall_detection.observe(process.tracker.quiet_s)
                 self._recovery.start(process, now)
-                self._recorder.record(process, cause, self.device)
+                self._record(process, cause)
             case policy.AbortEnded(worker=name, in_time=in_time):
                 self._metrics.aborts.labels("ended" if in_time else "timed_out").inc()
                 self._events.add("abort_ended" if in_time else "abort_timed_out", level="warning", worker=name)
@@ -329,7 +331,7 @@ class Pair:
 
     def _fence(self, name: str, generation: int, cause: str, now: float) -> None:
         self._events.add("fence", level="warning", worker=name, generation=generation, cause=cause)
-        self._tell_gateway(messages.Fence(name, generation))
+        self._tell_gateway(messages.Fence(name, generation, cause))
         process = self.processes.get(name)
         if self.route is not None and (self.route.worker, self.route.generation) == (name, generation):
             self.route = None
@@ -339,14 +341,22 @@ class Pair:
             self._metrics.stalls.labels(cause).inc()
         # of a stall there is one already, and new weights are nobody's fault
         if cause in ("frozen", "startup", "exit", "page") and process is not None:
-            self._recorder.record(process, cause, self.device)
+            self._record(process, cause)
+
+    def _record(self, process: WorkerProcess, cause: str) -> None:
+        """The gateway knows which requests are concerned; its answer is appended."""
+        self._recorder.record(process, cause, self.device)
+        if process.tracker.last is not None:
+            self._tell_gateway(messages.AskInFlight(process.name, process.generation, process.tracker.last.begun))
 
     def _set_path(self, action: policy.SetPath) -> None:
         name, path, previous, reason = action.worker, action.path, action.previous, action.reason
         if path != previous:
             self._metrics.path_switches.labels(previous, path, reason).inc()
             level: Level = "warning" if path == "baseline" else "info"
-            self._events.add("path", level=level, worker=name, previous=previous, path=path, reason=reason)
+            self._events.add(
+                "path_switch", level=level, worker=name, reason=reason, **{"from": previous, "to": path}
+            )  # fmt: skip
         elif action.buckets is not None and reason == "proven":
             self._events.add("buckets_proven", worker=name, buckets=" ".join(map(str, action.buckets)))
         if name:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fdmoe_watchdog import policy, xid
+from fdmoe_watchdog import log, policy, xid
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.events import EventLog, Level
 from fdmoe_watchdog.gpu_view import GpuView, holds_memory
@@ -33,18 +33,21 @@ _LEVELS: dict[xid.XidClass, Level] = {
 @dataclass(frozen=True)
 class ProbePlan:
     """devices: what NVML is asked for (an index, or the UUID of a GPU or a MIG instance), by the device's name in
-    metrics and status. recorded: a file to replay instead of asking NVML."""
+    metrics and status. recorded: a file to replay instead of asking NVML. log_format, log_level: of its log lines."""
 
     devices: Mapping[str, str]
     run_dir: Path
     environment: Mapping[str, str]
     recorded: Path | None = None
+    log_format: log.Format = "console"
+    log_level: log.Level = "info"
 
     def command(self, interval_s: float) -> tuple[str, ...]:
         recorded = () if self.recorded is None else ("--recorded", str(self.recorded))
         return (
             *(sys.executable, "-P", "-m", "fdmoe_watchdog.probe"),
             *("--run-dir", str(self.run_dir), "--interval-s", str(interval_s)),
+            *("--log-format", self.log_format, "--log-level", self.log_level),
             *recorded,
             *("--device", *self.devices.values()),
         )

@@ -42,6 +42,7 @@ _GATEWAY_END_S = 2.0
 _STOP_CHILDREN_S = 3.0
 _REAP_S = 10.0
 _VIEW_S = 0.05
+_LINGER_TURN_S = 0.05
 _SWITCH_S = 0.0005
 
 
@@ -120,6 +121,8 @@ class Supervisor:
             try:
                 while self._exit is None:
                     self._turn()
+                if self._exit == EXIT_NODE:
+                    self._linger()
             finally:
                 # the last decision, for those who look while the children end
                 self._show(time.monotonic())
@@ -144,6 +147,18 @@ class Supervisor:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _linger(self) -> None:
+        """Nothing runs any more; that it is so, and why, can be read until the time is over or somebody says stop."""
+        self._stop_children()
+        for pair in self._pairs:
+            pair.end()
+            pair.reap()
+        until = time.monotonic() + self.plan.watchdog.give_up_linger_s
+        while self._stop_at is None and (now := time.monotonic()) < until:
+            self._turned_at = now
+            self._show(now)
+            time.sleep(_LINGER_TURN_S)
 
     def _turns(self) -> bool:
         return time.monotonic() - self._turned_at < 5.0
@@ -264,6 +279,10 @@ class Supervisor:
                 self._announce()
             case messages.GatewayBeat(traffic=traffic):
                 self._gateway.beat(time.monotonic(), traffic)
+            case messages.InFlight():
+                if self._gateway.child is None or self._gateway.child.channel is not channel:
+                    raise ChannelClosed("word of requests in flight from somebody who is no gateway")
+                self._recorder.in_flight(message)
             case messages.LinkLost():
                 for pair in self._pairs:
                     pair.link_lost(message)
@@ -310,8 +329,7 @@ class Supervisor:
             self._events.background.submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
-        more = {"node_action": node_action} if node_action else {}
-        self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], **more)
+        self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)
         self._exit = _EXITS[ending]
 
     def _show(self, now: float) -> None:

@@ -43,7 +43,7 @@ PLAYS: dict[str, Play] = {
         Play("stall", Group.ABORTABLE, ("stall",), ("abort_ended",)),
         Play("endless", decision=("stall",), then=("kill", "worker_gone")),
         Play("illegal", decision=_GONE, then=("worker_gone",)),
-        Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path",)),
+        Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path_switch",)),
         Play("wrong", Group.ABORTABLE, may_be_wrong=True),
         Play("slow", Group.ABORTABLE),
         Play("kill-active", decision=_GONE, then=("worker_gone",)),

@@ -139,7 +139,7 @@ def wait_for_return(watchdog: WatchdogClient, before: list[dict[str, Any]], wait
         for event in new_events(seen, document["events"]):
             typer.echo(event_line(event))
             # from the event, too: with short pauses the path is back before the next reading
-            has_left = has_left or (event["event"] == "path" and event["previous"] == "fused")
+            has_left = has_left or (event["event"] == "path_switch" and event["from"] == "fused")
         seen = document["events"]
         has_left = has_left or document["path"] != "fused"
         if has_left and document["path"] == "fused":

@@ -57,6 +57,7 @@ def _fact_rows(record: Record) -> Iterator[tuple[str, str]]:
     yield "layer", f"{record.layer_name}, {record.tokens} tokens"
     yield "shape", _pairs(context)
     yield "silence", _silence(record)
+    yield "requests", _requests(record)
     yield "experts", _experts(record.expert_tokens)
     yield "page", _pairs({key: value for key, value in record.page.items() if key not in _SHOWN_ELSEWHERE})
     yield "host", str(record.host.get("load", ""))
@@ -74,6 +75,14 @@ def _silence(record: Record) -> str:
     if record.learned_gap_s is not None:
         words += f", the longest silence of a good launch {record.learned_gap_s:g} s"
     return words
+
+
+def _requests(record: Record) -> str:
+    flight = record.in_flight
+    if flight is None:
+        return ""
+    more = flight.count - len(flight.requests)
+    return f"{flight.count} in flight: {', '.join(flight.requests)}{f' and {more} more' if more else ''}".rstrip(": ")
 
 
 def _experts(tokens: Mapping[str, int]) -> str:

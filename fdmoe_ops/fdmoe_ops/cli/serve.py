@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 
 import typer
 
@@ -28,12 +29,13 @@ SETTINGS_FILE = "settings.json"
 
 def serve(loaded: Loaded) -> None:
     """Serve MoE layers: gateway, workers and their watchdog, until Ctrl-C."""
+    log.configure(loaded.settings.log, "watchdog")
     devices = find_devices(loaded.settings.devices)
     settings = tree.resolve(loaded.settings, tuple(devices))
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
+    _check_traces(settings)
     plan = tree_plan(settings, os.environ, devices)
     _check_address(settings.gateway.host, settings.gateway.port)
-    log.configure(settings.log)
     raise typer.Exit(_run(plan))
 
 
@@ -51,6 +53,20 @@ def _run(plan: TreePlan) -> int:
             raise
         address = f"{plan.watchdog.host}:{plan.watchdog.port}"
         raise SettingsError(f"the watchdog cannot listen on {address} (watchdog.host, .port): {error}") from error
+
+
+def _check_traces(settings: Settings) -> None:
+    """Without importing any of it: this process is the watchdog."""
+    if settings.traces.endpoint is None:
+        return
+    for distribution in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"):
+        try:
+            metadata.version(distribution)
+        except metadata.PackageNotFoundError as error:
+            raise SettingsError(
+                f"traces.endpoint is {settings.traces.endpoint}, and {distribution} is not installed: "
+                "pip install 'fdmoe-ops[otel]'"
+            ) from error
 
 
 def _check_address(host: str, port: int) -> None:
@@ -111,7 +127,9 @@ def _probe_plan(settings: Settings, uuids: Mapping[str, str], environment: Mappi
         return None
     assert settings.run_dir, "resolved settings have a run directory"
     asked = {name: uuids.get(name) or str(index) for index, name in enumerate(settings.devices)}
-    return ProbePlan(asked, settings.run_dir, environment, recording)
+    return ProbePlan(
+        asked, settings.run_dir, environment, recording, settings.log.format.value, settings.log.level.value
+    )
 
 
 def _additions(devices: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.gateway", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     settings = tree.read(parser.parse_args(arguments).settings)
-    log.configure(settings.log)
+    log.configure(settings.log, "gateway")
     logger = structlog.get_logger("fdmoe.gateway")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
     gateway = settings.gateway
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         retry_after_s=gateway.retry_after_s,
         drain_timeout_s=gateway.drain_timeout_s,
         version=version(),
+        traces_url=settings.traces.url,
+        traces_sample_ratio=settings.traces.sample_ratio,
     )
     try:
         listening = bind(gateway.host, gateway.port)

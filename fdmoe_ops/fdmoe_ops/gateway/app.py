@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from fdmoe_ops.gateway import protocol
+from fdmoe_ops.gateway import called, protocol
 from fdmoe_ops.gateway.infer import Infer
 from fdmoe_ops.gateway.link import Links
 from fdmoe_ops.gateway.metrics import Metrics
@@ -33,7 +33,7 @@ class Get:
                 raise Refusal(405, f"the method is {scope['method']}; GET is allowed", headers=((b"allow", b"GET"),))
             reply = self._answer(scope)
         except Refusal as refusal:
-            reply = refused(refusal)
+            reply = _turned_away(refusal, scope)
         await send_reply(send, reply)
 
 
@@ -79,7 +79,14 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
 
 async def _unknown(scope: Scope, _receive: Receive, send: Send) -> None:
     places = "/v2, /v2/health, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
-    await send_reply(send, refused(Refusal(404, f"nothing is at {scope['path']}; there are {places}")))
+    await send_reply(send, _turned_away(Refusal(404, f"nothing is at {scope['path']}; there are {places}"), scope))
+
+
+def _turned_away(refusal: Refusal, scope: Scope) -> Reply:
+    """Whoever meant to send an inference request, and missed its address, finds the answer by its name, too."""
+    reply = refused(refusal)
+    reply.headers.append((called.HEADER, called.from_headers(scope["headers"]).id.encode("ascii")))
+    return reply
 
 
 def _probe(ok: bool, reason: str) -> Reply:

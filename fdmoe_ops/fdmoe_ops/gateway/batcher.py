@@ -25,15 +25,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fdmoe_ops.arena import Allocator, ArenaFull, round_up
 from fdmoe_ops.gateway.admission import Limits, QueueFull, Waiting
 from fdmoe_ops.gateway.pace import Pace
 from fdmoe_ops.gateway.refusal import Reason
-from fdmoe_watchdog.messages import Answer, Batch, Segment
+from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Segment
 
-# a batch travels in one packet of at most 128 KiB; a segment takes at most 24 bytes of it
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+# a batch travels in one packet of at most 128 KiB; a segment takes at most 24 bytes of it, a request's id 130
 MAX_SEGMENTS = 4096
 # a request that workers end with, one after another, is more likely their end's cause than its victim
 MAX_REPLAYS = 2
@@ -68,7 +71,8 @@ Deliver = Callable[[Outcome | None], None]
 @dataclass(slots=True, eq=False)
 class Request:
     """`size_bytes` at each offset, which take `area_bytes` of the arena; `output_offset` is None after a fence.
-    `deliver` takes the outcome, if one comes, or None when the deadline passed before the request was sent."""
+    `deliver` takes the outcome, if one comes, or None when the deadline passed before the request was sent. `span`: its
+    span, if it is traced."""
 
     layer: str
     tokens: int
@@ -79,6 +83,8 @@ class Request:
     input_offset: int
     output_offset: int | None
     deliver: Deliver
+    id: str = ""
+    span: Span | None = None
     state: State = State.READING
     fences: int = 0
     abandoned: bool = False
@@ -95,6 +101,7 @@ class Departure:
 
     key: Key
     batch: Batch
+    requests: tuple[Request, ...]
     tokens: int
     replayed: int
 
@@ -107,7 +114,17 @@ class Flight(NamedTuple):
     sent_at: float
 
 
-_NOTHING = Flight(0, (), 0.0)
+_NO_FLIGHT = Flight(0, (), 0.0)
+
+
+class InHand(NamedTuple):
+    """How many requests a worker has, and the ids of the first of them."""
+
+    total: int
+    names: tuple[str, ...]
+
+
+NOTHING = InHand(0, ())
 
 
 class Batcher:
@@ -124,6 +141,7 @@ class Batcher:
         self._given: dict[Key, int] = {}  # the number of a worker's last batch
         self._flights: dict[Key, Flight] = {}
         self._quarantine: dict[Key, list[int]] = {}  # a key from its fence to its end
+        self._fenced: dict[Key, InHand] = {}  # until it has ended
         self._numbers = itertools.count(1)
 
     @property
@@ -148,7 +166,16 @@ class Batcher:
     # ---- requests
 
     def reserve(
-        self, layer: str, tokens: int, size_bytes: int, deliver: Deliver, *, deadline: float, upload: bool
+        self,
+        layer: str,
+        tokens: int,
+        size_bytes: int,
+        deliver: Deliver,
+        *,
+        deadline: float,
+        upload: bool,
+        request_id: str = "",
+        span: Span | None = None,
     ) -> Request:
         """Areas and a place in the queue for a request whose input is about to be read; `upload`: from a client that
         has not sent all of it. Raises QueueFull."""
@@ -166,7 +193,10 @@ class Batcher:
                 raise
         except ArenaFull as error:
             raise QueueFull(Reason.ARENA, str(error)) from error
-        request = Request(layer, tokens, size_bytes, area_bytes, deadline, upload, input_offset, output_offset, deliver)
+        request = Request(
+            layer, tokens, size_bytes, area_bytes, deadline, upload, input_offset, output_offset, deliver, request_id,
+            span,
+        )  # fmt: skip
         self._wait(request)
         if upload:
             self.waiting.upload_bytes += area_bytes
@@ -230,12 +260,13 @@ class Batcher:
                 self._flights[key] = Flight(number, requests, now)
                 segments = tuple(Segment(r.input_offset, r.output_offset or 0, r.tokens) for r in requests)
                 tokens = sum(request.tokens for request in requests)
-                return Departure(key, Batch(key.generation, number, layer, segments), tokens, replayed)
+                batch = Batch(key.generation, number, layer, segments, _names(requests))
+                return Departure(key, batch, requests, tokens, replayed)
         return None
 
     def answered(self, key: Key, answer: Answer, now: float) -> tuple[Request, ...] | None:
         """The requests that this answer is for, less those that nobody wants any more; None if it does not count."""
-        number, requests, sent_at = self._flights.get(key, _NOTHING)
+        number, requests, sent_at = self._flights.get(key, _NO_FLIGHT)
         if answer.generation != key.generation or answer.batch != number:
             return None
         del self._flights[key]
@@ -246,12 +277,20 @@ class Batcher:
                 self._free(request)
         return tuple(request for request in requests if not request.abandoned)
 
+    def in_hand(self, key: Key) -> InHand:
+        """What this worker is to answer; once it has been fenced, what it had then."""
+        flight = self._flights.get(key)
+        return self._fenced.get(key, NOTHING) if flight is None else _in_hand(flight.requests)
+
     def fence(self, key: Key) -> int:
         """No answer of `key` counts any more. Returns how many of its requests wait to be sent again."""
         self._active = {device: active for device, active in self._active.items() if active != key}
         quarantine = self._quarantine.setdefault(key, [])
         again = []
-        for request in self._flights.pop(key, _NOTHING).requests:
+        requests = self._flights.pop(key, _NO_FLIGHT).requests
+        if requests:
+            self._fenced[key] = _in_hand(requests)
+        for request in requests:
             assert request.output_offset is not None, "sent without an output area"
             quarantine.append(request.output_offset)
             request.output_offset = None
@@ -276,6 +315,7 @@ class Batcher:
         """The process has been reaped: its output areas are free, and it counts as fenced if it was not."""
         self.fence(key)
         self._given.pop(key, None)
+        self._fenced.pop(key, None)
         for offset in self._quarantine.pop(key):
             self.allocator.release(offset)
 
@@ -334,6 +374,14 @@ class Batcher:
         self.allocator.release(request.input_offset)
         if request.output_offset is not None:
             self.allocator.release(request.output_offset)
+
+
+def _names(requests: tuple[Request, ...]) -> tuple[str, ...]:
+    return tuple([request.id for request in requests[:MAX_NAMED_REQUESTS]])
+
+
+def _in_hand(requests: tuple[Request, ...]) -> InHand:
+    return InHand(len(requests), _names(requests))
 
 
 def _needed_bytes(queue: OrderedDict[Request, None]) -> int:

@@ -16,6 +16,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from fdmoe_ops.gateway.called import HEADER, new_id
 from fdmoe_ops.gateway.refusal import Reason
 
 # nginx and Apache take 32 KiB and 800 KiB by default
@@ -148,6 +149,7 @@ class Connection(HttpToolsProtocol):
             body = msgspec.json.encode({"error": text})
             headers = [
                 *self.server_state.default_headers,
+                (HEADER, new_id().encode("ascii")),
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),

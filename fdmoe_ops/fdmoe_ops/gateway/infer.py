@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from fdmoe_ops.arena import ALIGNMENT_BYTES, Arena
-from fdmoe_ops.gateway import deadline, protocol
+from fdmoe_ops.gateway import called, deadline, protocol
 from fdmoe_ops.gateway.admission import QueueFull
 from fdmoe_ops.gateway.batcher import Batcher, Outcome, Request
 from fdmoe_ops.gateway.body import Body
+from fdmoe_ops.gateway.called import Called
 from fdmoe_ops.gateway.link import Links
-from fdmoe_ops.gateway.metrics import Metrics
+from fdmoe_ops.gateway.metrics import Metrics, exemplar
 from fdmoe_ops.gateway.pace import retry_after_s
 from fdmoe_ops.gateway.protocol import Parsed, Served
 from fdmoe_ops.gateway.refusal import ClientGone, Reason, Refusal
 from fdmoe_ops.gateway.reply import CLOSE, Reply, refused, send_last_reply, send_reply
 from fdmoe_ops.gateway.waiting import Waiter, WaitingRoom
 from fdmoe_watchdog.messages import LayerInfo
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from fdmoe_ops.gateway.traces import Traces
 
 CLIENT_GONE = 499  # as nginx counts them; no client sees it
 
@@ -30,9 +36,18 @@ class Infer:
     """The ASGI endpoint: one call a request, in the event loop's thread, without a task of its own."""
 
     def __init__(
-        self, *, arena: Arena, batcher: Batcher, links: Links, room: WaitingRoom, metrics: Metrics, retry_after_s: int
+        self,
+        *,
+        arena: Arena,
+        batcher: Batcher,
+        links: Links,
+        room: WaitingRoom,
+        metrics: Metrics,
+        traces: Traces | None,
+        retry_after_s: int,
     ) -> None:
         self.draining = False
+        self._traces = traces
         self._arena = arena
         self._batcher = batcher
         self._links = links
@@ -45,6 +60,8 @@ class Infer:
         arrived = time.monotonic()
         metrics = self._metrics
         metrics.requests_in_flight += 1
+        name = called.from_headers(scope["headers"])
+        span = None if self._traces is None else self._traces.begin(name, scope)
         layer_name, reply = "", None
         body = Body(receive)
         try:
@@ -54,23 +71,26 @@ class Infer:
                 raise Refusal(503, "draining: no new requests are taken", reason=Reason.DRAINING)
             layer = self.layer(scope["path_params"]["name"])
             layer_name = layer.name
-            reply = await self._reply(layer, scope, receive, body, arrived)
+            reply = await self._reply(layer, scope, receive, body, arrived, name, span)
         except Refusal as refusal:
             reply = self._refused(refusal)
         except ClientGone:
             pass
         except Exception as error:  # noqa: BLE001
             # the outermost of a request: it is counted and answered like any other
-            self._log.error("request_failed", layer=layer_name, error=traceback.format_exc())
+            self._log.exception("request_failed", layer=layer_name, request_id=name.id, trace_id=name.trace_id)
             reply = refused(Refusal(500, f"the gateway failed: {type(error).__name__}"))
         finally:
             metrics.requests_in_flight -= 1
         path = reply.path if reply else "none"
         code = str(reply.status if reply else CLIENT_GONE)
         tokens = reply.tokens if reply else 0
-        metrics.answered(layer_name, path, code, time.monotonic() - arrived, tokens)
+        metrics.answered(layer_name, path, code, time.monotonic() - arrived, tokens, exemplar(name))
+        if self._traces is not None and span is not None:
+            self._traces.end(span, name, layer_name, reply)
         if reply is None:
             return
+        reply.headers.append((called.HEADER, name.id.encode("ascii")))
         if self.draining or reply.status == 408:
             reply.headers.append(CLOSE)
             await send_last_reply(send, reply, body)
@@ -92,7 +112,16 @@ class Infer:
             raise Refusal(404, f"version {version!r} of {base} is not served; {protocol.VERSION!r} is")
         return layers[base]
 
-    async def _reply(self, layer: LayerInfo, scope: Scope, receive: Receive, body: Body, arrived: float) -> Reply:
+    async def _reply(
+        self,
+        layer: LayerInfo,
+        scope: Scope,
+        receive: Receive,
+        body: Body,
+        arrived: float,
+        name: Called,
+        span: Span | None,
+    ) -> Reply:
         token_limit = self._token_limit(layer)
         body.announce(scope, token_limit * protocol.row_bytes(layer))
         waiter = self._room.enter(receive, arrived, deadline.from_headers(scope["headers"]))
@@ -100,11 +129,12 @@ class Infer:
         try:
             head, rest = await body.json()
             parsed = protocol.parse(head, layer, token_limit, body.following_bytes)
+            name.also(parsed.id)
             if parsed.tokens == 0:
-                return self._answer(parsed, layer, b"", protocol.NOBODY)
+                return self._answer(parsed, layer, b"", protocol.NOBODY, name)
             if parsed.timeout_s is not None:
                 self._room.limit(waiter, parsed.timeout_s)
-            request = self._reserve(layer, parsed, waiter, upload=not body.complete)
+            request = self._reserve(layer, parsed, waiter, name, span, upload=not body.complete)
             await self._fill(request, parsed, body, rest)
             self._batcher.enqueue(request)
             self._links.push_soon()
@@ -113,7 +143,7 @@ class Infer:
                 raise Refusal(500, f"the worker could not run it: {outcome.answer.error}", path=outcome.answer.path)
             assert request.output_offset is not None, "answered without an output area"
             output = self._arena.area(request.output_offset, request.size_bytes)
-            return self._answer(parsed, layer, output, _served(outcome, request))
+            return self._answer(parsed, layer, output, _served(outcome, request), name)
         except asyncio.CancelledError as error:
             if waiter.ended is None:
                 raise
@@ -133,11 +163,14 @@ class Infer:
         room_bytes = min(self._arena.size_bytes, limits.area_bytes) // 2 // ALIGNMENT_BYTES * ALIGNMENT_BYTES
         return min(self._links.max_batch_tokens, limits.tokens, room_bytes // protocol.row_bytes(layer))
 
-    def _reserve(self, layer: LayerInfo, parsed: Parsed, waiter: Waiter, *, upload: bool) -> Request:
+    def _reserve(
+        self, layer: LayerInfo, parsed: Parsed, waiter: Waiter, name: Called, span: Span | None, *, upload: bool
+    ) -> Request:
         try:
             return self._batcher.reserve(
-                layer.name, parsed.tokens, parsed.size_bytes, waiter.deliver, deadline=waiter.deadline, upload=upload
-            )
+                layer.name, parsed.tokens, parsed.size_bytes, waiter.deliver, deadline=waiter.deadline, upload=upload,
+                request_id=name.id, span=span,
+            )  # fmt: skip
         except QueueFull as error:
             raise Refusal(503, str(error), reason=error.reason) from error
 
@@ -160,8 +193,10 @@ class Infer:
         if filled != len(area):
             raise Refusal(400, f"{filled} bytes follow the JSON; binary_data_size says {len(area)}")
 
-    def _answer(self, parsed: Parsed, layer: LayerInfo, output: memoryview | bytes, served: Served) -> Reply:
-        headers, body = protocol.encode(parsed, layer, output, served)
+    def _answer(
+        self, parsed: Parsed, layer: LayerInfo, output: memoryview | bytes, served: Served, name: Called
+    ) -> Reply:
+        headers, body = protocol.encode(parsed, layer, output, served, name.id)
         return Reply(200, headers, body, served.path, parsed.tokens)
 
     def _refused(self, refusal: Refusal) -> Reply:

@@ -12,15 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
-from fdmoe_ops.gateway.batcher import Batcher, Key, Outcome
+from fdmoe_ops.gateway.batcher import Batcher, Departure, Key, Outcome
 from fdmoe_ops.gateway.metrics import Metrics
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.messages import LayerInfo
 from fdmoe_watchdog.page import Line, PageError, PageFile
+
+if TYPE_CHECKING:
+    from fdmoe_ops.gateway.traces import Traces
 
 _RETRY_S = 0.05
 _BEAT_S = 0.5
@@ -48,11 +52,19 @@ class Links:
     `on_end` is called when the watchdog's connection closes.
     """
 
-    def __init__(self, batcher: Batcher, metrics: Metrics, control: Channel, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        metrics: Metrics,
+        traces: Traces | None,
+        control: Channel,
+        on_end: Callable[[], None],
+    ) -> None:
         self.layers: dict[str, LayerInfo] = {}
         self.max_batch_tokens = 0
         self._batcher = batcher
         self._metrics = metrics
+        self._traces = traces
         self._control = control
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
@@ -89,7 +101,10 @@ class Links:
         while (departure := self._batcher.next_batch(time.monotonic())) is not None:
             link = self._links[departure.key]
             self._metrics.batch_tokens.observe(departure.tokens)
-            self._metrics.replayed_requests.inc(departure.replayed)
+            if departure.replayed:
+                self._replayed(departure)
+            if self._traces is not None:
+                self._traces.sent(departure)
             try:
                 link.send(departure.batch)
             except (ChannelClosed, PageError, OSError) as error:
@@ -118,10 +133,18 @@ class Links:
             match message:
                 case messages.Route():
                     self._route(message)
-                case messages.Fence(worker=worker, generation=generation):
+                case messages.Fence(worker=worker, generation=generation, cause=cause):
                     self._unwant(Key(worker, generation))
-                    again = self._batcher.fence(Key(worker, generation))
-                    self._log.info("fenced", worker=worker, generation=generation, requests_again=again)
+                    again = self._fence(Key(worker, generation), cause)
+                    self._log.info(
+                        "fence", worker=worker, generation=generation, cause=cause, requests_again=again,
+                        requests=self._batcher.in_hand(Key(worker, generation)).names,
+                    )  # fmt: skip
+                case messages.AskInFlight(worker=worker, generation=generation, launch=launch):
+                    total, names = self._batcher.in_hand(Key(worker, generation))
+                    # a watchdog that is held up itself does not read: its record then says nothing of requests
+                    with contextlib.suppress(ChannelClosed):
+                        self._control.send(messages.InFlight(worker, generation, launch, total, names))
                 case messages.Gone(worker=worker, generation=generation):
                     self._gone(Key(worker, generation))
                 case None:
@@ -169,6 +192,8 @@ class Links:
         link = self._links.get(key)
         if link is not None:
             self._close(link)
+        if self._traces is not None:
+            self._traces.fenced(key, "gone")
         self._batcher.gone(key)
         self.push()
 
@@ -196,6 +221,8 @@ class Links:
 
     def _answered(self, link: WorkerLink, answer: messages.Answer) -> None:
         requests = self._batcher.answered(link.key, answer, time.monotonic())
+        if self._traces is not None and requests is not None:
+            self._traces.answered(link.key, answer)
         # the worker gets its next batch before the clients get their answers
         self.push()
         if requests is None:
@@ -206,7 +233,10 @@ class Links:
             )  # fmt: skip
             return
         if answer.error:
-            self._log.error("batch_failed", worker=link.key.worker, batch=answer.batch, reason=answer.error)
+            self._log.error(
+                "batch_failed", worker=link.key.worker, generation=answer.generation, batch=answer.batch,
+                reason=answer.error, requests=[request.id for request in requests[: messages.MAX_NAMED_REQUESTS]],
+            )  # fmt: skip
         outcome = Outcome(link.key, answer)
         for request in requests:
             request.deliver(outcome)
@@ -225,10 +255,24 @@ class Links:
         self._close(link)
         with contextlib.suppress(ChannelClosed):
             self._control.send(messages.LinkLost(link.key.worker, link.key.generation, str(error)))
-        again = self._batcher.fence(link.key)
+        again = self._fence(link.key, "link_lost")
         self._log.warning(
             "worker_left", worker=link.key.worker, generation=link.key.generation, reason=str(error),
-            requests_again=again,
+            requests_again=again, requests=self._batcher.in_hand(link.key).names if again else (),
+        )  # fmt: skip
+
+    def _fence(self, key: Key, cause: str) -> int:
+        if self._traces is not None:
+            self._traces.fenced(key, cause)
+        return self._batcher.fence(key)
+
+    def _replayed(self, departure: Departure) -> None:
+        self._metrics.replayed_requests.inc(departure.replayed)
+        again = [request.id for request in departure.requests if request.replayed]
+        self._log.warning(
+            "replayed_requests", worker=departure.key.worker, generation=departure.key.generation,
+            batch=departure.batch.batch, layer=departure.batch.layer, count=departure.replayed,
+            requests=again[: messages.MAX_NAMED_REQUESTS],
         )  # fmt: skip
 
     def _close(self, link: WorkerLink) -> None:

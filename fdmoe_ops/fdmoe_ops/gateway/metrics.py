@@ -7,12 +7,25 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from fdmoe_ops.gateway.called import Called
 from fdmoe_ops.gateway.refusal import Reason
 from fdmoe_ops.gateway.traffic import TrafficMeter
 
 # from half of what the gateway may add at one token to the longest that a request waits
 _SECONDS = (0.00015, 0.0003, 0.0006, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+# OpenMetrics: an exemplar's labels, names and values, have 128 characters at most
+_ID_CHARACTERS = 128 - len("request_id")
+_ID_CHARACTERS_WITH_TRACE = _ID_CHARACTERS - len("trace_id") - 32
+
+
+def exemplar(name: Called) -> dict[str, str]:
+    """A request's names as an exemplar's labels: a longer id is cut, and its first characters still find it."""
+    if name.trace_id:
+        return {"request_id": name.id[:_ID_CHARACTERS_WITH_TRACE], "trace_id": name.trace_id}
+    return {"request_id": name.id[:_ID_CHARACTERS]}
 
 
 class Metrics:
@@ -55,8 +68,9 @@ class Metrics:
         used = Gauge("fdmoe_arena_used_bytes", "Arena memory that requests hold.", registry=registry)
         used.set_function(arena_used_bytes)
 
-    def answered(self, layer: str, path: str, code: str, seconds: float, tokens: int) -> None:
-        """One request has ended. The children are kept, because looking them up costs more than moving them."""
+    def answered(self, layer: str, path: str, code: str, seconds: float, tokens: int, exemplar: dict[str, str]) -> None:
+        """One request has ended; its bucket keeps `exemplar`, for those who scrape OpenMetrics. The children are kept,
+        because looking them up costs more than moving them."""
         key = (layer, path, code)
         children = self._children.get(key)
         if children is None:
@@ -64,7 +78,7 @@ class Metrics:
             # refusals have no tokens, and so no series
             counter = self.request_tokens.labels(layer, path) if code == "200" else None
             children = self._children[key] = duration, counter
-        children[0].observe(seconds)
+        children[0].observe(seconds, exemplar)
         if children[1] is not None:
             children[1].inc(tokens)
         self.traffic.answered(path, code, seconds)

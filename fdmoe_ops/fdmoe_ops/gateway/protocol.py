@@ -15,10 +15,8 @@ JSON has no word for NaN and infinities: they come in binary only, and go out as
 from __future__ import annotations
 
 import re
-import secrets
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -68,6 +66,7 @@ _nested = msgspec.json.Decoder(list[list[float]])
 class Parsed:
     """A request's JSON part, checked against its layer.
 
+    id            what the request calls itself; "" if it does not
     size_bytes    of the input, and of the output
     data          the input's bytes if they were JSON; None if they follow the JSON part
     timeout_s     how long it may take in all; None if it does not say
@@ -102,10 +101,6 @@ def row_bytes(layer: LayerInfo) -> int:
     return layer.hidden_size * element_bytes(layer)
 
 
-def new_id() -> str:
-    return secrets.token_hex(16)
-
-
 def parse(header: bytes | bytearray | memoryview, layer: LayerInfo, token_limit: int, following: int | None) -> Parsed:
     """The JSON part `header`, which `following` bytes come after (None: not known yet).
 
@@ -134,7 +129,7 @@ def parse(header: bytes | bytearray | memoryview, layer: LayerInfo, token_limit:
         )
     size_bytes = tokens * row_bytes(layer)
     data = _input_data(tensor, layer, size_bytes, following)
-    return Parsed(request.id or new_id(), tokens, size_bytes, data, binary_output, timeout_s)
+    return Parsed(request.id, tokens, size_bytes, data, binary_output, timeout_s)
 
 
 def _tokens(tensor: _Input, layer: LayerInfo, token_limit: int) -> int:
@@ -217,9 +212,10 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def encode(
-    parsed: Parsed, layer: LayerInfo, output: memoryview | bytes, served: Served
+    parsed: Parsed, layer: LayerInfo, output: memoryview | bytes, served: Served, request_id: str
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of the answer; `output` is the output's bytes, which are copied once."""
+    """Headers and body of the answer; `output` is the output's bytes, which are copied once. The body says the id that
+    the request's body had, where it had one."""
     tensor: dict[str, Any] = {"name": OUTPUT, "shape": [parsed.tokens, layer.hidden_size], "datatype": layer.dtype}
     if parsed.binary_output:
         tensor["parameters"] = {"binary_data_size": parsed.size_bytes}
@@ -228,7 +224,7 @@ def encode(
     document = {
         "model_name": layer.name,
         "model_version": VERSION,
-        "id": parsed.id,
+        "id": parsed.id or request_id,
         "parameters": {
             "fdmoe_path": served.path,
             "fdmoe_worker": served.worker,
@@ -238,16 +234,10 @@ def encode(
         "outputs": [tensor],
     }
     body = msgspec.json.encode(document)
-    headers = [(b"x-request-id", header_text(parsed.id))]
     if not parsed.binary_output:
-        return [*headers, (b"content-type", b"application/json")], body
-    headers += [(b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(body))]
+        return [(b"content-type", b"application/json")], body
+    headers = [(b"content-type", b"application/octet-stream"), (HEADER_LENGTH, b"%d" % len(body))]
     return headers, b"".join((body, output))
-
-
-def header_text(text: str) -> bytes:
-    """As a header's value: what is not printable ASCII is percent-encoded."""
-    return (text if text.isascii() and text.isprintable() else quote(text)).encode("ascii")
 
 
 def server_metadata(version: str) -> dict[str, Any]:

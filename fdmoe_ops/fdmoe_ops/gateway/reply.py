@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import msgspec
 from starlette.types import Send
 
-from fdmoe_ops.gateway import protocol
 from fdmoe_ops.gateway.body import Body
 from fdmoe_ops.gateway.refusal import Refusal
 
@@ -29,7 +28,7 @@ class Reply:
 
 
 def refused(refusal: Refusal) -> Reply:
-    headers = [(b"content-type", b"application/json"), (b"x-request-id", protocol.new_id().encode()), *refusal.headers]
+    headers = [(b"content-type", b"application/json"), *refusal.headers]
     return Reply(refusal.status, headers, msgspec.json.encode({"error": str(refusal)}), refusal.path)
 
 

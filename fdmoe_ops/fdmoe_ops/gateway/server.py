@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -26,6 +27,9 @@ from fdmoe_ops.gateway.metrics import Metrics
 from fdmoe_ops.gateway.waiting import WaitingRoom
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel
+
+if TYPE_CHECKING:
+    from fdmoe_ops.gateway.traces import Traces
 
 # longer than load balancers and clients keep an idle connection, so that they are the ones to close it
 _KEEP_ALIVE_S = 75
@@ -46,6 +50,18 @@ class GatewayPlan:
     retry_after_s: int
     drain_timeout_s: float
     version: str
+    traces_url: str | None
+    traces_sample_ratio: float
+
+
+def _traces(plan: GatewayPlan) -> Traces | None:
+    """Imported only where they are asked for: OpenTelemetry is an extra, and takes a third of a second to import."""
+    if plan.traces_url is None:
+        return None
+    from fdmoe_ops.gateway.export import Export
+    from fdmoe_ops.gateway.traces import Traces
+
+    return Traces(Export(plan.traces_url, plan.version), plan.traces_sample_ratio)
 
 
 class _Server(uvicorn.Server):
@@ -73,13 +89,15 @@ class Gateway:
         self._log = structlog.get_logger("fdmoe.gateway")
         hello = messages.Hello(messages.PROTOCOL, "gateway", "gateway", 0, os.getpid())
         self._control = Channel.connect(plan.run_dir / "watchdog.sock", hello)
-        self._links = Links(self._batcher, self.metrics, self._control, self._end)
+        self._traces = _traces(plan)
+        self._links = Links(self._batcher, self.metrics, self._traces, self._control, self._end)
         self._infer = Infer(
             arena=self.arena,
             batcher=self._batcher,
             links=self._links,
             room=self._room,
             metrics=self.metrics,
+            traces=self._traces,
             retry_after_s=plan.retry_after_s,
         )
         connection = functools.partial(Connection, plan.upload_timeout_s, self.metrics.refused)
@@ -106,6 +124,8 @@ class Gateway:
             await self._server.serve(sockets=[listening])
         finally:
             self._links.close()
+            if self._traces is not None:
+                self._traces.close(_FLUSH_S)
             # a request that was cut off may hold a view of the arena, which then goes with the process
             with contextlib.suppress(BufferError):
                 self.arena.close()
@@ -113,7 +133,9 @@ class Gateway:
     def drain(self) -> None:
         """Finish what has come, refuse what comes, and return from `serve`. The second call does not wait."""
         if self._draining is None:
-            self._log.info("draining", requests=self.metrics.requests_in_flight, deadline_s=self._drain_timeout_s)
+            self._log.info(
+                "drain", deadline_s=self._drain_timeout_s, requests_in_flight=self.metrics.requests_in_flight
+            )
             self._infer.draining = True
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
@@ -126,7 +148,7 @@ class Gateway:
             async with asyncio.timeout(self._drain_timeout_s):
                 await self._room.emptied()
         except TimeoutError:
-            self._log.warning("drain_deadline", requests=self.metrics.requests_in_flight)
+            self._log.warning("drain_deadline", requests_in_flight=self.metrics.requests_in_flight)
             self._end()
         else:
             self._stop(max(deadline - time.monotonic(), _FLUSH_S))

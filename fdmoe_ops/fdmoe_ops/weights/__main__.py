@@ -7,7 +7,6 @@ import os
 import select
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import structlog
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generation", type=int, required=True)
     options = parser.parse_args(arguments)
     settings = tree.read(options.settings)
-    log.configure(settings.log)
+    log.configure(settings.log, f"{options.name}-g{options.generation}")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
     hello = messages.Hello(messages.PROTOCOL, "weights", options.name, options.generation, os.getpid())
     control = Channel.connect(settings.run_dir / "watchdog.sock", hello)
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.get_logger("fdmoe.weights").info("holder_ends", reason=str(error))
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words
-        traceback.print_exc()
+        structlog.get_logger("fdmoe.weights").exception("holder_broken")
         fail(control, f"{type(error).__name__}: {error}", "unknown")
     return 0
 

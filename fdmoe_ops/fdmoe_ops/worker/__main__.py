@@ -6,7 +6,6 @@ import argparse
 import gc
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generation", type=int, required=True)
     options = parser.parse_args(arguments)
     settings = tree.read(options.settings)
-    log.configure(settings.log)
+    log.configure(settings.log, f"worker-{options.name}-g{options.generation}")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
     stem = settings.run_dir / f"worker-{options.name}-g{options.generation}"
     page = Page.open(stem.with_suffix(".page"))
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         fail(control, str(error), "unknown")
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
-        traceback.print_exc()
+        structlog.get_logger("fdmoe.worker").exception("worker_broken")
         fail(control, f"{type(error).__name__}: {error}", "unknown")
     return 0
 

@@ -127,6 +127,9 @@ class Loop:
         try:
             engine.check(batch)
         except BatchError as error:
+            self._log.error(
+                "batch_refused", batch=batch.batch, layer=batch.layer, reason=str(error), requests=batch.requests
+            )
             self._answer(batch, "baseline", started, str(error))
             return
         x = engine.load(batch)
@@ -149,7 +152,7 @@ class Loop:
         """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""
         result = self._engine.run_fused(x, batch.layer)
         if result is None:
-            self._log.warning("aborted", batch=batch.batch, layer=batch.layer)
+            self._log.warning("aborted", batch=batch.batch, layer=batch.layer, requests=batch.requests)
             self._choice.stay_on_baseline()
             self._aborted = True
             return None
@@ -158,7 +161,7 @@ class Loop:
         # no answer that is not finite leaves before the baseline has given the same
         comparison = self._engine.compare(result.y, self._engine.run_baseline(x, batch.layer))
         if not comparison.ok:
-            self._log.error("not_finite", batch=batch.batch, layer=batch.layer)
+            self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
             self._choice.stay_on_baseline()
             self._tell(batch, "baseline", comparison)
             return None
@@ -166,8 +169,19 @@ class Loop:
 
     def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
         error = comparison.relative_error
-        if error is not None:
-            self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok))
+        if error is None:
+            return
+        requests = () if comparison.ok else batch.requests
+        if not comparison.ok:
+            self._log.error(
+                "shadow_mismatch",
+                batch=batch.batch,
+                layer=batch.layer,
+                served=served,
+                relative_error=error,
+                requests=requests,
+            )
+        self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok, requests))
 
     def _send(self, message: messages.Message) -> None:
         # a watchdog that is held up does not read: a lost comparison only delays the way back, lost counts are missing

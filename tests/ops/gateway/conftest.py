@@ -214,6 +214,10 @@ class Tree:
     def gone(self, worker: Worker) -> None:
         self.control.send(Gone(worker.name, worker.generation))
 
+    def heard(self, kind: type) -> Any:
+        """The gateway's next message of this kind."""
+        return receive(self.control, kind, self._stop)
+
     # ---- clients
 
     @property
@@ -232,6 +236,12 @@ class Tree:
         found = response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
         connection.close()
         return found
+
+    def request_later(self, method: str, path: str, body: Any, headers: dict[str, str]) -> Later:
+        return Later(lambda: self.request(method, path, body, headers))
+
+    def wait_for_queue(self, depth: int) -> None:
+        until(lambda: self.metric("fdmoe_queue_depth") == depth, f"a queue of {depth}")
 
     def get(self, path: str) -> tuple[int, bytes]:
         status, _, body = self.request("GET", path)
@@ -293,6 +303,8 @@ def running(**changes: Any) -> Iterator[Tree]:
             "retry_after_s": 3,
             "drain_timeout_s": DEADLINE_S,
             "version": "1.2.3",
+            "traces_url": None,
+            "traces_sample_ratio": 1.0,
             **changes,
         }
         tree = Tree(Path(name), GatewayPlan(**values))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from fdmoe_ops.arena import Allocator
 from fdmoe_ops.gateway.admission import Limits, QueueFull, Waiting
 from fdmoe_ops.gateway.batcher import MAX_SEGMENTS, Batcher, Key, Outcome, Request, State
+from fdmoe_ops.gateway.called import MAX_CHARACTERS
 from fdmoe_watchdog.channel import MAX_PACKET_BYTES
-from fdmoe_watchdog.messages import Answer, Batch, Segment, encode
+from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Segment, encode
 
 AREA = 256  # what one token of these tests takes of the arena
 LIMITS = Limits(8, 8, 64 * AREA)
@@ -411,7 +412,8 @@ def test_released_twice_is_a_mistake_of_ours() -> None:
 
 def test_the_largest_batch_fits_a_packet() -> None:
     far = 1 << 40  # a terabyte: offsets of nine bytes
-    batch = Batch(1 << 32, 1 << 40, "x" * 1000, tuple(Segment(far, far, 1 << 17) for _ in range(MAX_SEGMENTS)))
+    segments = tuple(Segment(far, far, 1 << 17) for _ in range(MAX_SEGMENTS))
+    batch = Batch(1 << 32, 1 << 40, "x" * 1000, segments, ("x" * MAX_CHARACTERS,) * MAX_NAMED_REQUESTS)
     assert len(encode(batch)) < MAX_PACKET_BYTES
 
 

@@ -73,16 +73,6 @@ def test_what_is_not_finite_passes_in_binary(serving, layers) -> None:
     assert str(y.tolist()) == "[[nan, inf, -inf, -0.0, 2.0, 4.0, 6.0, 8.0]]"
 
 
-def test_an_id_is_made_where_none_was_given(serving) -> None:
-    body = json.dumps({"inputs": [{"name": "hidden_states", "shape": [1, 8], "datatype": "FP32", "data": [1.0] * 8}]})
-    status, headers, answer = serving.request("POST", "/v2/models/demo/layers.0/infer", body)
-    assert status == 200
-    assert headers["x-request-id"] == json.loads(answer)["id"]
-    assert len(headers["x-request-id"]) == 32
-    refused = serving.request("POST", "/v2/models/nobody/infer", body)
-    assert len(refused[1]["x-request-id"]) == 32
-
-
 def test_a_body_in_pieces_of_any_size_is_the_same_body(serving) -> None:
     x = random.standard_normal((64, 8)).astype(np.float32)
     head = json.dumps(

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-import pytest
+from structlog.testing import capture_logs
 
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.messages import GpuFailed, GpuReading, GpuSource, Message, XidSeen
@@ -73,17 +73,19 @@ def test_a_driver_that_ends_is_told_before_the_process_ends() -> None:
     assert sent.get(timeout=10) == GpuFailed("0", "nvml", "no_driver", "the driver ended")
 
 
-def test_without_a_watchdog_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_watchdog_it_ends() -> None:
     def closed(_message: Message) -> None:
         raise ChannelClosed("peer closed the connection")
 
-    assert started(Scripted(), closed).get(timeout=10) == 1
-    assert capsys.readouterr().err == "the watchdog is gone: peer closed the connection\n"
+    with capture_logs() as logs:
+        assert started(Scripted(), closed).get(timeout=10) == 1
+    assert logs == [{"event": "watchdog_left", "log_level": "info", "reason": "peer closed the connection"}]
 
 
-def test_a_mistake_of_ours_ends_it_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_of_ours_ends_it_with_its_traceback() -> None:
     def mistaken() -> GpuReading:
         raise ZeroDivisionError("ours")
 
-    assert started(Scripted(mistaken), lambda _message: None).get(timeout=10) == 1
-    assert capsys.readouterr().err.endswith("ZeroDivisionError: ours\n")
+    with capture_logs() as logs:
+        assert started(Scripted(mistaken), lambda _message: None).get(timeout=10) == 1
+    assert logs == [{"event": "probe_broken", "log_level": "error", "exc_info": True}]

@@ -61,7 +61,7 @@ def test_the_first_document_is_whole_and_the_next_have_what_changed() -> None:
     assert news["samples"]["from"] == 6
     assert [one[0] for one in news["samples"]["samples"]] == [status_views.AT - 117, status_views.AT - 116.5]
     assert news["events"][0] == {
-        "at": "2030-03-17T17:43:40.182+00:00", "name": "recovered", "tone": "good",
+        "at": "2030-03-17T17:43:40.182+00:00", "name": "recovery", "tone": "good",
         "words": "Recovered by abort: worker a answered 82 ms after the detection.",
     }  # fmt: skip
     assert news["flight"]["verdict"] == status_views.STALL["verdict"]

@@ -46,17 +46,17 @@ def test_every_event_of_the_watchdog_has_words_and_no_other_has() -> None:
             "15 left, of 16 CTAs.",
         ),
         (
-            {"event": "path", "previous": "fused", "path": "baseline", "reason": "stall"},
+            {"event": "path_switch", "from": "fused", "to": "baseline", "reason": "stall"},
             "bad",
             "The path changed from fused to baseline: a stalled kernel.",
         ),
         (
-            {"event": "path", "previous": "shadow", "path": "fused", "reason": "proven"},
+            {"event": "path_switch", "from": "shadow", "to": "fused", "reason": "proven"},
             "good",
             "The path changed from shadow to fused: it compared well with the baseline.",
         ),
         (
-            {"event": "recovered", "rung": "abort", "worker": "a", "seconds": 0.0817},
+            {"event": "recovery", "rung": "abort", "worker": "a", "seconds": 0.0817},
             "good",
             "Recovered by abort: worker a answered 82 ms after the detection.",
         ),
@@ -86,6 +86,12 @@ def test_every_event_of_the_watchdog_has_words_and_no_other_has() -> None:
             "The holder weights cannot load the weights: no layer 9.",
         ),
         ({"event": "kill"}, "warn", "Worker ? is killed."),
+        (
+            {"event": "give_up", "reason": "Xid 79", "exit_code": 71, "node_action": "drain_node"},
+            "bad",
+            "The tree gives up: Xid 79. The node needs: drain_node.",
+        ),
+        ({"event": "give_up", "reason": "no", "exit_code": 70, "node_action": ""}, "bad", "The tree gives up: no."),
         ({"event": "of_tomorrow", "worker": "a", "wait_s": 0.5}, "note", "of tomorrow worker=a wait_s=500 ms"),
     ],
 )

@@ -6,7 +6,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
+import structlog
+
+from fdmoe_watchdog import log
 from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.child import die_with_parent
 from fdmoe_watchdog.messages import PROTOCOL, Hello
@@ -25,11 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--interval-s", type=float, default=1.0, help="pause between two readings")
     parser.add_argument("--retry-s", type=float, default=30.0, help="pause before a device is opened again")
     parser.add_argument("--recorded", type=Path, help="replay this file instead of asking NVML")
+    parser.add_argument("--log-format", choices=get_args(log.Format), default="console")
+    parser.add_argument("--log-level", choices=get_args(log.Level), default="info")
     options = parser.parse_args(arguments)
+    log.configure(options.log_format, options.log_level, "probe")
     try:
         channel = Channel.connect(options.run_dir / "watchdog.sock", Hello(PROTOCOL, "probe", "probe", 0, os.getpid()))
     except OSError as error:
-        print(f"no watchdog in {options.run_dir}: {error}", file=sys.stderr)
+        structlog.get_logger("fdmoe.probe").error("no_watchdog", run_dir=str(options.run_dir), reason=str(error))
         return EXIT_FAILED
     return run(
         _backend(options.recorded),

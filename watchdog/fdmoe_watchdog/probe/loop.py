@@ -6,10 +6,10 @@ A device whose calls block silences itself alone; what becomes of the process th
 from __future__ import annotations
 
 import queue
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Sequence
+
+import structlog
 
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.messages import GpuFailed, Message
@@ -21,6 +21,7 @@ _WAIT_S = 1.0
 _LEAST_PAUSE_S = 0.1
 # so that a storm of Xids does not fill the socket faster than the watchdog reads it
 _XID_PAUSE_S = 0.02
+logger = structlog.get_logger("fdmoe.probe")
 
 
 def run(backend: Backend, devices: Sequence[str], send: Send, *, interval_s: float, retry_s: float) -> int:
@@ -36,10 +37,10 @@ def _start(work: Callable[[], None], ended: queue.SimpleQueue[int]) -> None:
         try:
             work()
         except ChannelClosed as error:
-            print(f"the watchdog is gone: {error}", file=sys.stderr)
+            logger.info("watchdog_left", reason=str(error))
             ended.put(1)
-        except Exception:  # noqa: BLE001 - this is a thread's outermost loop, and the process ends with it
-            traceback.print_exc()
+        except Exception:  # a thread's outermost loop, with which the process ends
+            logger.exception("probe_broken")
             ended.put(1)
 
     threading.Thread(target=outermost, daemon=True).start()

@@ -55,6 +55,6 @@ class Photographer:
         for event in events[known + 1 :]:
             if event["event"] == "stall":
                 self._stall, self._recovered = event, None
-            elif event["event"] == "recovered":
+            elif event["event"] == "recovery":
                 self._recovered = event
         self._newest = events[-1] if events else None

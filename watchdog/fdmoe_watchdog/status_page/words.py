@@ -22,12 +22,12 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "worker_ready": ("good", "Worker {worker} is ready after {seconds}."),
     "worker_failed": ("bad", "Worker {worker} cannot serve: {reason}."),
     "route": ("note", "Requests go to worker {worker}, generation {generation}."),
-    "recovered": ("good", "Recovered by {rung}: worker {worker} answered {seconds} after the detection."),
+    "recovery": ("good", "Recovered by {rung}: worker {worker} answered {seconds} after the detection."),
     "restart_budget_gone": ("bad", "No restart is left for {worker}."),
     "device_out": ("bad", "Device {device} is left out: {reason}. The node needs: {node_action}."),
     "give_up": ("bad", "The tree gives up: {reason}."),
     # ---- the path
-    "path": ("note", "The path changed from {previous} to {path}: {reason}."),
+    "path_switch": ("note", "The path changed from {from} to {to}: {reason}."),
     "buckets_proven": ("good", "The fused path is proven for the batch sizes {buckets}."),
     "shadow_mismatch": (
         "bad",
@@ -87,8 +87,8 @@ NAMES = tuple(_WORDS)
 
 def tone_of(event: Event) -> Tone:
     tone = _WORDS.get(str(event["event"]), ("note", ""))[0]
-    if event["event"] == "path":
-        return {"baseline": "bad", "fused": "good"}.get(str(event.get("path")), "note")  # type: ignore[return-value]
+    if event["event"] == "path_switch":
+        return {"baseline": "bad", "fused": "good"}.get(str(event.get("to")), "note")  # type: ignore[return-value]
     return "bad" if event["event"] == "worker_ready" and not event.get("fused", True) else tone
 
 
@@ -101,6 +101,8 @@ def sentence(event: Event) -> str:
     words = _WORDS[name][1].format_map(_Details(details))
     if name == "worker_ready" and not event.get("fused", True):
         words += " It serves on the baseline alone."
+    if name == "give_up" and event.get("node_action"):
+        words += f" The node needs: {event['node_action']}."
     return words.replace("..", ".")
 
 
