@@ -19,6 +19,7 @@ CHART_OPTIONS = {
     "ModelSettings": ("path",),
     "GatewaySettings": ("host", "port"),
     "WatchdogSettings": ("host", "port"),
+    "GrafanaSettings": ("token_file",),
 }
 Schema = dict[str, Any]
 PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
@@ -82,6 +83,7 @@ def values_schema() -> str:
         runtimeClassName=TEXT,
         model=closed(existingClaim=TEXT, hostPath=TEXT, directory=TEXT),
         settings={"$ref": "#/$defs/Settings"},
+        grafana=closed(tokenSecret=TEXT, tokenKey={"type": "string", "minLength": 1}),
         service=closed(
             type={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, port=PORT, metricsPort=PORT, annotations=TEXT_MAP
         ),

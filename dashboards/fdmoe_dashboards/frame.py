@@ -1,4 +1,4 @@
-"""What all dashboards have: variables, links to each other, annotations from changes of path, rows of panels."""
+"""What all dashboards have: variables, links to each other, annotations, rows of panels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from grafana_foundation_sdk.models.dashboard import (
     AnnotationQuery,
     DashboardCursorSync,
     DashboardLinkType,
+    DataSourceRef,
     VariableOption,
     VariableRefresh,
     VariableSort,
@@ -54,6 +55,7 @@ def board(
             .keep_time(True)
         )
         .annotation(_PathSwitches())
+        .annotation(_failovers())
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
         .with_variable(_variable("cluster", "fdmoe_build_info"))
         .with_variable(_variable("namespace", "fdmoe_build_info", *_PLACE[:1]))
@@ -86,6 +88,13 @@ def _variable(name: str, family: str, *matchers: str) -> dashboard.QueryVariable
         .all_value(".*")
         .current(VariableOption(selected=True, text="All", value="$__all"))
     )
+
+
+def _failovers() -> dashboard.AnnotationQuery:
+    """What `fdmoe serve` has written into this Grafana, where it is told to."""
+    tagged = dashboard.AnnotationTarget().type("tags").tags(["fdmoe"]).match_any(False).limit(100)
+    own = DataSourceRef(type_val="grafana", uid="-- Grafana --")
+    return dashboard.AnnotationQuery().name("Failovers").datasource(own).icon_color("orange").target(tagged)
 
 
 class _PathSwitches(Builder[AnnotationQuery]):

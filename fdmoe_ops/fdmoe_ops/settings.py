@@ -97,6 +97,27 @@ def _model_name(value: str) -> str:
     return value
 
 
+def _grafana_url(value: str) -> str:
+    """The address without a slash at its end."""
+    allowed = "allowed: http:// or https://, a host, and a path where there is one, as in https://grafana.example.org"
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        usable = False
+    if not usable:
+        raise ValueError(allowed)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{allowed}; no user, query or fragment: the token is in grafana.token_file")
+    return value.rstrip("/")
+
+
+def _grafana_uid(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", value):
+        raise ValueError("allowed: 1 to 40 letters, digits, '-' and '_'")
+    return value
+
+
 def _socket_directory(value: Path) -> Path:
     size = len(os.fsencode(value.expanduser().absolute()))
     if size > RUN_DIR_MAX_BYTES:
@@ -157,6 +178,28 @@ class ArenaSettings(Group):
     )
 
 
+class GrafanaSettings(Group):
+    url: Annotated[str, AfterValidator(_grafana_url)] | None = Field(
+        None, description="Address of a Grafana; `fdmoe serve` then writes an annotation there for every failover."
+    )
+    token_file: Path | None = Field(
+        None, description="File with a token of a Grafana service account; its role Editor is enough."
+    )
+    folder_uid: Annotated[str, AfterValidator(_grafana_uid)] = Field(
+        "fdmoe", description="Uid of the folder that the dashboards go to; it is made where there is none."
+    )
+    folder_title: str = Field("fdmoe", min_length=1, description="Title of that folder when it is made.")
+    datasource: str | None = Field(
+        None,
+        min_length=1,
+        description="Uid or name of the Prometheus data source that the dashboards open with; by default Grafana's.",
+    )
+    timeout_s: float = Field(5.0, gt=0, description="How long Grafana may take to connect, and to answer.")
+    deadline_s: float = Field(
+        30.0, gt=0, description="How long `fdmoe dashboards` tries again while Grafana does not answer or is busy."
+    )
+
+
 class LogSettings(Group):
     format: LogFormat = Field(LogFormat.CONSOLE, description="How log lines are written.")
     level: LogLevel = Field(LogLevel.INFO, description="Least severity that is logged.")
@@ -203,6 +246,9 @@ class Settings(Group):
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings, description="The process that watches.")
     recovery: RecoverySettings = Field(
         default_factory=RecoverySettings, description="Detection of stalls and what follows."
+    )
+    grafana: GrafanaSettings = Field(
+        default_factory=GrafanaSettings, description="Where dashboards and annotations go."
     )
     log: LogSettings = Field(default_factory=LogSettings, description="Logging.")
     traces: TracesSettings = Field(default_factory=TracesSettings, description="OpenTelemetry traces of requests.")

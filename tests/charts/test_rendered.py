@@ -200,6 +200,19 @@ def test_volumes_of_the_demo_model(render: Render) -> None:
     ]
 
 
+def test_a_grafanas_token_is_a_file_that_the_pods_group_can_read(render: Render) -> None:
+    objects = render(EVERYTHING)
+    (volume,) = (volume for volume in pod_of(objects)["volumes"] if volume["name"] == "grafana-token")
+    assert volume["secret"] == {
+        "secretName": "grafana-fdmoe",
+        "defaultMode": 0o440,
+        "items": [{"key": "api-token", "path": "token"}],
+    }
+    (mount,) = (mount for mount in container_of(objects)["volumeMounts"] if mount["name"] == "grafana-token")
+    # a directory and no subPath: Kubernetes puts a changed token there
+    assert mount == {"name": "grafana-token", "mountPath": "/etc/fdmoe-grafana", "readOnly": True}
+
+
 def test_the_arena_fits_the_default_shared_memory(render: Render) -> None:
     (shared,) = (volume for volume in pod_of(render())["volumes"] if volume["name"] == "shared-memory")
     assert shared["emptyDir"]["sizeLimit"] == "1Gi"

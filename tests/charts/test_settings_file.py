@@ -40,6 +40,11 @@ def test_the_settings_file(render: Render) -> None:
         "devices": "all",
         "flight_dir": "/var/lib/fdmoe/flights",
         "gateway": {"host": "0.0.0.0", "port": 8080, "max_queue_tokens": 1000000},
+        "grafana": {
+            "url": "https://grafana.example.org",
+            "datasource": "prometheus",
+            "token_file": "/etc/fdmoe-grafana/token",
+        },
         "log": {"format": "json"},
         "model": {"name": "qwen3", "layers": [0, 2], "dtype": "bfloat16", "path": "/models/Qwen3-30B-A3B"},
         "recovery": {"stall_floor_s": 0.2, "restart_budget": 3},

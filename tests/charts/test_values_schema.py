@@ -47,6 +47,20 @@ def test_the_schema_comes_from_the_settings_tree(chart: Path) -> None:
         ({"settings": {"gateway": {"port": 80}}}, "settings.gateway: Additional property port is not allowed"),
         ({"settings": {"watchdog": {"host": "::1"}}}, "settings.watchdog: Additional property host is not allowed"),
         ({"settings": {"model": {"path": "/m"}}}, "settings.model: Additional property path is not allowed"),
+        (
+            {"settings": {"grafana": {"token_file": "/t"}}},
+            "settings.grafana: Additional property token_file is not allowed",
+        ),
+        ({"grafana": {"token": "glsa_0"}}, "grafana: Additional property token is not allowed"),
+        ({"grafana": {"tokenKey": ""}}, "grafana.tokenKey: String length must be greater than or equal to 1"),
+        (
+            {"settings": {"grafana": {"url": "https://grafana.example.org"}}},
+            "settings.grafana.url is set and grafana.tokenSecret is not; name the Secret with the token",
+        ),
+        (
+            {"grafana": {"tokenSecret": "s"}},
+            "grafana.tokenSecret is set and settings.grafana.url is not; give the address of the Grafana",
+        ),
         ({"settings": None}, "(root): settings is required"),
         (
             {"model": {"existingClaim": "c", "hostPath": "/m"}},
@@ -69,6 +83,7 @@ def test_every_other_option_of_the_program_can_be_given(template: Template) -> N
     del tree["model"]["path"]
     for group in ("gateway", "watchdog"):
         del tree[group]["host"], tree[group]["port"]
+    del tree["grafana"]["token_file"]
     tree["model"]["name"] = "qwen3"
     rendered = template({"settings": tree})
     assert rendered.returncode == 0, rendered.stderr

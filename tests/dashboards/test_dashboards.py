@@ -96,7 +96,8 @@ def test_variables_and_links(uid: str) -> None:
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_path_switches_are_annotations(uid: str, promtool: Promtool, tmp_path: Path) -> None:
-    (annotation,) = load(uid)["annotations"]["list"]
+    annotation, failovers = load(uid)["annotations"]["list"]
+    assert (failovers["datasource"]["uid"], failovers["target"]["tags"]) == ("-- Grafana --", ["fdmoe"])
     assert annotation["datasource"]["uid"] == "${datasource}"
     assert (annotation["titleFormat"], annotation["textFormat"]) == ("{{from}} to {{to}}", "{{reason}}, {{instance}}")
     query = PanelQuery(uid, annotation["name"], "Anno", replaced(annotation["target"]["expr"]))

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fdmoe_ops import settings as tree
+from fdmoe_ops.annotator.chronicle import EVENTS
 from fdmoe_ops.checkpoint.config import read_config
 from fdmoe_ops.cli import app
 from fdmoe_ops.cli.first_request import FirstRequest
@@ -59,6 +60,26 @@ def test_nvml_is_asked_by_uuid_and_a_recording_stands_for_it_where_there_is_none
     plan = tree_plan(settings, {}, {"cpu": ""})
     assert plan.probe is not None
     assert (plan.probe.devices, plan.probe.recorded) == ({"cpu": "0"}, tmp_path / "recording.json")
+
+
+def test_an_annotator_is_planned_where_a_grafana_is_configured(tmp_path: Path) -> None:
+    assert _plan(tmp_path).annotator is None
+    settings = _resolved(tmp_path)
+    grafana = settings.grafana.model_copy(update={"url": "http://127.0.0.1:3000"})
+    plan = tree_plan(settings.model_copy(update={"grafana": grafana}), {}, {})
+    assert plan.annotator is not None
+    file = str(tmp_path / "run" / "settings.json")
+    assert plan.annotator.command == (sys.executable, "-m", "fdmoe_ops.annotator", "--settings", file)
+    assert (plan.annotator.environment, plan.annotator.events) == (plan.environment, EVENTS)
+
+
+def test_a_grafana_without_a_token_is_a_mistake_before_anything_starts(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    flags = ("--devices", "cpu", "--grafana-url", "http://127.0.0.1:3000", "--grafana-token-file", str(token))
+    result = CliRunner().invoke(app, ["serve", *flags])
+    assert (result.exit_code, result.stderr) == (
+        2, f"error: grafana.token_file is {token}: No such file or directory\n"
+    )  # fmt: skip
 
 
 def test_prepare_writes_what_the_children_read(tmp_path: Path) -> None:

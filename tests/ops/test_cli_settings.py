@@ -49,6 +49,7 @@ def _another_value(option: Option) -> str:
     special = {
         "devices": "cuda:3,cuda:1",
         "gateway.max_queue_bytes": "3MiB",
+        "grafana.url": "http://127.0.0.1:3000/grafana",
         "model.layers": "0,2",
         "run_dir": "/dev/shm/another",
         "watchdog.poll_interval_s": "0.01",
@@ -60,7 +61,7 @@ def _another_value(option: Option) -> str:
         return special[option.key]
     default, annotation = option.field.default, option.field.annotation
     if isinstance(default, bool):
-        return "true"
+        return str(not default).lower()
     if isinstance(default, StrEnum):
         return next(member.value for member in type(default) if member is not default)
     if isinstance(default, int | float):
@@ -171,7 +172,7 @@ def test_every_bad_value_has_its_line(file: Path, monkeypatch: pytest.MonkeyPatc
         "error: arena.size_bytes is '5' (from the environment): input should be greater than or equal to 1048576 "
         "[--arena-size-bytes, FDMOE_ARENA__SIZE_BYTES, or arena.size_bytes in the YAML file]",
         f"error: foo (from {file}) is no option. There are: model, devices, gateway, worker, arena, watchdog, "
-        "recovery, log, traces, run_dir, flight_dir, chaos",
+        "recovery, grafana, log, traces, run_dir, flight_dir, chaos",
     ]
 
 
@@ -181,7 +182,7 @@ def test_a_variable_of_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         load({}, None)
     assert str(error.value) == (
         "FDMOE_GATWAY__PORT is set, and gatway is no group of options; there are: "
-        "model, gateway, worker, arena, watchdog, recovery, log, traces"
+        "model, gateway, worker, arena, watchdog, recovery, grafana, log, traces"
     )
 
 

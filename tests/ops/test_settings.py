@@ -49,6 +49,15 @@ def test_defaults() -> None:
         },
         "worker": {"max_batch_tokens": 4096, "programs": 0},
         "arena": {"size_bytes": 256 * 1024 * 1024},
+        "grafana": {
+            "url": None,
+            "token_file": None,
+            "folder_uid": "fdmoe",
+            "folder_title": "fdmoe",
+            "datasource": None,
+            "timeout_s": 5.0,
+            "deadline_s": 30.0,
+        },
         "log": {"format": "console", "level": "info"},
         "traces": {"endpoint": None, "sample_ratio": 0.01},
         "run_dir": None,
@@ -364,3 +373,48 @@ def test_children_refuse_another_programs_file(tmp_path: Path) -> None:
     file.write_text('{"gateway": {"prot": 1}}')
     with pytest.raises(ValidationError, match=r"gateway.prot"):
         tree.read(file)
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
+        ("https://example.org/grafana/", "https://example.org/grafana"),
+        ("http://[::1]:3000/", "http://[::1]:3000"),
+    ],
+)
+def test_the_address_of_a_grafana(written: str, url: str) -> None:
+    assert _settings(grafana={"url": written}).grafana.url == url
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "grafana.example.org",
+        "grafana:3000",
+        "//example.org",
+        "ftp://example.org",
+        "http://",
+        "http://a:b",
+        "http://[::1",
+    ],
+)
+def test_no_address_of_a_grafana(written: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        _settings(grafana={"url": written})
+    assert [str(found["ctx"]["error"]) for found in error.value.errors()] == [
+        "allowed: http:// or https://, a host, and a path where there is one, as in https://grafana.example.org"
+    ]
+
+
+@pytest.mark.parametrize("written", ["http://admin:admin@example.org", "http://example.org/?verify=no", "http://h/#a"])
+def test_an_address_that_says_more(written: str) -> None:
+    with pytest.raises(ValidationError, match=r"no user, query or fragment: the token is in grafana\.token_file"):
+        _settings(grafana={"url": written})
+
+
+@pytest.mark.parametrize("written", ["", "a b", "a/b", "x" * 41])
+def test_a_folder_uid_that_grafana_would_refuse(written: str) -> None:
+    with pytest.raises(ValidationError, match="allowed: 1 to 40 letters, digits, '-' and '_'"):
+        _settings(grafana={"folder_uid": written})

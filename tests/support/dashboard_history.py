@@ -52,6 +52,9 @@ HISTORY = {
     'fdmoe_aborts_total{result="timed_out"}': "0x6 1x3",
     'fdmoe_worker_restarts_total{reason="stall"}': "0x6 4x3",
     "fdmoe_flight_records_total": "0x6 3x3",
+    'fdmoe_grafana_annotations_total{result="sent"}': "0x6 5x3",
+    'fdmoe_grafana_annotations_total{result="failed"}': "0x6 1x3",
+    'fdmoe_grafana_annotations_total{result="dropped"}': "0x10",
     'fdmoe_shadow_checks_total{result="ok"}': "0x6 3x3",
     'fdmoe_shadow_checks_total{result="mismatch"}': "0x6 1x3",
     'fdmoe_shadow_relative_error_bucket{le="0.001"}': "0x6 3x3",
@@ -241,6 +244,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Launches by path and bucket": [{'{bucket="8", path="fused"}': 100}],
         "Lag of the watchdog's loop": [{'{instance="n:9400"}': 0.001}, {'{instance="n:9400"}': 0.15000000000000002}],
         "Turns that came too late": [{'{instance="n:9400"}': 0.02}],
+        "Annotations for Grafana": [{'{result="dropped"}': 0, '{result="failed"}': 1, '{result="sent"}': 5}],
         "Version": [{'{instance="n:9400", version="0.1.0"}': 1}],
     },
     "fdmoe-gpu": {

@@ -14,10 +14,12 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, read_events
 
 EVENTS = {
-    "stall": ["fault_armed", "stall", "path_switch", "abort_ended", "recovery", "path_switch", "path_switch"],
+    "stall": [
+        "fault_armed", "stall", "flight_record", "path_switch", "abort_ended", "recovery", "path_switch", "path_switch",
+    ],
     "endless": [
-        "fault_armed", "stall", "path_switch", "abort_timed_out", "fence", "route", "kill", "recovery", "worker_gone",
-        "worker_start", "path_switch", "path_switch", "worker_ready",
+        "fault_armed", "stall", "flight_record", "path_switch", "abort_timed_out", "fence", "route", "kill", "recovery",
+        "worker_gone", "worker_start", "path_switch", "path_switch", "worker_ready",
     ],
 }  # fmt: skip
 

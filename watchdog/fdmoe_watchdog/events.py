@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -22,6 +23,7 @@ class EventLog:
     def __init__(self) -> None:
         self._log = structlog.get_logger("fdmoe.watchdog")
         self._last: deque[Event] = deque(maxlen=_KEPT)
+        self._listeners: tuple[Callable[[Event], None], ...] = ()
         self.background = Background("watchdog-log")
 
     @property
@@ -29,8 +31,15 @@ class EventLog:
         return tuple(self._last)
 
     def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
-        self._last.append({"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details})
+        happened: Event = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        self._last.append(happened)
+        for listener in self._listeners:
+            listener(happened)
         self.background.submit(lambda: self._write(event, level, details))
+
+    def follow(self, listener: Callable[[Event], None]) -> None:
+        """Hand each event to `listener` from now on, in the thread that adds it: it may neither wait nor raise."""
+        self._listeners = (*self._listeners, listener)
 
     def _write(self, event: str, level: Level, details: dict[str, str | int | float]) -> None:
         # ValueError: the stream has been closed, and nobody reads the log any more
@@ -40,3 +49,14 @@ class EventLog:
     def close(self, timeout_s: float = 1.0) -> None:
         """Let what has been logged come out, unless nobody takes it."""
         self.background.submit(lambda: None).wait(timeout_s)
+
+
+class BoundEvents:
+    """The log for somebody whose events all have some details in common, such as the device."""
+
+    def __init__(self, log: EventLog, **always: str | int | float) -> None:
+        self._log, self._always = log, always
+        self.background = log.background
+
+    def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
+        self._log.add(event, level, **self._always, **details)

@@ -74,6 +74,7 @@ class FlightRecorder:
             self._events.add(
                 "stall",
                 level="warning",
+                device=device,
                 worker=process.name,
                 generation=process.generation,
                 cause=cause,
@@ -84,7 +85,7 @@ class FlightRecorder:
             )
         key = (process.name, process.generation, snapshot.begun)
         asked = process.alive and stacks.request(process.pid, process.stacks_path)
-        self._saved = self._disk.submit(lambda: self._save(key, document))
+        self._saved = self._disk.submit(lambda: self._save(key, document, device))
         self._disk.submit(lambda: self._append(key, lambda: self._surroundings(process, asked)))
 
     def expert_tokens(self, process: WorkerProcess, launch: int, counts: tuple[int, ...]) -> None:
@@ -104,7 +105,7 @@ class FlightRecorder:
 
     # ---- in the disk's thread: a full or hanging disk must not stop a recovery
 
-    def _save(self, key: tuple[str, int, int], document: dict[str, object]) -> None:
+    def _save(self, key: tuple[str, int, int], document: dict[str, object], device: str) -> None:
         try:
             self.last = flight.save(self._directory, document, self._settings)
         except OSError as error:
@@ -116,6 +117,8 @@ class FlightRecorder:
         # a worker has one record that anything is still appended to
         self._paths = {other: path for other, path in self._paths.items() if other[:2] != key[:2]}
         self._paths[key] = self.last
+        worker, generation, _ = key
+        self._events.add("flight_record", device=device, worker=worker, generation=generation, file=self.last.name)
 
     def _append(self, key: tuple[str, int, int], sections: Callable[[], dict[str, object]]) -> None:
         path = self._paths.get(key)

@@ -26,7 +26,7 @@ ProcessFault = Literal[
     "truncate-page", "noise-page",
 ]  # fmt: skip
 Fault = KernelFault | ProcessFault
-Role = Literal["worker", "gateway", "weights", "probe", "cli"]
+Role = Literal["worker", "gateway", "weights", "probe", "annotator", "cli"]
 # whose fault a failed start is: the checkpoint or the settings (another try would end the same way), the device (the
 # node must be looked at), or nobody knows
 Blame = Literal["settings", "device", "unknown"]
@@ -347,6 +347,26 @@ class XidSeen(Message, frozen=True):
     gpu_instance: int | None = None
 
 
+# ---- watchdog -> annotator
+
+
+class Happened(Message, frozen=True):
+    """One decision of the watchdog, as it is in the status document."""
+
+    event: dict[str, str | int | float]
+
+
+# ---- annotator -> watchdog
+
+
+class Annotated(Message, frozen=True):
+    """What became of annotations since the last such message: written, given up, and never tried."""
+
+    sent: int = 0
+    failed: int = 0
+    dropped: int = 0
+
+
 # ---- gateway -> worker
 
 
@@ -426,6 +446,8 @@ AnyMessage = (
     | GpuReading
     | GpuFailed
     | XidSeen
+    | Happened
+    | Annotated
     | Batch
     | Answer
     | StatusRequest

@@ -97,6 +97,12 @@ class Metrics:
             buckets=_LAG_SECONDS,
             registry=registry,
         )
+        self.annotations = Counter(
+            "fdmoe_grafana_annotations",
+            "Annotations for Grafana: written, given up after being tried, or dropped without.",
+            ["result"],
+            registry=registry,
+        )
         Info("fdmoe_build", "Version of the service.", registry=registry).info({"version": version})
         # a series that is born at 1 hides its first event from increase(): all label sets are there from the start
         for device in devices:
@@ -112,6 +118,8 @@ class Metrics:
             self.aborts.labels(result)
         for result in ("ok", "mismatch"):
             self.shadow_checks.labels(result)
+        for result in ("sent", "failed", "dropped"):
+            self.annotations.labels(result)
         for rung in ("abort", "replay", "kill", "restart"):
             self.recovery.labels(rung)
         for rung in ("restart", "give_up"):

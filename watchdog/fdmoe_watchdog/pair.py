@@ -17,7 +17,7 @@ from fdmoe_watchdog import messages, policy
 from fdmoe_watchdog.buckets import token_bucket
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.counts import counts_path
-from fdmoe_watchdog.events import EventLog, Level
+from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
@@ -65,7 +65,7 @@ class Pair:
         self.ended: policy.GiveUp | None = None
         self._manifest = ""
         self._plan = plan
-        self._events = events
+        self._events = BoundEvents(events, device=device)
         self._metrics = metrics
         self._recorder = recorder
         self._ledger = ledger

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fdmoe_watchdog.annotator_keeper import AnnotatorPlan
 from fdmoe_watchdog.probe_keeper import ProbePlan
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
@@ -23,6 +24,7 @@ class TreePlan:
     probe           what NVML is asked for; None where there is nothing to ask
     prepare         is called with run_dir once it exists, before any child starts (writes the children's settings)
     announce        is called with the gateway's and the watchdog's URL once the tree serves
+    annotator       who is told of every decision; None where nobody is
     """
 
     run_dir: Path
@@ -41,3 +43,4 @@ class TreePlan:
     version: str
     prepare: Callable[[Path], None]
     announce: Callable[[str, str], None]
+    annotator: AnnotatorPlan | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from fdmoe_watchdog import messages
+from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
@@ -42,7 +43,6 @@ _GATEWAY_END_S = 2.0
 _STOP_CHILDREN_S = 3.0
 _REAP_S = 10.0
 _VIEW_S = 0.05
-_LINGER_TURN_S = 0.05
 _SWITCH_S = 0.0005
 
 
@@ -69,6 +69,11 @@ class Supervisor:
         )
         self.metrics = Metrics(lambda: self._view, self._ledger, plan.version, plan.devices)
         self._recorder = FlightRecorder(plan, self._events, self.metrics.flight_records.inc)
+        self._annotator = (
+            AnnotatorKeeper(plan.annotator, plan.recovery, self._events, self.metrics, self._drop, self._started)
+            if plan.annotator
+            else None
+        )
         self._pairs = tuple(
             Pair(
                 device,
@@ -90,6 +95,7 @@ class Supervisor:
         self._announced = False
         self._chaos = Chaos(self._events, self._tell)
         self._stop_at: float | None = None
+        self._linger_until: float | None = None
         self._exit: int | None = None
         self._history = History(self._started)
         self._photographer = Photographer()
@@ -121,11 +127,11 @@ class Supervisor:
             try:
                 while self._exit is None:
                     self._turn()
-                if self._exit == EXIT_NODE:
-                    self._linger()
             finally:
                 # the last decision, for those who look while the children end
                 self._show(time.monotonic())
+                if self._annotator is not None:
+                    self._annotator.tell()
                 self._stop_children()
                 http.stop()
                 self._connections.close()
@@ -147,18 +153,6 @@ class Supervisor:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-    def _linger(self) -> None:
-        """Nothing runs any more; that it is so, and why, can be read until the time is over or somebody says stop."""
-        self._stop_children()
-        for pair in self._pairs:
-            pair.end()
-            pair.reap()
-        until = time.monotonic() + self.plan.watchdog.give_up_linger_s
-        while self._stop_at is None and (now := time.monotonic()) < until:
-            self._turned_at = now
-            self._show(now)
-            time.sleep(_LINGER_TURN_S)
 
     def _turns(self) -> bool:
         return time.monotonic() - self._turned_at < 5.0
@@ -192,10 +186,12 @@ class Supervisor:
         self._turned_at = now
         self._drain(now)
         self._gateway.tend(now)
-        if self._gateway.spent:
+        if self._gateway.spent and self._linger_until is None:
             self._give_up("the gateway ends again and again and the restart budget is gone", Ending.RESTART_ME)
         if self._probe is not None:
             self._probe.tend(now)
+        if self._annotator is not None:
+            self._annotator.tend(now)
         acted = False
         for pair in self._pairs:
             if pair.device in self._out:
@@ -203,6 +199,8 @@ class Supervisor:
             else:
                 acted |= pair.turn(now, lag_s, self._probe)
         self._leave_out_what_ended()
+        if self._linger_until is not None and (self._stop_at is not None or now >= self._linger_until):
+            self._exit = EXIT_NODE
         for pair in self._pairs:
             self._offer_route(pair, new=False)
         # a view takes as long as the rest of a turn, and nobody reads it 200 times a second
@@ -211,7 +209,7 @@ class Supervisor:
 
     def _drain(self, now: float) -> None:
         """Told to stop: the gateway finishes what it has, while the ladder goes on, for a worker may fail meanwhile."""
-        if self._stop_at is None:
+        if self._stop_at is None or self._linger_until is not None:
             return
         if not self._gateway.draining:
             self._events.add("drain", deadline_s=self.plan.drain_s)
@@ -268,12 +266,22 @@ class Supervisor:
                 if probe is None or probe.pid != pid:
                     raise ChannelClosed(f"no probe of pid {pid} is expected")
                 probe.channel = channel
+            case messages.Hello(role="annotator", pid=pid):
+                annotator = self._annotator.child if self._annotator else None
+                if annotator is None or annotator.pid != pid:
+                    raise ChannelClosed(f"no annotator of pid {pid} is expected")
+                annotator.channel = channel
             case messages.Hello():
                 pass
             case messages.GpuReading() | messages.GpuFailed() | messages.XidSeen():
                 if self._probe is None or self._probe.child is None or self._probe.child.channel is not channel:
                     raise ChannelClosed("a probe's message from somebody who is no probe")
                 self._probe.heard(message)
+            case messages.Annotated():
+                annotator = self._annotator.child if self._annotator else None
+                if self._annotator is None or annotator is None or annotator.channel is not channel:
+                    raise ChannelClosed("an annotator's message from somebody who is none")
+                self._annotator.heard(message)
             case messages.Listening(host=host, port=port):
                 self._gateway.listening(host, port)
                 self._announce()
@@ -301,7 +309,8 @@ class Supervisor:
                 owner.handle(channel, message)
 
     def _named_children(self) -> dict[str, Child | None]:
-        return {"gateway": self._gateway.child, "probe": self._probe.child if self._probe else None}
+        keepers = {"gateway": self._gateway, "probe": self._probe, "annotator": self._annotator}
+        return {name: keeper.child if keeper else None for name, keeper in keepers.items()}
 
     def _tell(self, child: Child | None, message: messages.Message) -> None:
         if child is None or child.channel is None:
@@ -330,7 +339,17 @@ class Supervisor:
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
         self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)
-        self._exit = _EXITS[ending]
+        if ending is Ending.NODE:
+            self._linger()
+        else:
+            self._exit = _EXITS[ending]
+
+    def _linger(self) -> None:
+        """Nothing can be served here: the loop turns on without workers and gateway, so that it is seen why."""
+        for pair in self._pairs:
+            pair.end()
+        self._gateway.drain()
+        self._linger_until = time.monotonic() + self.plan.watchdog.give_up_linger_s
 
     def _show(self, now: float) -> None:
         """New views for whoever looks, in whatever thread."""

@@ -33,6 +33,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if or .Values.model.existingClaim .Values.model.hostPath -}}true{{- end -}}
 {{- end -}}
 
+{{- define "fdmoe-ops.hasGrafana" -}}
+{{- $url := dig "grafana" "url" "" .Values.settings -}}
+{{- if and $url (not .Values.grafana.tokenSecret) -}}
+{{- fail "settings.grafana.url is set and grafana.tokenSecret is not; name the Secret with the token" -}}
+{{- end -}}
+{{- if and .Values.grafana.tokenSecret (not $url) -}}
+{{- fail "grafana.tokenSecret is set and settings.grafana.url is not; give the address of the Grafana" -}}
+{{- end -}}
+{{- if $url -}}true{{- end -}}
+{{- end -}}
+
 {{/*
 The settings file: the values' settings, and what only the chart knows. The devices are never "auto": a pod without its
 GPU must fail and not fall back to the interpreter; "all" are those that the pod was given. These ports are the
@@ -50,6 +61,9 @@ container's; the service has its own.
 {{- if include "fdmoe-ops.hasModelVolume" . -}}
 {{- $path := printf "/models/%s" (.Values.model.directory | trimAll "/") | trimSuffix "/" -}}
 {{- $_ := set $own "model" (dict "path" $path) -}}
+{{- end -}}
+{{- if include "fdmoe-ops.hasGrafana" . -}}
+{{- $_ := set $own "grafana" (dict "token_file" "/etc/fdmoe-grafana/token") -}}
 {{- end -}}
 {{- mergeOverwrite $settings $own | toYaml -}}
 {{- end -}}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fdmoe_ops.cli import chaos
+from fdmoe_ops.cli import chaos, dashboards
 from fdmoe_ops.cli.config import show
 from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
 from fdmoe_ops.cli.flight import FLIGHT_OPTIONS, list_records, show_record
@@ -31,6 +31,7 @@ app.add_typer(flight_app, name="flight")
 app.command(epilog=EPILOG)(with_settings(serve))
 app.command(epilog=EPILOG)(with_settings(status, only=RUN_DIRECTORY_OPTIONS))
 app.add_typer(chaos.app, name="chaos")
+app.add_typer(dashboards.app, name="dashboards")
 config_app.command(epilog=EPILOG)(with_settings(show))
 flight_app.command("list", epilog=EPILOG)(with_settings(list_records, only=FLIGHT_OPTIONS))
 flight_app.command("show", epilog=EPILOG)(with_settings(show_record, only=FLIGHT_OPTIONS))

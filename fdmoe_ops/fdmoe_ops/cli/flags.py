@@ -26,8 +26,11 @@ def fail(message: str, code: int) -> typer.Exit:
     return typer.Exit(code)
 
 
-def with_settings(command: Callable[..., None], *, only: Collection[str] | None = None) -> Callable[..., None]:
+def with_settings(
+    command: Callable[..., None], *, only: Collection[str] | None = None, group: str | None = None
+) -> Callable[..., None]:
     """`command(loaded, ...)` as a command with a flag per option of the tree (those of `only`, by key) and --config.
+    Options of `group` may be given without its name, too: --url for --grafana-url.
 
     Settings that cannot be used end it with exit code 2 and a line for each.
     """
@@ -43,7 +46,7 @@ def with_settings(command: Callable[..., None], *, only: Collection[str] | None 
         except (SettingsError, DeviceError) as error:
             raise fail(str(error), MISUSE) from error
 
-    parameters = [*own, _config_parameter(), *(_parameter(option) for option in options)]
+    parameters = [*own, _config_parameter(), *(_parameter(option, group) for option in options)]
     # positional parameters of the command itself come by name too: typer calls with keywords only
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -55,16 +58,24 @@ def _parameter_name(option: Option) -> str:
     return "_".join(option.keys)
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, group: str | None) -> inspect.Parameter:
     kind = bool if option.is_switch else str
     info = typer.Option(
-        f"{option.flag}/{option.off_flag}" if option.is_switch else option.flag,
+        *_flags(option, group),
         help=f"{option.field.description} {_default(option)}".strip(),
         metavar=None if option.is_switch else option.placeholder,
         rich_help_panel=_panel(option),
         show_default=False,
     )
     return _keyword(_parameter_name(option), Annotated[kind | None, info])
+
+
+def _flags(option: Option, group: str | None) -> tuple[str, ...]:
+    if option.is_switch:
+        return (f"{option.flag}/{option.off_flag}",)
+    if group is None or option.keys[0] != group:
+        return (option.flag,)
+    return (Option(option.keys[1:], option.field).flag, option.flag)
 
 
 def _config_parameter() -> inspect.Parameter:

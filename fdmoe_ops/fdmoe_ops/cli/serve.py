@@ -13,12 +13,15 @@ import typer
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
+from fdmoe_ops.annotator.chronicle import EVENTS
 from fdmoe_ops.cli.first_request import FirstRequest
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.devices import are_cpu, find_devices
 from fdmoe_ops.gateway.address import bind
-from fdmoe_ops.settings import Settings, SettingsError
+from fdmoe_ops.grafana import extra, token
+from fdmoe_ops.settings import GrafanaSettings, Settings, SettingsError
 from fdmoe_ops.version import version
+from fdmoe_watchdog.annotator_keeper import AnnotatorPlan
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbePlan
 
@@ -32,6 +35,7 @@ def serve(loaded: Loaded) -> None:
     log.configure(loaded.settings.log, "watchdog")
     devices = find_devices(loaded.settings.devices)
     settings = tree.resolve(loaded.settings, tuple(devices))
+    _check_grafana(settings.grafana)
     _provide_checkpoint(settings, is_demo=loaded.settings.model.path is None)
     _check_traces(settings)
     plan = tree_plan(settings, os.environ, devices)
@@ -53,6 +57,16 @@ def _run(plan: TreePlan) -> int:
             raise
         address = f"{plan.watchdog.host}:{plan.watchdog.port}"
         raise SettingsError(f"the watchdog cannot listen on {address} (watchdog.host, .port): {error}") from error
+
+
+def _check_grafana(settings: GrafanaSettings) -> None:
+    """Only what is wrong here: a Grafana that is away now may be back when it is needed."""
+    if settings.url is None:
+        return
+    extra.require()
+    token.read_token(settings)
+    if warning := token.exposure(settings):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def _check_traces(settings: Settings) -> None:
@@ -117,6 +131,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str], uuids: Mapping
         version=version(),
         prepare=lambda run_dir: tree.write(settings, run_dir / SETTINGS_FILE),
         announce=announce,
+        annotator=AnnotatorPlan(command("fdmoe_ops.annotator"), additions, EVENTS) if settings.grafana.url else None,
     )
 
 

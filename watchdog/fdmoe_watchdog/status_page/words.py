@@ -50,6 +50,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "link_lost": ("warn", "The gateway lost its connection to worker {worker}: {reason}."),
     "page_lost": ("bad", "The beat page of worker {worker} is damaged: {reason}."),
     "counts_lost": ("bad", "The counts of worker {worker} are lost: {reason}."),
+    "flight_record": ("note", "The flight record of worker {worker} is written: {file}."),
     "flight_record_lost": ("bad", "A flight record could not be written to {directory}: {reason}."),
     "message_lost": ("warn", "A {message} could not be sent to process {pid}: {reason}."),
     "refused_message": ("warn", "A message was refused: {reason}."),
@@ -63,6 +64,10 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "probe_exit": ("warn", "The probe's process is gone, {exit_code}."),
     "probe_not_started": ("bad", "The probe could not be started: {reason}."),
     "probe_budget_gone": ("bad", "No restart is left for the probe: {reason}."),
+    # ---- annotations
+    "annotator_exit": ("warn", "The annotator's process is gone, {exit_code}."),
+    "annotator_not_started": ("bad", "The annotator could not be started: {reason}."),
+    "annotator_deaf": ("warn", "The annotator does not take what it is told and is killed: {reason}."),
     # ---- chaos
     "fault_armed": ("note", "Chaos: the next launch of worker {worker} gets the fault {fault}."),
     "fault_injected": ("note", "Chaos: {fault} was done to {victims}."),

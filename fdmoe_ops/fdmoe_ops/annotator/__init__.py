@@ -1,0 +1,1 @@
+"""The process that writes the watchdog's decisions into a Grafana, as annotations."""
