@@ -28,7 +28,7 @@ endif
 MODULE := $(RUN) -P -m
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-gpu test-watchdog lint format dashboards
+.PHONY: help serve test test-gpu test-watchdog lint format dashboards screenshots
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ format: $(READY)  ## write what ruff would
 dashboards: $(READY)  ## write dashboards, rules and tables anew; RUNBOOKS= is where runbooks are read
 	$(RUN) dashboards/generate.py --runbooks $(RUNBOOKS)
 	$(RUN) -P dashboards/metrics_page.py > dashboards/metrics.md
+
+screenshots: $(READY)  ## take the pictures of the status page anew, from a real tree during a stall; needs Chromium
+	$(RUN) -P dashboards/screenshots.py
 
 define new_environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

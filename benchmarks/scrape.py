@@ -27,7 +27,7 @@ from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.child import die_with_parent
 from fdmoe_watchdog.counts import CountPage, counts_path
-from fdmoe_watchdog.page import Host, Line, Page, Stage
+from fdmoe_watchdog.page import FIRST_SLOT, ExitWord, Host, Launch, Line, Page, Phase, SlotWord, Stage
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.supervisor import Supervisor
@@ -60,6 +60,7 @@ def worker(run_dir: Path, options: argparse.Namespace) -> None:
     channel.send(messages.WorkerReady(options.generation, infos, 16384))
     for turn in itertools.count():
         page.add(Line.HOST, Host.BEATS)
+        _beat(page, turn + 1, options.ctas)
         counts.ran("fused" if turn % 2 else "baseline", 1 << turn % _TOKEN_BUCKETS, 100_000)
         counts.computed(turn % options.layers, [1000] * options.experts, 10**9)
         try:
@@ -68,6 +69,17 @@ def worker(run_dir: Path, options: argparse.Namespace) -> None:
         except ChannelClosed:
             return
         time.sleep(0.1)
+
+
+def _beat(page: Page, launch: int, ctas: int) -> None:
+    """The launch before has ended, and this one is outstanding on so many CTAs."""
+    if not ctas:
+        return
+    page.write(Line.EXIT, ExitWord.ENDED, launch - 1)
+    page.write(Line.LAUNCH, Launch.BEGUN, launch)
+    for cta in range(ctas):
+        page.write(FIRST_SLOT + cta, SlotWord.PHASE, Phase.UP)
+        page.write(FIRST_SLOT + cta, SlotWord.LAUNCH, launch)
 
 
 def _idle(channel: Channel) -> None:
@@ -124,12 +136,17 @@ class Measured:
         self.rows: list[dict[str, object]] = []
         self.urls: list[str] = []
         run_dir = directory / "run"
-        ours = (sys.executable, __file__, "--layers", str(options.layers), "--experts", str(options.experts))
+        ours = (
+            sys.executable, __file__, "--layers", str(options.layers), "--experts", str(options.experts),
+            "--ctas", str(options.ctas),
+        )  # fmt: skip
+        # a page has 16 slots on the CPU
+        kind = "cuda" if options.ctas > 16 else "cpu"
         self.supervisor = Supervisor(
             TreePlan(
                 run_dir=run_dir,
                 flight_dir=directory / "flights",
-                devices=tuple(f"cpu:{index}" for index in range(options.devices)),
+                devices=tuple(f"{kind}:{index}" for index in range(options.devices)),
                 arena_bytes=4096,
                 drain_s=0.1,
                 probe=None,
@@ -138,7 +155,9 @@ class Measured:
                 gateway_command=(sys.executable, "-c", "import signal; signal.pause()"),
                 environment={},
                 watchdog=WatchdogSettings(port=0),
-                recovery=RecoverySettings(answer_deadline_s=3600, startup_deadline_s=3600),
+                recovery=RecoverySettings(
+                    answer_deadline_s=3600, startup_deadline_s=3600, stall_floor_s=3600, stall_ceiling_s=3600
+                ),
                 chaos=False,
                 version="0",
                 prepare=lambda _: None,
@@ -218,6 +237,7 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--layers", type=int, default=64)
     parser.add_argument("--experts", type=int, default=256)
+    parser.add_argument("--ctas", type=int, default=0, help="with a launch that is outstanding, in each worker")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each half of a round")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between scrapes")

@@ -113,7 +113,7 @@ def test_both_addresses_are_announced_with_a_request(tmp_path: Path, capsys: pyt
     tree_plan(settings, {}, {}).announce("http://127.0.0.1:1", "http://127.0.0.1:2")
     assert capsys.readouterr().out == (
         "gateway   http://127.0.0.1:1   (demo on cpu)\n"
-        "watchdog  http://127.0.0.1:2   (metrics: http://127.0.0.1:2/metrics)\n"
+        "watchdog  http://127.0.0.1:2   (status page; metrics: http://127.0.0.1:2/metrics)\n"
         "\n"
         "A first request:\n"
         "\n"

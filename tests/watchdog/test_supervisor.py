@@ -310,7 +310,10 @@ def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:
 
 def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
-    server = HttpServer("127.0.0.1", 0, Exposition(supervisor.metrics.registry), lambda: supervisor._view, lambda: True)
+    scrape = Exposition(supervisor.metrics.registry)
+    server = HttpServer(
+        "127.0.0.1", 0, scrape, lambda: supervisor._view, lambda: supervisor._live, lambda: True
+    )  # fmt: skip
     server.start()
     port = int(server.url.rpartition(":")[2])
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +21,24 @@ _STACKS_S = 0.5
 _STALLS = ("stall", "frozen", "startup")
 
 
+@dataclass(frozen=True, slots=True)
+class FlightView:
+    """A record that is safe on disk, in short; `at` in ISO 8601, UTC."""
+
+    path: Path
+    at: str
+    worker: str
+    cause: str
+    verdict: str
+
+
 class FlightRecorder:
-    """`last` is the newest record that is safe on disk; `saved` is called for each. What can only be had later is
-    appended to it: stacks, facts of the host, the tokens of each expert, the requests in flight."""
+    """`last` is the newest record that is safe on disk, `view` says what it says; `saved` is called for each. What can
+    only be had later is appended to it: stacks, facts of the host, the experts' tokens, the requests in flight."""
 
     def __init__(self, plan: TreePlan, events: EventLog, saved: Callable[[], None]) -> None:
         self.last: Path | None = None
+        self.view: FlightView | None = None
         self._directory = plan.flight_dir
         self._settings = plan.watchdog
         self._versions = {"fdmoe": plan.version, **host.versions()}
@@ -98,6 +111,8 @@ class FlightRecorder:
         except OSError as error:
             self._lost(error)
             return
+        at, worker, cause, verdict = (str(document[key]) for key in ("at", "worker", "cause", "verdict"))
+        self.view = FlightView(self.last, at, worker, cause, verdict)
         self._count()
         # a worker has one record that anything is still appended to
         self._paths = {other: path for other, path in self._paths.items() if other[:2] != key[:2]}

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.messages import Traffic
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.status import GatewayView
+
+# half a minute of reports: a watchdog that was stopped for longer tells of no more
+_REPORTS = 60
 
 
 class GatewayKeeper:
@@ -24,6 +29,7 @@ class GatewayKeeper:
         self._start_at = now
         self._knows: set[str] = set()
         self._beat_at = now
+        self._traffic: deque[Traffic] = deque(maxlen=_REPORTS)
         self.draining = False
 
     @property
@@ -65,8 +71,16 @@ class GatewayKeeper:
         if self.child is not None:
             self.child.signal(signal.SIGTERM)
 
-    def beat(self, now: float) -> None:
+    def beat(self, now: float, traffic: Traffic | None) -> None:
         self._beat_at = now
+        if traffic is not None:
+            self._traffic.append(traffic)
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """What it has reported since the last call."""
+        reported = tuple(self._traffic)
+        self._traffic.clear()
+        return reported
 
     def listening(self, host: str, port: int) -> None:
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,15 +1,19 @@
-"""The watchdog's HTTP server: /metrics, /livez and /status, in threads of its own: no scrape delays a decision."""
+"""The watchdog's HTTP server: status page, metrics and liveness, in threads of its own: no reader delays a decision."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.status import TreeView
+from fdmoe_watchdog.status_page import files
+from fdmoe_watchdog.status_page.feed import Feed
+from fdmoe_watchdog.status_page.live import LiveView
+from fdmoe_watchdog.status_page.stream import CONNECTION, Streams
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -39,6 +43,9 @@ class _Server(ThreadingMixIn, WSGIServer):
 class _Handler(WSGIRequestHandler):
     timeout = 10  # seconds; a client that sends nothing must not keep its thread
 
+    def get_environ(self) -> dict[str, Any]:
+        return {**super().get_environ(), CONNECTION: self.connection}
+
     def log_message(self, format: str, *args: Any) -> None:
         """Scrapes are not news."""
 
@@ -47,20 +54,45 @@ class HttpServer:
     """Serves until stopped. `alive` says whether the watchdog's loop still turns."""
 
     def __init__(
-        self, host: str, port: int, metrics: Exposition, view: Callable[[], TreeView], alive: Callable[[], bool]
+        self,
+        host: str,
+        port: int,
+        metrics: Exposition,
+        view: Callable[[], TreeView],
+        live: Callable[[], LiveView],
+        alive: Callable[[], bool],
     ) -> None:
-        def app(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        page = files.load()
+        self._streams = streams = Streams(Feed(live))
+
+        def answer(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
             match environment.get("PATH_INFO"):
-                case "/metrics":
-                    return metrics(environment, start)
+                case "/events":
+                    return streams(environment, start)
                 case "/status":
                     return _answer(start, "200 OK", view().to_json(), "application/json")
                 case "/livez":
                     ok = alive()
                     text = b"ok\n" if ok else b"the watchdog's loop does not turn\n"
                     return _answer(start, "200 OK" if ok else "503 Service Unavailable", text)
+                case path if path in page:
+                    return _page(environment, start, page[path])
                 case path:
-                    return _answer(start, "404 Not Found", f"{path}: /metrics, /livez and /status are here\n".encode())
+                    places = "/, /events, /metrics, /livez and /status"
+                    return _answer(start, "404 Not Found", f"{path}: {places} are here\n".encode())
+
+        def app(environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+            def start_safely(status: str, headers: list[tuple[str, str]], *more: Any) -> Callable[[bytes], object]:
+                return start(status, [*headers, *files.SECURITY_HEADERS], *more)
+
+            method = environment["REQUEST_METHOD"]
+            if environment.get("PATH_INFO") == "/metrics":
+                return metrics(environment, start_safely)
+            if method not in ("GET", "HEAD"):
+                text = f"the method is {method}; GET and HEAD are allowed\n".encode()
+                return _answer(start_safely, "405 Method Not Allowed", text, more=[("Allow", "GET, HEAD")])
+            body = answer(environment, start_safely)
+            return [] if method == "HEAD" else body
 
         self._server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
         bound: tuple[str, int] = self._server.server_address[:2]  # type: ignore[assignment]
@@ -71,10 +103,26 @@ class HttpServer:
         self._thread.start()
 
     def stop(self) -> None:
+        self._streams.close()
         self._server.shutdown()
         self._server.server_close()
 
 
-def _answer(start: StartResponse, status: str, body: bytes, kind: str = "text/plain; charset=utf-8") -> list[bytes]:
-    start(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
+def _page(environment: WSGIEnvironment, start: StartResponse, file: files.PageFile) -> list[bytes]:
+    """Asked for anew each time, so that a page never outlives its watchdog's version; unchanged, it is not sent."""
+    headers = [("Cache-Control", "no-cache"), ("ETag", file.etag)]
+    if environment.get("HTTP_IF_NONE_MATCH") == file.etag:
+        start("304 Not Modified", [*headers, ("Content-Length", str(len(file.body)))])
+        return []
+    return _answer(start, "200 OK", file.body, file.kind, headers)
+
+
+def _answer(
+    start: Callable[..., object],
+    status: str,
+    body: bytes,
+    kind: str = "text/plain; charset=utf-8",
+    more: Sequence[tuple[str, str]] = (),
+) -> list[bytes]:
+    start(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *more])
     return [body]

@@ -219,8 +219,29 @@ class Listening(Message, frozen=True):
     port: int
 
 
+class PathTraffic(msgspec.Struct, frozen=True, array_like=True):
+    """Requests that one path answered, and their times from the arrival of the headers to the answer."""
+
+    answered: int
+    p50_s: float
+    p99_s: float
+
+
+class Traffic(msgspec.Struct, frozen=True, array_like=True):
+    """What the gateway did in the last `seconds`: answers by path (those that gave any), and `failed`, the answers of
+    500 and more. `in_flight` and `queued` are counted now."""
+
+    seconds: float
+    paths: dict[Path, PathTraffic]
+    failed: int
+    in_flight: int
+    queued: int
+
+
 class GatewayBeat(Message, frozen=True):
     """The gateway's loop turns. Sent every half second; a gateway that stops sending it is replaced."""
+
+    traffic: Traffic | None = None
 
 
 class InFlight(Message, frozen=True):

@@ -47,6 +47,11 @@ class SlotClock:
             return min(at_work)
         return max((self._changed_at[cta] for cta in shown), default=None)
 
+    @property
+    def changed_at(self) -> tuple[float, ...]:
+        """When each line last changed, by the reader's clock."""
+        return tuple(self._changed_at)
+
     def ages_s(self, now: float) -> tuple[float, ...]:
         """How long each CTA's line has stayed as it is, in seconds. Of a line that has never been seen to change: since
         the first reading."""

@@ -29,6 +29,8 @@ from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.rundir import RunDirectory
 from fdmoe_watchdog.status import TreeView
+from fdmoe_watchdog.status_page.history import History
+from fdmoe_watchdog.status_page.live import Photographer
 from fdmoe_watchdog.view import look
 
 EXIT_OK = 0
@@ -95,7 +97,9 @@ class Supervisor:
         self._stop_at: float | None = None
         self._linger_until: float | None = None
         self._exit: int | None = None
-        self._view, self._viewed_at = self._look(), self._started
+        self._history = History(self._started)
+        self._photographer = Photographer()
+        self._show(self._started)
 
     # ---- life of the tree
 
@@ -115,7 +119,7 @@ class Supervisor:
         settings = self.plan.watchdog
         experts = ExpertLines(self._ledger)
         scrape = Exposition(self.metrics.registry, experts.text if settings.expert_series else None)
-        http = HttpServer(settings.host, settings.port, scrape, lambda: self._view, self._turns)
+        http = HttpServer(settings.host, settings.port, scrape, lambda: self._view, lambda: self._live, self._turns)
         self._http_url = http.url
         with self._stop_signals():
             self._connections = Connections(self.plan.run_dir / "watchdog.sock", self._events)
@@ -124,6 +128,8 @@ class Supervisor:
                 while self._exit is None:
                     self._turn()
             finally:
+                # the last decision, for those who look while the children end
+                self._show(time.monotonic())
                 if self._annotator is not None:
                     self._annotator.tell()
                 self._stop_children()
@@ -199,7 +205,7 @@ class Supervisor:
             self._offer_route(pair, new=False)
         # a view takes as long as the rest of a turn, and nobody reads it 200 times a second
         if acted or now - self._viewed_at >= _VIEW_S:
-            self._view, self._viewed_at = self._look(), now
+            self._show(now)
 
     def _drain(self, now: float) -> None:
         """Told to stop: the gateway finishes what it has, while the ladder goes on, for a worker may fail meanwhile."""
@@ -279,8 +285,8 @@ class Supervisor:
             case messages.Listening(host=host, port=port):
                 self._gateway.listening(host, port)
                 self._announce()
-            case messages.GatewayBeat():
-                self._gateway.beat(time.monotonic())
+            case messages.GatewayBeat(traffic=traffic):
+                self._gateway.beat(time.monotonic(), traffic)
             case messages.InFlight():
                 if self._gateway.child is None or self._gateway.child.channel is not channel:
                     raise ChannelClosed("word of requests in flight from somebody who is no gateway")
@@ -344,6 +350,12 @@ class Supervisor:
             pair.end()
         self._gateway.drain()
         self._linger_until = time.monotonic() + self.plan.watchdog.give_up_linger_s
+
+    def _show(self, now: float) -> None:
+        """New views for whoever looks, in whatever thread."""
+        self._view, self._viewed_at = self._look(), now
+        self._history.tend(now, time.time(), self._gateway.traffic(), self._pairs, self._view.gpus)
+        self._live = self._photographer.take(self._view, self._pairs, self._history, self._recorder.view, now)
 
     def _look(self) -> TreeView:
         return look(

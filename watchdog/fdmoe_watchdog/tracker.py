@@ -51,7 +51,6 @@ class Tracker:
         self._counted_s = poll_interval_s * _COUNTED_POLLS
         self._last: Snapshot | None = None
         self._last_at = 0.0
-        # the watchdog's own time, in which long gaps between readings count as short ones
         self._clock_s = 0.0
         self._begun_s = 0.0
         self._worst_gap_s = 0.0
@@ -64,6 +63,11 @@ class Tracker:
     @property
     def last(self) -> Snapshot | None:
         return self._last
+
+    @property
+    def clock_s(self) -> float:
+        """The clock of `slots`: the watchdog's own time, in which long gaps between readings count as short ones."""
+        return self._clock_s
 
     @property
     def ages_s(self) -> tuple[float, ...]:

@@ -110,7 +110,7 @@ def tree_plan(settings: Settings, environment: Mapping[str, str], uuids: Mapping
 
     def announce(gateway_url: str, watchdog_url: str) -> None:
         typer.echo(f"gateway   {gateway_url}   ({settings.model.name} on {', '.join(settings.devices)})")
-        typer.echo(f"watchdog  {watchdog_url}   (metrics: {watchdog_url}/metrics)")
+        typer.echo(f"watchdog  {watchdog_url}   (status page; metrics: {watchdog_url}/metrics)")
         typer.echo(f"\nA first request:\n\n{first_request.curl(gateway_url)}\n")
         sys.stdout.flush()
 

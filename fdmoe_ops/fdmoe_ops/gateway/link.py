@@ -120,9 +120,11 @@ class Links:
     # ---- the watchdog
 
     def _beat(self) -> None:
+        metrics = self._metrics
+        traffic = metrics.traffic.take(time.monotonic(), metrics.requests_in_flight, self._batcher.queue_depth)
         # a watchdog that is held up itself does not read; it needs no old beats when it goes on
         with contextlib.suppress(ChannelClosed):
-            self._control.send(messages.GatewayBeat())
+            self._control.send(messages.GatewayBeat(traffic))
         self._next_beat = self._loop.call_later(_BEAT_S, self._beat)
 
     def _on_control(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fdmoe_ops.gateway.called import Called
 from fdmoe_ops.gateway.refusal import Reason
+from fdmoe_ops.gateway.traffic import TrafficMeter
 
 # from half of what the gateway may add at one token to the longest that a request waits
 _SECONDS = (0.00015, 0.0003, 0.0006, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
@@ -33,6 +35,7 @@ class Metrics:
     def __init__(self, queue_depth: Callable[[], int], arena_used_bytes: Callable[[], int]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests_in_flight = 0
+        self.traffic = TrafficMeter(time.monotonic())
         self.request_duration = Histogram(
             "fdmoe_request_duration_seconds",
             "From the arrival of an inference request's headers to its answer.",
@@ -78,6 +81,7 @@ class Metrics:
         children[0].observe(seconds, exemplar)
         if children[1] is not None:
             children[1].inc(tokens)
+        self.traffic.answered(path, code, seconds)
 
     def refused(self, reason: Reason) -> None:
         self._refused.labels(reason).inc()
