@@ -174,7 +174,7 @@ def test_the_burn_rates_are_the_workbooks() -> None:
 
 def test_thresholds_are_bounds_of_their_histograms() -> None:
     metrics = GatewayMetrics(lambda: 0, lambda: 0)
-    metrics.answered("m/layers.0", "fused", "200", 0.1, 1)
+    metrics.answered("m/layers.0", "fused", "200", 0.1, 1, {})
     bounds = {
         sample.labels["le"]
         for family in metrics.registry.collect()

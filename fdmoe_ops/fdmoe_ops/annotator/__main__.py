@@ -14,8 +14,9 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
+
+import structlog
 
 from fdmoe_ops import log
 from fdmoe_ops import settings as tree
@@ -78,7 +79,7 @@ class Annotator:
                 self._read()
             self._read()  # the last words before the end
         except ChannelClosed as error:
-            say("error", "watchdog_gone", reason=str(error))
+            say("info", "watchdog_left", reason=str(error))
             return EXIT_FAILED
         self._outbox.close()
         writing.join(DRAIN_S)
@@ -90,7 +91,7 @@ class Annotator:
         try:
             self._writer.run(self._outbox)
         except Exception:  # noqa: BLE001 - this is a thread's outermost loop, and the process is of no use without it
-            traceback.print_exc()
+            structlog.get_logger("fdmoe.annotator").exception("annotator_broken")
             os._exit(EXIT_FAILED)
 
     def _read(self) -> None:
