@@ -265,7 +265,7 @@ CONTENT = st.binary(max_size=200) | (RIGHT | NEARLY | JSON).map(
 
 @given(content=CONTENT)
 @settings(
-    deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_whatever_a_file_holds_it_is_listed_and_shown(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "flight-000001-20300102T030405.678Z-a-g2-7.json"
