@@ -147,6 +147,8 @@ class Stage:
     def _repeat(self, play: Play, load: Load, result: Result) -> None:
         self._until("the fused path", lambda: self._whole("fused"))
         self._until_answered(load, "fused")
+        if play.served:
+            self._until(f"{play.served} fused batches", lambda: self._fused_batches() >= play.served)
         mark, started = self.tail.mark(), time.monotonic()
         undo = self._inject(play.name, result)
         decided = started + _WATCHED_S
@@ -237,6 +239,12 @@ class Stage:
         up = [worker["state"] for worker in status["workers"]]
         up += [device["holder"]["state"] for device in status["devices"]]
         return status["path"] == "fused" and set(up) == {"ready"} and self.tree.get("/readyz")[0] == 200
+
+    def _fused_batches(self) -> int:
+        """Of the active worker of the first device, since it started."""
+        status = self.tree.status()
+        active = status["devices"][0]["active"]
+        return next((worker["batches"].get("fused", 0) for worker in status["workers"] if worker["name"] == active), 0)
 
     def _until(self, what: str, condition: Callable[[], bool]) -> None:
         self.tree.wait_until(what, condition, _DEADLINE_S)

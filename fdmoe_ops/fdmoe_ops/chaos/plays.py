@@ -21,6 +21,7 @@ class Play:
 
     decision     the events of which the first tells when the service had noticed; () where it has nothing to notice
     then         an event that must have come before the tree counts as whole again
+    served       so many fused batches of the active worker before it: what is usual must have been learned
     may_retry    clients must send again, because their connections break
     may_be_wrong answers that nothing can check may be wrong
     final_path   what serves in the end
@@ -30,6 +31,7 @@ class Play:
     group: Group = Group.OTHER
     decision: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    served: int = 0
     may_retry: bool = False
     may_be_wrong: bool = False
     final_path: str = "fused"
@@ -45,7 +47,7 @@ PLAYS: dict[str, Play] = {
         Play("illegal", decision=_GONE, then=("worker_gone",)),
         Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path",)),
         Play("wrong", Group.ABORTABLE, may_be_wrong=True),
-        Play("slow", Group.ABORTABLE),
+        Play("slow", Group.ABORTABLE, ("slow",), ("path",), served=50),
         Play("kill-active", decision=_GONE, then=("worker_gone",)),
         Play("stop-active", decision=("stall",), then=("kill", "worker_gone")),
         Play("kill-standby", decision=_GONE, then=("worker_gone",)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fdmoe_ops.worker.choice import Choice
 from fdmoe_ops.worker.engine import BatchError, Comparison, Engine
+from fdmoe_ops.worker.pace import Pace
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import Path
@@ -27,6 +28,7 @@ class Loop:
         self,
         engine: Engine,
         choice: Choice,
+        pace: Pace,
         page: Page,
         control: Channel,
         listener: Listener,
@@ -36,6 +38,7 @@ class Loop:
     ) -> None:
         self._engine = engine
         self._choice = choice
+        self._pace = pace
         self._page = page
         self._control = control
         self._listener = listener
@@ -132,8 +135,10 @@ class Loop:
         y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
         self._answer(batch, "baseline" if fused is None else "fused", started)
-        if taken.compare and fused is not None:
-            self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
+        if fused is not None:
+            asked = self._pace.wants_baseline(batch.layer, x.shape[0], engine.fused_ns)
+            if taken.compare or asked:
+                self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
         elif taken.compare and taken.path == "baseline":
             fused = self._run_fused(x, batch)
             if fused is not None:
@@ -163,8 +168,20 @@ class Loop:
 
     def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
         error = comparison.relative_error
-        if error is not None:
-            self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok))
+        if error is None:
+            return
+        layer, tokens, engine = batch.layer, comparison.tokens, self._engine
+        if not comparison.ok:
+            self._send(messages.Compared(layer, tokens, served, error, ok=False))
+            return
+        verdict = self._pace.compared(layer, tokens, engine.fused_ns, engine.baseline_ns)
+        self._send(messages.Compared(layer, tokens, served, error, ok=True, suspect=verdict.suspect))
+        if (slow := verdict.slow) is not None:
+            self._send(
+                messages.Slow(
+                    layer, tokens, served, slow.fused_ns, slow.baseline_ns, slow.usual_fused_ns, slow.usual_baseline_ns
+                )
+            )
 
     def _send(self, message: messages.Message) -> None:
         # a watchdog that is held up does not read: a lost comparison only delays the way back, lost counts are missing
