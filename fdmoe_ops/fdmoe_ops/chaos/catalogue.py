@@ -84,10 +84,11 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "slow", Place.KERNEL, Means.WATCHDOG,
         "Every tile takes about ten times as long, and beats all the same; seven launches for each that must say so.",
-        "Nothing is ended, for it makes progress. A batch that took recovery.slow_factor times its usual runs on the "
-        "baseline, too. recovery.slow_checks in a row that lost as much against the baseline make the fused path slow: "
-        "the baseline serves, and the fused path comes back by way of the shadow, where a bucket must be right and in "
-        "time. What makes both paths slow, such as a neighbour or a throttled GPU, changes nothing. A worker learns "
+        "Nothing is ended, for it makes progress. After some batches in a row that took recovery.slow_factor times "
+        "their usual, the next ones run on the baseline, too. recovery.slow_checks in a row that lost as much against "
+        "the baseline make the fused path slow: the baseline serves, and the fused path comes back by way of the "
+        "shadow, where a bucket must be right and in time. What makes both paths slow, such as a neighbour or a "
+        "throttled GPU, changes nothing. A worker learns "
         "what is usual from its own batches, six of a bucket at least: a kernel that is slow from its first launch on "
         "is not found.",
         "slow in the events, with the times of both paths now and before; "

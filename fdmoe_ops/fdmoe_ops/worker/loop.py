@@ -46,6 +46,7 @@ class Loop:
         self._chaos = chaos
         self._gateway: Channel | None = None
         self._aborted = False
+        self._pace_asks = False
         self._log = structlog.get_logger("fdmoe.worker")
 
     def run(self) -> None:
@@ -135,10 +136,8 @@ class Loop:
         y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
         self._answer(batch, "baseline" if fused is None else "fused", started)
-        if fused is not None:
-            asked = self._pace.wants_baseline(batch.layer, x.shape[0], engine.fused_ns)
-            if taken.compare or asked:
-                self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
+        if fused is not None and (taken.compare or self._pace_asks):
+            self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
         elif taken.compare and taken.path == "baseline":
             fused = self._run_fused(x, batch)
             if fused is not None:
@@ -155,6 +154,7 @@ class Loop:
             self._choice.stay_on_baseline()
             self._aborted = True
             return None
+        self._pace_asks = self._pace.ran(batch.layer, x.shape[0], self._engine.fused_ns)
         if result.finite:
             return result.y
         # no answer that is not finite leaves before the baseline has given the same

@@ -1,14 +1,16 @@
 """How long the fused path takes, by its own usual and by the baseline's: tells a slow kernel from a slow device.
 
-A GPU that a neighbour shares, or that is throttled, makes both paths slow, and more experts in a batch do it, too. So a
-fused batch that took `factor` times its usual is only a suspicion: the baseline runs on the same batch. After `checks`
-suspicions in a row, the times of both paths decide: the kernel is slow if it lost `factor` against the baseline, too,
-and the baseline is faster now. Otherwise what was seen is the new usual.
+A GPU that a neighbour shares, or that is throttled, makes both paths slow, and more experts in a batch do it, too. So
+fused batches that took `factor` times their usual are only a suspicion. After half of `checks` in a row the baseline
+runs on the same batches, and with the last one the times of both decide: the kernel is slow if it lost `factor` against
+the baseline, too, and the baseline is faster now. Otherwise what was seen is the new usual.
 
-                 below the limit                          the baseline lost as much, or is still the slower one
-             +--------------------+                     +---------------------------------------------------------+
-             v                    |                     v                                                         |
-    learning ---- five pairs ---> usual -- above --> suspect (1 .. checks) ------ the fused path alone lost ---> slow
+    learning -- five pairs --> usual -- a late batch --> suspect -- as many in a row as checks --> slow, or a new usual
+                                 ^                          |
+                                 +--- a batch in time ------+
+
+A neighbour that takes turns with us makes some batches late and others not, of both paths: it costs no comparison, and
+it cannot make a whole row of one path late and most of the other not.
 
 All of it per layer and token bucket. The first batch of a bucket teaches nothing: memory and caches are new to it.
 """
@@ -28,7 +30,7 @@ _USUAL_PAIRS = 9
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians in nanoseconds: of the suspicious batches, and of those before."""
+    """Medians in nanoseconds: of the late batches that ran on both paths, and of those before."""
 
     fused_ns: int
     baseline_ns: int
@@ -38,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """On one batch that ran on both paths: `suspect` if it took too long on the fused one; `slow` once it is proven."""
+    """On one batch that ran on both paths: `suspect` if it was late on the fused one; `slow` once it is proven."""
 
     suspect: bool
     slow: Figures | None = None
@@ -49,11 +51,12 @@ _FINE = Verdict(suspect=False)
 
 @dataclass(slots=True)
 class _Bucket:
-    """`usual`, `suspects`: pairs of fused and baseline nanoseconds; `limit_ns`: a fused batch is suspicious from it on,
-    None while that is being learned."""
+    """`limit_ns`: a fused batch is late from it on; None while that is being learned. `late`: so many in a row.
+    `usual`, `suspects`: pairs of fused and baseline nanoseconds."""
 
     limit_ns: float | None = None
     pairs_seen: int = 0
+    late: int = 0
     usual: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_USUAL_PAIRS))
     suspects: list[tuple[int, int]] = field(default_factory=list)
 
@@ -66,27 +69,30 @@ class Pace:
         self._checks = checks
         self._buckets: dict[tuple[str, int], _Bucket] = {}
 
-    def wants_baseline(self, layer: str, tokens: int, fused_ns: int) -> bool:
-        """Whether a batch that the fused path has served in so long is to run on the baseline, too."""
+    def ran(self, layer: str, tokens: int, fused_ns: int) -> bool:
+        """A fused batch took so long, in the shadow or not; whether the baseline is to run on it, too."""
         if not self._checks:
             return False
         bucket = self._bucket(layer, tokens)
-        if bucket.limit_ns is None or fused_ns >= bucket.limit_ns:
+        if bucket.limit_ns is None:
             return True
-        bucket.suspects.clear()
-        return False
+        if fused_ns < bucket.limit_ns:
+            bucket.late = 0
+            bucket.suspects.clear()
+            return False
+        bucket.late += 1
+        return bucket.late > self._checks // 2
 
     def compared(self, layer: str, tokens: int, fused_ns: int, baseline_ns: int) -> Verdict:
-        """A batch that ran well on both paths."""
+        """The batch that `ran` last did well on both paths."""
         if not self._checks:
             return _FINE
-        bucket, pair = self._bucket(layer, tokens), (fused_ns, baseline_ns)
+        bucket = self._bucket(layer, tokens)
         bucket.pairs_seen += 1
-        if bucket.limit_ns is not None and fused_ns >= bucket.limit_ns:
-            return self._suspect(bucket, pair)
-        bucket.suspects.clear()
+        if bucket.late:
+            return self._judge(bucket, (fused_ns, baseline_ns))
         if bucket.pairs_seen > 1:
-            bucket.usual.append(pair)
+            bucket.usual.append((fused_ns, baseline_ns))
             if bucket.limit_ns is not None or len(bucket.usual) >= _LEARNING_PAIRS:
                 self._set_limit(bucket)
         return _FINE
@@ -98,21 +104,21 @@ class Pace:
             bucket = self._buckets[key] = _Bucket()
         return bucket
 
-    def _suspect(self, bucket: _Bucket, pair: tuple[int, int]) -> Verdict:
+    def _judge(self, bucket: _Bucket, pair: tuple[int, int]) -> Verdict:
         bucket.suspects.append(pair)
-        if len(bucket.suspects) < self._checks:
+        if bucket.late < self._checks:
             return Verdict(suspect=True)
         figures = Figures(*_medians(bucket.suspects), *_medians(bucket.usual))
         now = figures.fused_ns / max(figures.baseline_ns, 1)
         usual = figures.usual_fused_ns / max(figures.usual_baseline_ns, 1)
-        if now > 1 and now >= self._factor * usual:
-            bucket.suspects.clear()
-            return Verdict(suspect=True, slow=figures)
-        bucket.usual.clear()
-        bucket.usual.extend(bucket.suspects)
+        slow = now > 1 and now >= self._factor * usual
+        if not slow:
+            bucket.usual.clear()
+            bucket.usual.extend(bucket.suspects)
+            self._set_limit(bucket)
+        bucket.late = 0
         bucket.suspects.clear()
-        self._set_limit(bucket)
-        return _FINE
+        return Verdict(suspect=True, slow=figures) if slow else _FINE
 
     def _set_limit(self, bucket: _Bucket) -> None:
         fused_ns, _ = _medians(bucket.usual)
