@@ -70,8 +70,8 @@ class Chaos:
         if pair is None or pair.active is None:
             paths = ", ".join(pair.state.path if pair.active else "down" for pair in pairs)
             raise Refused(f"the path is {paths}; a fault of the kernel needs the fused path")
-        self._events.add("fault_armed", worker=pair.active.name, fault=fault)
         launches = self._slow_launches if fault == "slow" else 1
+        self._events.add("fault_armed", worker=pair.active.name, fault=fault, launches=launches)
         self._tell(pair.active, messages.ArmFault(fault, launches))  # type: ignore[arg-type]
 
     def _break(self, fault: str, pairs: Sequence[Pair], others: dict[str, Child | None]) -> list[str]:

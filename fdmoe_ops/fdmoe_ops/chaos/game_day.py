@@ -196,8 +196,11 @@ class Stage:
         """Do it; returns what undoes it, where that is needed."""
         fault = next(fault for fault in FAULTS if fault.name == name)
         if fault.means is Means.WATCHDOG:
-            stopped = self._pids(name)
+            stopped, mark = self._pids(name), self.tail.mark()
             self._ask(name)
+            if name == "slow":
+                served = self._fused_batches()
+                return lambda: self._outlive(mark, served)
             return lambda: _continue(stopped)
         if name in door.VISITS:
             host, _, port = self.tree.gateway_address.partition(":")
@@ -214,6 +217,11 @@ class Stage:
                 return client.arm(name).ok
 
         self._until(f"a chance for {name}", done)
+
+    def _outlive(self, mark: int, served: int) -> None:
+        """Until all launches that were armed after the mark have been: what is left of them would strike again."""
+        launches = self.tail.wait(mark, ("fault_armed",), _DEADLINE_S)["launches"]
+        self._until(f"the end of {launches} launches", lambda: self._fused_batches() >= served + launches)
 
     def _pids(self, name: str) -> list[int]:
         """The processes that this fault only stops and that nobody will kill."""
