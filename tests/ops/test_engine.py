@@ -67,6 +67,7 @@ def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
     assert bench.page.read(Line.HOST, Host.FUSED_BATCHES) == 1
     assert bench.page.read(Line.HOST, Host.BASELINE_BATCHES) == 1
     assert not bench.page.snapshot().outstanding
+    assert bench.engine.fused_ns > bench.engine.baseline_ns > 0, "the interpreter takes a hundred times as long"
 
 
 def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: Bench) -> None:

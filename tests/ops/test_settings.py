@@ -201,6 +201,7 @@ def test_resolved_for_the_cpu(tmp_path: Path) -> None:
     assert settings.recovery.stall_first_s == 5.0
     assert settings.recovery.stall_ceiling_s == 10.0
     assert settings.recovery.abort_deadline_s == 1.0
+    assert settings.recovery.slow_checks == 3
     assert settings.run_dir == Path(f"/dev/shm/fdmoe-{os.getuid()}-8080")
     assert settings.flight_dir == tmp_path / "home/.local/state/fdmoe/flights"
 
@@ -226,7 +227,13 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
     settings = _settings(
         model={"name": "mine", "dtype": "float16"},
         worker={"max_batch_tokens": 4096},
-        recovery={"stall_floor_s": 0.05, "stall_first_s": 0.25, "stall_ceiling_s": 5.0, "abort_deadline_s": 0.05},
+        recovery={
+            "stall_floor_s": 0.05,
+            "stall_first_s": 0.25,
+            "stall_ceiling_s": 5.0,
+            "abort_deadline_s": 0.05,
+            "slow_checks": 50,
+        },
         run_dir="/dev/shm/mine",
         flight_dir="~/flights",
     )

@@ -55,7 +55,7 @@ ABSENT = Seen(alive=False)
 LOADING = Seen(alive=True)
 IDLE = Seen(alive=True, ready=True)
 HELD = HolderSeen(alive=True, ready=True)
-OK, WRONG = Check(16, True), Check(16, False)
+OK, WRONG, LATE = Check(16, True), Check(16, False), Check(16, True, suspect=True)
 
 
 @dataclass
@@ -350,6 +350,48 @@ def test_a_wrong_answer_that_the_trickle_finds_takes_the_fused_path_away() -> No
     assert ladder.state.retry_at == pytest.approx(4.0)
 
 
+def test_a_fused_path_that_has_become_slow_makes_way_for_the_baseline_and_comes_back_by_the_shadow() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, ended(7, checks=(LATE, LATE)), IDLE) == (), "suspicions are none of the ladder's affair"
+    slow = ended(8, checks=(LATE,), slow=True)
+    assert ladder.at(2.1, slow, IDLE) == (SetPath("a", "baseline", "fused", "slow", ()),)
+    assert ladder.at(2.2, slow, IDLE) == (), "said again of batches from before"
+    assert ladder.at(4.1, ended(8), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down", ()),)
+    # still slow: nobody is hurt, but each batch waits for a launch that nobody needs
+    assert ladder.at(4.2, ended(9, checks=(LATE, LATE)), IDLE) == ()
+    assert ladder.at(4.3, ended(10, checks=(LATE,), slow=True), IDLE) == (
+        SetPath("a", "baseline", "shadow", "slow", ()),
+    )
+    assert ladder.state.retry_at == pytest.approx(8.3), "the pause doubles"
+    assert ladder.at(8.3, ended(10), IDLE) == (SetPath("a", "shadow", "baseline", "cooled_down", ()),)
+    # three that are right and in time, in a row
+    assert ladder.at(8.4, ended(11, checks=(OK, OK, LATE)), IDLE) == ()
+    assert ladder.at(8.5, ended(12, checks=(OK, OK)), IDLE) == ()
+    assert ladder.at(8.6, ended(13, checks=(OK,)), IDLE) == (SetPath("a", "fused", "shadow", "proven", (16,)),)
+
+
+def test_one_bucket_that_is_slow_in_the_shadow_takes_the_path_from_all() -> None:
+    ladder = Ladder().serving()
+    ladder.at(2.0, ended(7, slow=True), IDLE)
+    ladder.at(4.0, ended(7), IDLE)
+    ladder.at(4.1, ended(8, checks=(OK, OK, OK)), IDLE)
+    assert (ladder.state.path, ladder.state.proven) == ("fused", {16})
+    late = Check(64, True, suspect=True)
+    assert ladder.at(4.2, ended(9, checks=(late,), slow=True), IDLE) == (SetPath("a", "baseline", "fused", "slow", ()),)
+    assert (ladder.state.proven, ladder.state.clean) == (frozenset(), {})
+
+
+def test_the_standby_is_not_asked_how_fast_it_is() -> None:
+    ladder = Ladder().serving()
+    assert ladder.at(2.0, IDLE, ended(3, slow=True)) == ()
+
+
+def test_a_wrong_result_counts_before_a_slow_one() -> None:
+    ladder = Ladder().serving()
+    both = ended(7, checks=(WRONG, LATE), slow=True)
+    assert ladder.at(2.0, both, IDLE) == (SetPath("a", "baseline", "fused", "mismatch", ()),)
+
+
 def test_a_worker_that_says_it_cannot_go_on_is_not_waited_for() -> None:
     ladder = Ladder().serving()
     failed = Seen(alive=True, ready=True, failed=("AcceleratorError: illegal address", "unknown"))
@@ -514,6 +556,10 @@ class AnyOrder(RuleBasedStateMachine):
         before = self.state
         observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s)
         self.state, actions = policy.decide(self.state, observation, SETTINGS)
+        active = before.active
+        if active is not None and observation.workers[active].slow:
+            assert self.state.path in ("baseline", "shadow"), "a slow path serves nobody until it is proven again"
+            assert self.state.path == "baseline" or before.path == "baseline"
         for action in actions:
             match action:
                 case Start(worker=name, generation=generation, reason=reason):
@@ -545,7 +591,7 @@ class AnyOrder(RuleBasedStateMachine):
                     assert (name, generation) in self.fenced, "fenced before it is killed"
                 case GiveUp():
                     self.given_up = True
-        self.seen = {name: replace(seen, checks=()) for name, seen in self.seen.items()}
+        self.seen = {name: replace(seen, checks=(), slow=False) for name, seen in self.seen.items()}
         self.lag_s = 0.0
 
     @rule()
@@ -595,10 +641,15 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             self.seen[name] = stalled(launch)
 
-    @rule(name=st.sampled_from("ab"), bucket=st.sampled_from([1, 16]), ok=st.booleans())
-    def end(self, name: str, bucket: int, ok: bool) -> None:
+    @rule(name=st.sampled_from("ab"), bucket=st.sampled_from([1, 16]), ok=st.booleans(), late=st.booleans())
+    def end(self, name: str, bucket: int, ok: bool, late: bool) -> None:
         if self.seen[name].ready:
-            self.seen[name] = ended(5, checks=(Check(bucket, ok),))
+            self.seen[name] = ended(5, checks=(Check(bucket, ok, late),))
+
+    @rule(name=st.sampled_from("ab"))
+    def be_slow(self, name: str) -> None:
+        if self.seen[name].ready:
+            self.seen[name] = ended(5, checks=(LATE,), slow=True)
 
     @precondition(lambda self: not self.given_up)
     @invariant()

@@ -23,7 +23,7 @@ from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.policy import Condemned, Ending, GiveUp, Life, Seen, Worker
+from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, Life, Seen, Worker
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
@@ -250,6 +250,36 @@ def test_last_words_are_heard_although_the_end_is_seen_first(in_memory: Path) ->
     assert process.seen().failed == ("there is no layer 99", "settings")
     process.channel.close()
     process.discard()
+
+
+def test_what_a_worker_says_of_its_pace_is_an_event_with_figures_and_reaches_the_ladder_once(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (in_memory / "run").mkdir()
+    pair = supervisor._pairs[0]
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process.channel = Channel(ours)
+    try:
+        pair.handle(process.channel, messages.Compared("m/layers.0", 12, "fused", 1e-6, ok=True, suspect=True))
+        pair.handle(
+            process.channel, messages.Slow("m/layers.0", 12, "fused", 3_000_000, 900_000, 300_000, 850_000)
+        )  # fmt: skip
+        seen = process.seen()
+        assert (seen.checks, seen.slow) == ((Check(16, True, suspect=True),), True)
+        assert (process.seen().checks, process.seen().slow) == ((), False)
+        (event,) = supervisor._events.last
+        assert {name: value for name, value in event.items() if name != "at"} == {
+            "event": "slow", "worker": "a", "layer": "m/layers.0", "bucket": 16, "served": "fused", "fused_s": 0.003,
+            "baseline_s": 0.0009, "usual_fused_s": 0.0003, "usual_baseline_s": 0.00085,
+        }  # fmt: skip
+        found = supervisor.metrics.registry.get_sample_value("fdmoe_shadow_checks_total", {"result": "ok"})
+        assert found == 1, "its numbers are right"
+    finally:
+        process.signal(signal.SIGKILL)
+        assert process.wait(10)
+        process.channel.close()
+        theirs.close()
+        process.discard()
 
 
 class AskedDevice:

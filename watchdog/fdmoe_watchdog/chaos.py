@@ -18,8 +18,8 @@ from fdmoe_watchdog.process import Child, WorkerProcess
 KERNEL_FAULTS: tuple[str, ...] = get_args(KernelFault)
 # longer than any patience that somebody may have set
 BLOCK_S = 3600.0
-# so many launches are slow: one alone is over before anybody could judge it
-SLOW_LAUNCHES = 20
+# so many launches are slow for each batch in a row that must say so: they are of several sizes
+SLOW_LAUNCHES_PER_CHECK = 7
 
 
 class Refused(RuntimeError):
@@ -27,11 +27,15 @@ class Refused(RuntimeError):
 
 
 class Chaos:
-    """`tell` sends to a child and does not raise. A fault of a kernel is answered by the worker that was armed."""
+    """`tell` sends to a child and does not raise. A fault of a kernel is answered by the worker that was armed.
+    `slow_checks`: recovery.slow_checks."""
 
-    def __init__(self, events: EventLog, tell: Callable[[Child | None, messages.Message], None]) -> None:
+    def __init__(
+        self, events: EventLog, tell: Callable[[Child | None, messages.Message], None], slow_checks: int
+    ) -> None:
         self._events = events
         self._tell = tell
+        self._slow_launches = SLOW_LAUNCHES_PER_CHECK * max(slow_checks, 1)
         self._askers: list[Channel] = []
 
     def request(
@@ -66,8 +70,8 @@ class Chaos:
         if pair is None or pair.active is None:
             paths = ", ".join(pair.state.path if pair.active else "down" for pair in pairs)
             raise Refused(f"the path is {paths}; a fault of the kernel needs the fused path")
-        self._events.add("fault_armed", worker=pair.active.name, fault=fault)
-        launches = SLOW_LAUNCHES if fault == "slow" else 1
+        launches = self._slow_launches if fault == "slow" else 1
+        self._events.add("fault_armed", worker=pair.active.name, fault=fault, launches=launches)
         self._tell(pair.active, messages.ArmFault(fault, launches))  # type: ignore[arg-type]
 
     def _break(self, fault: str, pairs: Sequence[Pair], others: dict[str, Child | None]) -> list[str]:

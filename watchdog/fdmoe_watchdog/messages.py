@@ -120,7 +120,8 @@ class WeightsReady(Message, frozen=True):
 
 class Compared(Message, frozen=True):
     """One batch was computed on both paths, of which `served` gave the answer. `relative_error` is
-    ||fused - baseline|| / ||baseline||. `requests`: of a batch that was not ok, its requests' ids (Batch)."""
+    ||fused - baseline|| / ||baseline||. `requests`: of a batch that was not ok, its requests' ids (Batch). `suspect`:
+    it took much longer on the fused path than is usual."""
 
     layer: str
     tokens: int
@@ -128,6 +129,20 @@ class Compared(Message, frozen=True):
     relative_error: float
     ok: bool
     requests: tuple[str, ...] = ()
+    suspect: bool = False
+
+
+class Slow(Message, frozen=True):
+    """The fused path of this layer and token bucket has become slow, and the device has not: medians over the last
+    batches that ran on both paths, and what was usual before."""
+
+    layer: str
+    tokens: int
+    served: Path
+    fused_ns: int
+    baseline_ns: int
+    usual_fused_ns: int
+    usual_baseline_ns: int
 
 
 class ExpertTokens(Message, frozen=True):
@@ -430,6 +445,7 @@ AnyMessage = (
     | ChildFailed
     | WeightsReady
     | Compared
+    | Slow
     | ExpertTokens
     | FaultArmed
     | SetPath

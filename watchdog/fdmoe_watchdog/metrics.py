@@ -26,6 +26,8 @@ SWITCHES = (
     ),
     ("shadow", "baseline", "mismatch"),
     ("fused", "baseline", "mismatch"),
+    ("shadow", "baseline", "slow"),
+    ("fused", "baseline", "slow"),
     ("fused", "baseline", "unproven"),
     ("baseline", "shadow", "cooled_down"),
     ("shadow", "fused", "proven"),

@@ -217,6 +217,8 @@ class Pair:
                 )  # fmt: skip
             case messages.Compared():
                 self._compared(process, message)
+            case messages.Slow():
+                self._slow(process, message)
             case messages.ExpertTokens(launch=launch, counts=counts):
                 self._recorder.expert_tokens(process, launch, counts)
             case _:
@@ -255,7 +257,7 @@ class Pair:
                 raise ChannelClosed(f"a {type(message).__name__} is not a weights holder's to send")
 
     def _compared(self, process: WorkerProcess, message: messages.Compared) -> None:
-        process.checks.append(policy.Check(token_bucket(message.tokens), message.ok))
+        process.checks.append(policy.Check(token_bucket(message.tokens), message.ok, message.suspect))
         # a histogram's sum that has met a NaN stays one for ever
         error = message.relative_error if math.isfinite(message.relative_error) else math.inf
         self._metrics.shadow_error.observe(error)
@@ -265,6 +267,14 @@ class Pair:
                 "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
                 served=message.served, relative_error=message.relative_error, requests=" ".join(message.requests),
             )  # fmt: skip
+
+    def _slow(self, process: WorkerProcess, message: messages.Slow) -> None:
+        process.slow = True
+        self._events.add(
+            "slow", level="warning", worker=process.name, layer=message.layer, bucket=token_bucket(message.tokens),
+            served=message.served, fused_s=message.fused_ns / 1e9, baseline_s=message.baseline_ns / 1e9,
+            usual_fused_s=message.usual_fused_ns / 1e9, usual_baseline_s=message.usual_baseline_ns / 1e9,
+        )  # fmt: skip
 
     # ---- the ladder's hands
 

@@ -92,7 +92,7 @@ class WorkerProcess(Child):
     """One generation of a worker. The watchdog makes the page, so that it can be read whatever the worker does.
 
     ready, failed  what it said of its start
-    checks         comparisons of the paths that it has reported since the last turn
+    checks, slow   comparisons of the paths reported since the last turn, and whether the fused one was said to be slow
     cut_off        why nothing of it can be relied on any more, "" if it can
     page_problem   what is wrong with its page, "" if nothing is
     """
@@ -116,6 +116,7 @@ class WorkerProcess(Child):
         self.ready: WorkerReady | None = None
         self.failed: tuple[str, Blame] | None = None
         self.checks: list[Check] = []
+        self.slow = False
         self.cut_off: Literal["", "exit", "page"] = ""
         self.page_problem = ""
         try:
@@ -142,6 +143,7 @@ class WorkerProcess(Child):
     def seen(self) -> Seen:
         """What the ladder is told of it this turn; its comparisons are told once."""
         checks, self.checks = tuple(self.checks), []
+        slow, self.slow = self.slow, False
         tracker, ready = self.tracker, self.ready
         return Seen(
             alive=self.alive,
@@ -153,6 +155,7 @@ class WorkerProcess(Child):
             untouched_s=tracker.untouched_s,
             trial_s=tracker.trial_s,
             checks=checks,
+            slow=slow,
             fused=ready is not None and ready.fused,
             cut_off=self.cut_off,
             failed=self.failed,

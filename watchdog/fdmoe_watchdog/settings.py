@@ -122,3 +122,15 @@ class RecoverySettings(Group):
         gt=0,
         description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0.",
     )
+    slow_factor: float = Field(
+        2.5,
+        ge=1.5,
+        description="The fused path is slow if its batches take this many times their usual, by themselves and "
+        "against the baseline on the same batches.",
+    )
+    slow_checks: int = Field(
+        50,
+        ge=0,
+        description="Batches of a token bucket in a row that must say so; 0: being slow is no reason to leave the "
+        "fused path. On the CPU 3 unless it is given.",
+    )

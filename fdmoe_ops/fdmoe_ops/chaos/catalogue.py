@@ -83,10 +83,17 @@ FAULTS: tuple[FaultInfo, ...] = (
     ),
     FaultInfo(
         "slow", Place.KERNEL, Means.WATCHDOG,
-        "Every tile of twenty launches takes about ten times as long, and beats all the same.",
-        "Nothing is ended: it makes progress.",
-        "fdmoe_request_duration_seconds; the learned stall times grow.",
-        _NOTHING,
+        "Every tile takes about ten times as long, and beats all the same; seven launches for each that must say so.",
+        "Nothing is ended, for it makes progress. After some batches in a row that took recovery.slow_factor times "
+        "their usual, the next ones run on the baseline, too. recovery.slow_checks in a row that lost as much against "
+        "the baseline make the fused path slow: the baseline serves, and the fused path comes back by way of the "
+        "shadow, where a bucket must be right and in time. What makes both paths slow, such as a neighbour or a "
+        "throttled GPU, changes nothing. A worker learns "
+        "what is usual from its own batches, six of a bucket at least: a kernel that is slow from its first launch on "
+        "is not found.",
+        "slow in the events, with the times of both paths now and before; "
+        "fdmoe_path_switches_total{reason=\"slow\"}.",
+        "Nothing for one. If it comes again, look at clocks and power (fdmoe_gpu_throttled), and keep the baseline.",
     ),
     FaultInfo(
         "kill-active", Place.TREE, Means.WATCHDOG,
@@ -230,6 +237,31 @@ FAULTS: tuple[FaultInfo, ...] = (
         "Free the disk of flight_dir.",
     ),
     FaultInfo(
+        "memory-at-warm-up", Place.SURROUNDINGS, Means.GAME_DAY,
+        "The active worker is killed, and the next one does not get its memory: on a GPU another process takes all "
+        "that is free, on the CPU its address space is limited to less than it needs.",
+        "The other worker serves. Starts fail with words and are tried again with growing pauses, within "
+        "recovery.restart_budget; once there is memory the worker is back.",
+        "worker_failed with the allocator's own words, then worker_start again; fdmoe_worker_restarts_total.",
+        "Find who has the memory: fdmoe_gpu_memory_used_bytes, nvidia-smi; of a pod, its limit.",
+    ),
+    FaultInfo(
+        "busy-neighbour", Place.SURROUNDINGS, Means.GAME_DAY,
+        "Other processes multiply matrices on the same GPU, or on all cores of the CPU.",
+        "Answers take longer. Nothing is taken for a stall, and the fused path not for slow: the baseline is slower, "
+        "too.",
+        "fdmoe_request_duration_seconds and fdmoe_gpu_utilization_ratio; no event.",
+        "Give the service a GPU, or a MIG slice, of its own.",
+    ),
+    FaultInfo(
+        "wall-clock", Place.SURROUNDINGS, Means.GAME_DAY,
+        "The wall clock jumps an hour ahead while a launch stalls, to an hour behind while it is recovered, and back. "
+        "The machine's clock stays: the processes of the tree load a library that gives them another one.",
+        "As stall, in the same time: deadlines are counted on the monotonic clock alone.",
+        "Events, logs and flight records with times from the future and the past.",
+        "Look why: chrony or systemd-timesyncd say when they step the clock.",
+    ),
+    FaultInfo(
         "slow-clients", Place.DOOR, Means.GAME_DAY,
         "Clients that send their bodies a byte at a time.",
         "They are cut off; others are served.",
@@ -249,6 +281,14 @@ FAULTS: tuple[FaultInfo, ...] = (
         "The answer is dropped, and its part of the arena is free again.",
         "499 in fdmoe_request_duration_seconds.",
         _NOTHING,
+    ),
+    FaultInfo(
+        "malformed", Place.DOOR, Means.GAME_DAY,
+        "Five hundred requests that are none: noise, broken heads, lengths and chunks, JSON that is none, tensors that "
+        "are not what they say.",
+        "Each is refused in words or cut off, and leaves nothing behind; others are served.",
+        "4xx in fdmoe_request_duration_seconds, fdmoe_refused_requests_total.",
+        "If it lasts, look who sends them: the answer tells the client what is wrong.",
     ),
     FaultInfo(
         "flood", Place.DOOR, Means.GAME_DAY,

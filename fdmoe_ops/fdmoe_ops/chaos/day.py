@@ -94,7 +94,7 @@ class Day:
             f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={name.rpartition('.')[2]}",
             f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
         )  # fmt: skip
-        return Plan(flags, Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
+        return Plan(flags, self._devices[0], Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
 
     def _layer(self, model: Path) -> tuple[str, MoELayer]:
         """The first of the served layers, on the CPU, and its name in requests."""

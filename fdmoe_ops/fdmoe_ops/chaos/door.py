@@ -1,20 +1,24 @@
-"""Clients that nobody wants: slow ones, ones that hang up, and too many at once."""
+"""Clients that nobody wants: slow ones, ones that hang up, ones that talk nonsense, and too many at once."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import resource
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 
+from fdmoe_ops.chaos import malformed
 from fdmoe_ops.chaos.load import Pool
 
 _SLOW_S = 3.0
 _PER_CONNECTION = 5
 _FLOOD_DEADLINE_S = 120.0
+_NONSENSE_AT_ONCE = 32
+_NONSENSE_DEADLINE_S = 60.0
 
 
 def _raw(pool: Pool, index: int) -> bytes:
@@ -83,13 +87,7 @@ async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[st
         statuses = []
         for _ in range(_PER_CONNECTION):
             writer.write(raw)
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = next(
-                int(line.partition(b":")[2])
-                for line in head.split(b"\r\n")
-                if line.lower().startswith(b"content-length:")
-            )
-            await reader.readexactly(size)
+            head, _ = await _answer(reader)
             statuses.append(head.split(b" ", 2)[1].decode())
         writer.close()
         return statuses
@@ -105,6 +103,48 @@ async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[st
     return counted
 
 
+def nonsense(address: tuple[str, int], pool: Pool, count: int = 500) -> Counter[str]:
+    """So many malformed requests, many at once, each on a connection of its own; how many were `refused` in JSON or
+    `cut off`, got 200 because they were none after all, or something that a client must not get."""
+    return asyncio.run(_nonsense(address, malformed.Target(pool.layer, pool.datatype, pool.hidden_size), count))
+
+
+async def _nonsense(address: tuple[str, int], target: malformed.Target, count: int) -> Counter[str]:
+    free = asyncio.Semaphore(_NONSENSE_AT_ONCE)
+
+    async def client(raw: bytes) -> str:
+        async with free:
+            try:
+                async with asyncio.timeout(_NONSENSE_DEADLINE_S):
+                    return await _outcome(address, raw)
+            except TimeoutError:
+                return "silence"
+
+    return Counter(await asyncio.gather(*map(client, malformed.requests(target, seed=1, count=count))))
+
+
+async def _outcome(address: tuple[str, int], raw: bytes) -> str:
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(raw)
+        await writer.drain()
+        head, body = await _answer(reader)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return "cut off"
+    finally:
+        writer.close()
+    status = head.split(b" ", 2)[1].decode()
+    refused = status.startswith("4") and list(json.loads(body)) == ["error"]
+    return "refused" if refused else status
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    head = await reader.readuntil(b"\r\n\r\n")
+    lengths = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    return head, await reader.readexactly(int(next(lengths).partition(b":")[2]))
+
+
 VISITS: dict[str, Callable[[tuple[str, int], Pool], Counter[str]]] = {
-    "slow-clients": slow_clients, "half-bodies": half_bodies, "disconnects": disconnects, "flood": flood,
+    "slow-clients": slow_clients, "half-bodies": half_bodies, "disconnects": disconnects, "malformed": nonsense,
+    "flood": flood,
 }  # fmt: skip

@@ -12,6 +12,11 @@ from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 
 _LOOK_S = 0.02
 Event = dict[str, Any]
+# what only a fault should bring
+ALARMS = (
+    "stall", "fence", "kill", "abort_ended", "abort_timed_out", "link_lost", "page_lost", "gateway_frozen",
+    "gateway_exit", "worker_gone", "weights_gone", "device_out", "probe_silent", "shadow_mismatch", "slow",
+)  # fmt: skip
 
 
 def new_events(seen: list[Event], events: list[Event]) -> list[Event]:

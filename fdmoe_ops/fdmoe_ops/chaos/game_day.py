@@ -21,11 +21,15 @@ from pathlib import Path
 
 from fdmoe_ops.chaos import door
 from fdmoe_ops.chaos.catalogue import FAULTS, Means
-from fdmoe_ops.chaos.events import Event, EventTail, monotonic_of
+from fdmoe_ops.chaos.events import ALARMS, Event, EventTail, monotonic_of
 from fdmoe_ops.chaos.load import Load, Pool, Sent
+from fdmoe_ops.chaos.neighbours import busy_neighbours
 from fdmoe_ops.chaos.plays import PLAYS, Group, Play
+from fdmoe_ops.chaos.shortage import hoard, limit, mapped_bytes
 from fdmoe_ops.chaos.tree import Tree
+from fdmoe_ops.chaos.wall_clock import WallClock, can_be_set
 from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
+from fdmoe_ops.devices import are_cpu
 
 _DEADLINE_S = 120.0
 # a fault that nobody decides about has this long to do harm
@@ -33,19 +37,22 @@ _WATCHED_S = 2.0
 _AFTER_DECISION_S = 1.0
 # smaller than a beat page and a flight record
 _TINY_BYTES = 1024
+_NEIGHBOURS_S = 5.0
+_HOUR_S = 3600
 # pauses that only protect from relapses would make the day long; what detection and the rungs need stays as it is
 FLAGS = (
     "--enable-chaos", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     "--recovery-restart-budget=1000", "--recovery-backoff-initial-s=0.05", "--recovery-backoff-max-s=0.2",
     "--recovery-answer-deadline-s=3",
 )  # fmt: skip
-# what a client at the door may end with: it left, it was answered, it was told to come back
-_FAIR = ("left", "200", "503")
+# what a client at the door may end with: it left, it was cut off, answered, told what is wrong, or to come back
+_FAIR = ("left", "cut off", "200", "refused", "503")
 _OWN_TREE = {
     "kill-watchdog": (),
     "failing-worker": ("--recovery-restart-budget=2",),
     "shared-memory-full": (),
     "disk-full": (),
+    "wall-clock": (),
 }
 
 
@@ -74,24 +81,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Plan:
-    """`flags` for `fdmoe serve`; `repetitions` of each group of faults."""
+    """`flags` for `fdmoe serve`; `device`: the first that it serves on; `repetitions` of each group of faults."""
 
     flags: tuple[str, ...]
+    device: str
     pool: Pool
     clients: int
     repetitions: dict[Group, int]
 
 
 def playable() -> list[str]:
-    """The names of the faults, in the catalogue's order."""
-    return [fault.name for fault in FAULTS]
+    """The names of the faults that can be played on this machine, in the catalogue's order."""
+    return [fault.name for fault in FAULTS if fault.name != "wall-clock" or can_be_set()]
 
 
 def run(plan: Plan, names: list[str]) -> Iterator[Result]:
     """Play the faults: in one tree those that it survives, then the others in trees of their own."""
     shared = [name for name in names if name not in _OWN_TREE]
     if shared:
-        with _stage(plan, ()) as stage:
+        with _stage(plan) as stage:
             for name in shared:
                 yield stage.play(Result(PLAYS[name]), plan.repetitions[PLAYS[name].group])
     for name in names:
@@ -104,20 +112,22 @@ def _play_alone(plan: Plan, result: Result) -> Result:
     repetitions = plan.repetitions[result.play.group]
     at_once = repetitions if result.play.final_path == "fused" else 1
     while result.repetitions < repetitions and not result.problem:
-        with _stage(plan, _OWN_TREE[result.play.name]) as stage:
+        with contextlib.ExitStack() as stack:
+            clock = stack.enter_context(WallClock()) if result.play.name == "wall-clock" else None
+            stage = stack.enter_context(_stage(plan, _OWN_TREE[result.play.name], clock))
             stage.play(result, at_once)
     return result
 
 
 @contextlib.contextmanager
-def _stage(plan: Plan, flags: tuple[str, ...]) -> Iterator[Stage]:
+def _stage(plan: Plan, flags: tuple[str, ...] = (), clock: WallClock | None = None) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="fdmoe-game-day-") as directory:
-        tree = Tree(Path(directory), *FLAGS, *plan.flags, *flags)
+        tree = Tree(Path(directory), *FLAGS, *plan.flags, *flags, environment=clock.environment if clock else None)
         try:
             tree.wait_until_ready()
             tail = EventTail(tree)
             try:
-                yield Stage(plan, tree, tail)
+                yield Stage(plan, tree, tail, clock)
             finally:
                 tail.close()
         finally:
@@ -126,9 +136,12 @@ def _stage(plan: Plan, flags: tuple[str, ...]) -> Iterator[Stage]:
 
 @dataclass
 class Stage:
+    """`clock`: the tree's own wall clock, where it has one."""
+
     plan: Plan
     tree: Tree
     tail: EventTail
+    clock: WallClock | None = None
 
     def play(self, result: Result, repetitions: int) -> Result:
         with Load(self.tree.gateway_address, self.plan.pool, self.plan.clients) as load:
@@ -147,13 +160,17 @@ class Stage:
     def _repeat(self, play: Play, load: Load, result: Result) -> None:
         self._until("the fused path", lambda: self._whole("fused"))
         self._until_answered(load, "fused")
+        if play.served:
+            self._until(f"{play.served} fused batches", lambda: self._fused_batches() >= play.served)
         mark, started = self.tail.mark(), time.monotonic()
         undo = self._inject(play.name, result)
-        decided = started + _WATCHED_S
+        # some take a while to be done
+        decided = max(started + _WATCHED_S, time.monotonic())
         try:
             if play.decision:
                 event = self.tail.wait(mark, play.decision, _DEADLINE_S)
-                decided = monotonic_of(event)
+                # a wall clock that jumped may say that it is still to come
+                decided = min(monotonic_of(event), time.monotonic())
                 result.detect_s.append(_detection_s(play, event, decided - started))
             for name in play.then:
                 self.tail.wait(mark, (name,), _DEADLINE_S)
@@ -163,6 +180,9 @@ class Stage:
             undo()
         self._until(f"the {play.final_path} path", lambda: self._whole(play.final_path))
         self._until_answered(load, play.final_path)
+        if play.quiet:
+            alarms = {event["event"] for event in self.tail.since(mark)} & set(ALARMS)
+            assert not alarms, f"false alarms: {', '.join(sorted(alarms))}"
         waits = [
             sent.end - sent.start
             for sent in list(load.sent)
@@ -176,8 +196,11 @@ class Stage:
         """Do it; returns what undoes it, where that is needed."""
         fault = next(fault for fault in FAULTS if fault.name == name)
         if fault.means is Means.WATCHDOG:
-            stopped = self._pids(name)
+            stopped, mark = self._pids(name), self.tail.mark()
             self._ask(name)
+            if name == "slow":
+                served = self._fused_batches()
+                return lambda: self._outlive(mark, served)
             return lambda: _continue(stopped)
         if name in door.VISITS:
             host, _, port = self.tree.gateway_address.partition(":")
@@ -194,6 +217,11 @@ class Stage:
                 return client.arm(name).ok
 
         self._until(f"a chance for {name}", done)
+
+    def _outlive(self, mark: int, served: int) -> None:
+        """Until all launches that were armed after the mark have been: what is left of them would strike again."""
+        launches = self.tail.wait(mark, ("fault_armed",), _DEADLINE_S)["launches"]
+        self._until(f"the end of {launches} launches", lambda: self._fused_batches() >= served + launches)
 
     def _pids(self, name: str) -> list[int]:
         """The processes that this fault only stops and that nobody will kill."""
@@ -219,14 +247,53 @@ class Stage:
         return _nothing
 
     def _shared_memory_full(self) -> Callable[[], None]:
-        undo = _limit_files(self.tree.process.pid)
+        undo = self._limit_files()
         self._ask("kill-standby")
         return undo
 
     def _disk_full(self) -> Callable[[], None]:
-        undo = _limit_files(self.tree.process.pid)
+        undo = self._limit_files()
         self._ask("stall")
         return undo
+
+    def _limit_files(self) -> Callable[[], None]:
+        """From now on the watchdog can make no file larger than a kilobyte, as if the file system were full."""
+        return limit(self.tree.process.pid, resource.RLIMIT_FSIZE, _TINY_BYTES)
+
+    def _memory_at_warm_up(self) -> Callable[[], None]:
+        if are_cpu((self.plan.device,)):
+            needed = min(mapped_bytes(worker["pid"]) for worker in self.tree.status()["workers"])
+            # enough for all that it does before it maps the arena, and for the watchdog, whose limit it inherits
+            arena = (self.tree.run_dir / "arena").stat().st_size
+            undo = limit(self.tree.process.pid, resource.RLIMIT_AS, needed - arena // 2)
+        else:
+            undo = hoard(self.plan.device)
+        mark = self.tail.mark()
+        with contextlib.ExitStack() as stack:
+            stack.callback(undo)
+            self._ask("kill-active")
+            reason = str(self.tail.wait(mark, ("worker_failed",), _DEADLINE_S)["reason"])
+            words = any(word in reason.lower() for word in ("memory", "alloc"))
+            assert words, f"it failed for another reason: {reason}"
+            return stack.pop_all().close
+
+    def _busy_neighbour(self) -> Callable[[], None]:
+        with busy_neighbours(self.plan.device, _NEIGHBOURS_S):
+            time.sleep(_NEIGHBOURS_S)
+        return _nothing
+
+    def _wall_clock(self) -> Callable[[], None]:
+        clock, mark = self.clock, self.tail.mark()
+        assert clock is not None, "this tree has the machine's clock"
+        strangers = [pid for pid in self.tree.processes() if not clock.is_of(pid)]
+        assert not strangers, f"processes with the machine's clock: {strangers}"
+        self._ask("stall")
+        clock.set(_HOUR_S)
+        event = self.tail.wait(mark, ("stall",), _DEADLINE_S)
+        clock.set(-_HOUR_S)
+        ahead = monotonic_of(event) - time.monotonic()
+        assert ahead > _HOUR_S / 2, f"the watchdog's clock was {ahead:.0f} s ahead; it should have been {_HOUR_S}"
+        return lambda: clock.set(0)
 
     # ---- waiting
 
@@ -237,6 +304,12 @@ class Stage:
         up = [worker["state"] for worker in status["workers"]]
         up += [device["holder"]["state"] for device in status["devices"]]
         return status["path"] == "fused" and set(up) == {"ready"} and self.tree.get("/readyz")[0] == 200
+
+    def _fused_batches(self) -> int:
+        """Of the active worker of the first device, since it started."""
+        status = self.tree.status()
+        active = status["devices"][0]["active"]
+        return next((worker["batches"].get("fused", 0) for worker in status["workers"] if worker["name"] == active), 0)
 
     def _until(self, what: str, condition: Callable[[], bool]) -> None:
         self.tree.wait_until(what, condition, _DEADLINE_S)
@@ -254,19 +327,8 @@ class Stage:
 
 def _detection_s(play: Play, event: Event, since_fault_s: float) -> float:
     """A kernel's fault begins with its launch, which may come a while after it was armed."""
-    return float(event["begun_s_ago"]) if play.name in ("stall", "endless", "disk-full") else since_fault_s
-
-
-def _limit_files(pid: int) -> Callable[[], None]:
-    """From now on the process can make no file larger than a few kilobytes, as if the file system were full."""
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (_TINY_BYTES, before[1]))
-    return lambda: _restore_files(pid, before)
-
-
-def _restore_files(pid: int, limits: tuple[int, int]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+    stalls = ("stall", "endless", "disk-full", "wall-clock")
+    return float(event["begun_s_ago"]) if play.name in stalls else since_fault_s
 
 
 def _continue(pids: list[int]) -> None:

@@ -21,6 +21,8 @@ class Play:
 
     decision     the events of which the first tells when the service had noticed; () where it has nothing to notice
     then         an event that must have come before the tree counts as whole again
+    served       so many fused batches of the active worker before it: what is usual must have been learned
+    quiet        nothing may be noticed: none of the events that only a fault should bring
     may_retry    clients must send again, because their connections break
     may_be_wrong answers that nothing can check may be wrong
     final_path   what serves in the end
@@ -30,6 +32,8 @@ class Play:
     group: Group = Group.OTHER
     decision: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
+    served: int = 0
+    quiet: bool = False
     may_retry: bool = False
     may_be_wrong: bool = False
     final_path: str = "fused"
@@ -45,7 +49,7 @@ PLAYS: dict[str, Play] = {
         Play("illegal", decision=_GONE, then=("worker_gone",)),
         Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path_switch",)),
         Play("wrong", Group.ABORTABLE, may_be_wrong=True),
-        Play("slow", Group.ABORTABLE),
+        Play("slow", Group.ABORTABLE, ("slow",), ("path",), served=50),
         Play("kill-active", decision=_GONE, then=("worker_gone",)),
         Play("stop-active", decision=("stall",), then=("kill", "worker_gone")),
         Play("kill-standby", decision=_GONE, then=("worker_gone",)),
@@ -54,21 +58,25 @@ PLAYS: dict[str, Play] = {
         Play("stop-workers", decision=("stall",), then=("kill", "worker_gone")),
         Play("block-worker", decision=("stall",), then=("kill", "worker_gone")),
         Play("kill-holder", decision=("weights_gone",), then=("weights_ready", "worker_gone")),
-        Play("stop-holder"),
+        Play("stop-holder", quiet=True),
         Play("kill-gateway", decision=("gateway_exit",), then=("gateway_listening",), may_retry=True),
         Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), may_retry=True),
         Play("kill-probe", decision=("probe_exit",), then=("gpu_readable",)),
         Play("stop-probe", decision=("probe_silent",), then=("gpu_readable",)),
         Play("truncate-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
         Play("noise-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
-        Play("stop-watchdog"),
+        Play("stop-watchdog", quiet=True),
         Play("kill-watchdog", may_retry=True),
         Play("failing-worker", decision=_GONE, then=("restart_budget_gone",), final_path="baseline"),
         Play("shared-memory-full", decision=_GONE, then=("worker_not_started",)),
         Play("disk-full", Group.ABORTABLE, ("stall",), ("flight_record_lost",)),
-        Play("slow-clients"),
-        Play("half-bodies"),
-        Play("disconnects"),
+        Play("memory-at-warm-up", decision=_GONE, then=("worker_start",)),
+        Play("busy-neighbour", quiet=True),
+        Play("wall-clock", Group.ABORTABLE, ("stall",), ("abort_ended",)),
+        Play("slow-clients", quiet=True),
+        Play("half-bodies", quiet=True),
+        Play("disconnects", quiet=True),
+        Play("malformed", quiet=True),
         Play("flood", may_retry=True),
     )
 }

@@ -8,32 +8,16 @@ process is a false alarm.
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fdmoe_ops.chaos.events import Event, EventTail
+from fdmoe_ops.chaos.events import ALARMS, Event, EventTail
 from fdmoe_ops.chaos.load import Load, Pool, Sent
+from fdmoe_ops.chaos.neighbours import busy_neighbours
 from fdmoe_ops.chaos.tree import Tree
 
-# what only a fault should bring
-ALARMS = (
-    "stall", "fence", "kill", "abort_ended", "abort_timed_out", "link_lost", "page_lost", "gateway_frozen",
-    "gateway_exit", "worker_gone", "weights_gone", "device_out", "probe_silent", "shadow_mismatch",
-)  # fmt: skip
 _PHASE_S = 8.0
-_NEIGHBOUR = """
-import sys, time, torch
-device = torch.device(sys.argv[1])
-x = torch.randn(4096 if device.type == "cuda" else 512, 4096 if device.type == "cuda" else 512, device=device)
-end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end:
-    y = x @ x
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-"""
 
 
 @dataclass
@@ -61,7 +45,7 @@ def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
             if time.monotonic() - started >= minutes * 60:
                 break
             pool = pools[number % min(1 + number // 2, len(pools))]
-            with _neighbour(device) if beside else contextlib.nullcontext():
+            with busy_neighbours(device, _PHASE_S) if beside else contextlib.nullcontext():
                 result.sent += _phase(tree, pool, clients)
             result.phases[name] = result.phases.get(name, 0) + 1
         result.seconds = time.monotonic() - started
@@ -88,14 +72,3 @@ def _phase(tree: Tree, pool: Pool, clients: int) -> list[Sent]:
     with Load(tree.gateway_address, pool, clients) as load:
         time.sleep(_PHASE_S)
     return load.sent
-
-
-@contextlib.contextmanager
-def _neighbour(device: str) -> Iterator[None]:
-    """A process that multiplies matrices on the same device for the time of a phase."""
-    process = subprocess.Popen((sys.executable, "-P", "-c", _NEIGHBOUR, device, str(_PHASE_S * 2)))
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()

@@ -72,6 +72,7 @@ def _serve(
     from fdmoe_ops.worker.choice import Choice
     from fdmoe_ops.worker.engine import Engine
     from fdmoe_ops.worker.loop import Loop
+    from fdmoe_ops.worker.pace import Pace
     from fdmoe_ops.worker.trial import run_trial
 
     page.write(Line.HOST, Host.STAGE, Stage.TRIAL)
@@ -103,7 +104,8 @@ def _serve(
         )
         ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
-        Loop(engine, choice, page, control, listener, ready, chaos=settings.chaos).run()
+        pace = Pace(settings.recovery.slow_factor, settings.recovery.slow_checks)
+        Loop(engine, choice, pace, page, control, listener, ready, chaos=settings.chaos).run()
 
 
 def _prove(engine: Engine, *, faults: bool) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fdmoe_ops.worker.choice import Choice
 from fdmoe_ops.worker.engine import BatchError, Comparison, Engine
+from fdmoe_ops.worker.pace import Pace
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import Path
@@ -27,6 +28,7 @@ class Loop:
         self,
         engine: Engine,
         choice: Choice,
+        pace: Pace,
         page: Page,
         control: Channel,
         listener: Listener,
@@ -36,6 +38,7 @@ class Loop:
     ) -> None:
         self._engine = engine
         self._choice = choice
+        self._pace = pace
         self._page = page
         self._control = control
         self._listener = listener
@@ -43,6 +46,7 @@ class Loop:
         self._chaos = chaos
         self._gateway: Channel | None = None
         self._aborted = False
+        self._pace_asks = False
         self._log = structlog.get_logger("fdmoe.worker")
 
     def run(self) -> None:
@@ -138,7 +142,7 @@ class Loop:
         y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
         self._answer(batch, "baseline" if fused is None else "fused", started)
-        if taken.compare and fused is not None:
+        if fused is not None and (taken.compare or self._pace_asks):
             self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
         elif taken.compare and taken.path == "baseline":
             fused = self._run_fused(x, batch)
@@ -156,6 +160,7 @@ class Loop:
             self._choice.stay_on_baseline()
             self._aborted = True
             return None
+        self._pace_asks = self._pace.ran(batch.layer, x.shape[0], self._engine.fused_ns)
         if result.finite:
             return result.y
         # no answer that is not finite leaves before the baseline has given the same
@@ -171,17 +176,26 @@ class Loop:
         error = comparison.relative_error
         if error is None:
             return
-        requests = () if comparison.ok else batch.requests
+        layer, tokens, engine = batch.layer, comparison.tokens, self._engine
         if not comparison.ok:
             self._log.error(
                 "shadow_mismatch",
                 batch=batch.batch,
-                layer=batch.layer,
+                layer=layer,
                 served=served,
                 relative_error=error,
-                requests=requests,
+                requests=batch.requests,
             )
-        self._send(messages.Compared(batch.layer, comparison.tokens, served, error, comparison.ok, requests))
+            self._send(messages.Compared(layer, tokens, served, error, ok=False, requests=batch.requests))
+            return
+        verdict = self._pace.compared(layer, tokens, engine.fused_ns, engine.baseline_ns)
+        self._send(messages.Compared(layer, tokens, served, error, ok=True, suspect=verdict.suspect))
+        if (slow := verdict.slow) is not None:
+            self._send(
+                messages.Slow(
+                    layer, tokens, served, slow.fused_ns, slow.baseline_ns, slow.usual_fused_ns, slow.usual_baseline_ns
+                )
+            )
 
     def _send(self, message: messages.Message) -> None:
         # a watchdog that is held up does not read: a lost comparison only delays the way back, lost counts are missing

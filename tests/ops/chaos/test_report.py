@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fdmoe_ops.chaos import report
+from fdmoe_ops.chaos import report, wall_clock
 from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result, playable
 from fdmoe_ops.chaos.load import Sent
@@ -70,6 +70,8 @@ def test_percentiles_by_nearest_rank(share: float, found: int) -> None:
         ("flood", {"notes": {"200": 9000, "503": 1000}}, True),
         ("flood", {"notes": {"200": 9000, "broken: ConnectionResetError": 1}}, False),
         ("flood", {"notes": {"500": 1}}, False),
+        ("malformed", {"notes": {"refused": 480, "cut off": 14, "200": 6}}, True),
+        ("malformed", {"notes": {"refused": 499, "silence": 1}}, False),
     ],
 )
 def test_when_a_fault_has_come_to_what_it_must(name: str, change: dict[str, object], ok: bool) -> None:
@@ -127,7 +129,13 @@ def test_readme_names_the_soak_that_was_measured() -> None:
 
 
 def test_every_fault_can_be_played_and_says_what_it_must_come_to() -> None:
-    assert playable() == [fault.name for fault in FAULTS] == list(PLAYS)
+    assert [fault.name for fault in FAULTS] == list(PLAYS)
+    assert {*playable(), "wall-clock"} == set(PLAYS)
+
+
+def test_without_a_compiler_there_is_no_wall_clock_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wall_clock, "COMPILER", "no-such-compiler")
+    assert playable() == [fault.name for fault in FAULTS if fault.name != "wall-clock"]
 
 
 def test_readmes_table_is_the_measured_one() -> None:

@@ -11,7 +11,7 @@ The life of a worker, and of the holder of the weights, which has no ABORTING:
 
 A worker leaves BACKOFF when the holder is READY and the memory of its predecessor is back on the device.
 
-The path of the active worker:   fused -> baseline -> shadow -> fused     (shadow, fused -> baseline on a mismatch)
+The path of the active worker:   fused -> baseline -> shadow -> fused       (shadow, fused -> baseline: wrong or slow)
 
 It comes back to fused with the first token bucket that is proven; the other buckets stay in shadow until they are.
 """

@@ -21,13 +21,17 @@ def choose(turn: Turn) -> None:
     elif not all(check.ok for check in seen.checks):
         # in the shadow nobody was hurt; on the fused path one of the few batches that are compared was wrong
         turn.fall_back(active, "mismatch")
+    elif seen.slow:
+        # in the shadow, too: each batch would wait for a slow launch that nobody needs
+        turn.fall_back(active, "slow")
     elif state.proven is not None and seen.checks:
         _count(turn, active, seen.checks, state.proven)
 
 
 def _count(turn: Turn, active: str, checks: tuple[Check, ...], proven: frozenset[int]) -> None:
     clean = Counter(turn.state.clean)
-    clean.update(check.bucket for check in checks)
+    for check in checks:
+        clean[check.bucket] = 0 if check.suspect else clean[check.bucket] + 1
     newly = {bucket for bucket, count in clean.items() if count >= turn.settings.shadow_checks} - proven
     turn.change(clean=dict(clean), proven=proven | newly)
     if newly and turn.state.path == "shadow":

@@ -27,10 +27,12 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One batch was computed on both paths. `bucket` is the token bucket of its size."""
+    """One batch was computed on both paths. `bucket` is the token bucket of its size. `suspect`: the numbers may be
+    right, but the fused path took much longer than is usual."""
 
     bucket: int
     ok: bool
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Seen:
     untouched_s   how long batches have waited in the worker without any sign of work
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
+    slow          it said since then that its fused path has become slow, and its baseline has not
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
     cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its connection to the
                   gateway broke; "page", its beat page is damaged
@@ -60,6 +63,7 @@ class Seen:
     untouched_s: float = 0.0
     trial_s: float = 0.0
     checks: tuple[Check, ...] = ()
+    slow: bool = False
     fused: bool = True
     cut_off: Literal["", "exit", "page"] = ""
     failed: tuple[str, Blame] | None = None

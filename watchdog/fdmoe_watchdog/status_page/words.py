@@ -33,6 +33,11 @@ _WORDS: dict[str, tuple[Tone, str]] = {
         "bad",
         "Fused and baseline differ on worker {worker}: {layer}, {tokens} tokens, relative error {relative_error}.",
     ),
+    "slow": (
+        "bad",
+        "The fused path of worker {worker} has become slow: {layer}, up to {bucket} tokens, {fused_s} instead of "
+        "{usual_fused_s}; the baseline takes {baseline_s}.",
+    ),
     # ---- weights
     "weights_start": ("note", "The holder {holder} loads the weights, generation {generation} ({reason})."),
     "weights_not_started": ("bad", "The holder {holder} could not be started: {reason}."),
@@ -75,6 +80,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
 # why a path changed, a worker was cut off or started (policy)
 _REASONS = {
     "stall": "a stalled kernel",
+    "slow": "a slow kernel",
     "frozen": "the worker shows no sign of work",
     "exit": "its process ended",
     "page": "its beat page is damaged",

@@ -1,0 +1,140 @@
+"""When the fused path is slow, as tables of batches: nanoseconds of the fused path, and of the baseline on the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdmoe_ops.worker.pace import Figures, Pace, Verdict
+from fdmoe_watchdog.settings import RecoverySettings
+
+LAYER = "m/layers.0"
+USUAL = (100, 300)
+FINE, SUSPECT = Verdict(suspect=False), Verdict(suspect=True)
+
+
+def both(pace: Pace, fused_ns: int, baseline_ns: int, layer: str = LAYER) -> Verdict:
+    """A batch in the shadow, or one that the trickle compares."""
+    pace.ran(layer, 16, fused_ns)
+    return pace.compared(layer, 16, fused_ns, baseline_ns)
+
+
+def learned(checks: int = 3) -> Pace:
+    """16 tokens usually take 100 ns, and 300 ns on the baseline; three times as long is late."""
+    pace = Pace(3.0, checks)
+    for pair in ((9_000, 20_000), *[USUAL] * 5):
+        assert pace.ran(LAYER, 16, pair[0])
+        assert pace.compared(LAYER, 16, *pair) == FINE
+    return pace
+
+
+def test_the_first_batch_of_a_bucket_teaches_nothing_and_the_next_five_all_that_is_needed() -> None:
+    pace = learned(checks=1)
+    assert not pace.ran(LAYER, 16, 299)
+    assert pace.ran(LAYER, 16, 300)
+    assert pace.ran(LAYER, 17, 100), "another bucket"
+    assert pace.ran("m/layers.1", 16, 100), "another layer"
+    assert not pace.ran(LAYER, 9, 100), "the same bucket"
+
+
+@pytest.mark.parametrize(("checks", "alone"), [(1, 0), (2, 1), (3, 1), (50, 25)])
+def test_half_of_a_row_is_late_before_the_baseline_is_asked_and_both_decide(checks: int, alone: int) -> None:
+    pace = learned(checks)
+    assert [pace.ran(LAYER, 16, 1000) for _ in range(alone)] == [False] * alone
+    for _ in range(checks - alone - 1):
+        assert pace.ran(LAYER, 16, 1000)
+        assert pace.compared(LAYER, 16, 1000, 310) == SUSPECT
+    assert pace.ran(LAYER, 12, 1000)
+    assert pace.compared(LAYER, 12, 1000, 310) == Verdict(suspect=True, slow=Figures(1000, 310, 100, 300))
+
+
+def test_the_figures_are_medians_and_come_again_while_it_stays_slow() -> None:
+    pace = learned()
+    assert both(pace, 1000, 310) == SUSPECT
+    assert both(pace, 1200, 290) == SUSPECT
+    assert both(pace, 900, 300) == Verdict(suspect=True, slow=Figures(1000, 300, 100, 300))
+    assert [both(pace, 1000, 300).slow is not None for _ in range(4)] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "why"),
+    [
+        ([(299, 300)] * 9, "below the limit"),
+        ([(1000, 3000)] * 9, "a neighbour: both lost as much"),
+        ([(1000, 3000), (1000, 300), (1000, 3000)] * 3, "a neighbour that takes turns with both"),
+        ([(1000, 1001)] * 9, "slow, and still the faster path"),
+        ([(800, 300), (800, 300), (200, 300)] * 3, "never three in a row"),
+    ],
+)
+def test_what_is_not_slow(pairs: list[tuple[int, int]], why: str) -> None:
+    pace = learned()
+    assert [both(pace, *pair).slow for pair in pairs] == [None] * 9, why
+
+
+def test_a_batch_in_time_that_only_the_fused_path_served_ends_the_row() -> None:
+    pace = learned()
+    both(pace, 1000, 300)
+    both(pace, 1000, 300)
+    assert not pace.ran(LAYER, 16, 100)
+    assert both(pace, 1000, 300) == SUSPECT
+
+
+def test_a_device_that_is_slower_for_all_becomes_the_usual_and_a_faster_one_again() -> None:
+    pace = learned()
+    assert [both(pace, 1000, 3000) for _ in range(4)] == [SUSPECT, SUSPECT, FINE, FINE]
+    assert both(pace, 2999, 9000) == FINE
+    for _ in range(9):
+        assert both(pace, *USUAL) == FINE
+    assert both(pace, 300, 900) == SUSPECT
+
+
+def test_one_layer_says_nothing_of_another() -> None:
+    pace = learned()
+    for _ in range(6):
+        both(pace, *USUAL, layer="m/layers.1")
+    found = [both(pace, 1000, 300, layer).slow is not None for layer in (LAYER, "m/layers.1") * 3]
+    assert found == [False, False, False, False, True, True]
+
+
+def test_without_checks_nothing_is_asked_for_and_nothing_slow() -> None:
+    pace = Pace(factor=3.0, checks=0)
+    for fused_ns in (100,) * 9 + (10_000,) * 9:
+        assert not pace.ran(LAYER, 16, fused_ns)
+        assert pace.compared(LAYER, 16, fused_ns, 300) == FINE
+
+
+def time_sliced(kernel_us: int, share: float, count: int) -> Iterator[tuple[int, int]]:
+    """Pairs on a GPU that a neighbour takes for 2 ms at a time: each millisecond of ours meets it with this chance."""
+    chance = random.Random(7)
+    for _ in range(count):
+        fused, baseline = (
+            us + 2000 * sum(chance.random() < share for _ in range(1 + us // 1000)) for us in (kernel_us, 850)
+        )
+        yield fused * 1000, baseline * 1000
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 0.9])
+def test_a_gpu_that_a_neighbour_shares_is_no_slow_kernel_and_a_slow_kernel_is_found_on_it(share: float) -> None:
+    """With the defaults for a GPU: 320 us for what takes the baseline 850 us, or ten times as long."""
+    defaults = RecoverySettings()
+    pace = Pace(defaults.slow_factor, defaults.slow_checks)
+    for _ in range(6):
+        both(pace, 320_000, 850_000)
+    for fused_ns, baseline_ns in time_sliced(320, share, 50_000):
+        if pace.ran(LAYER, 16, fused_ns):
+            assert pace.compared(LAYER, 16, fused_ns, baseline_ns).slow is None
+    assert any(both(pace, *pair).slow for pair in time_sliced(3200, share, 500))
+
+
+@given(st.lists(st.tuples(st.integers(1, 100), st.floats(0.5, 50.0)), min_size=1, max_size=80))
+def test_a_kernel_that_keeps_its_share_of_the_baseline_is_never_slow(batches: list[tuple[int, float]]) -> None:
+    """Whatever the device and the sizes do: fused times with any jump, and a baseline within 1.4 of the same jump."""
+    pace = Pace(factor=2.5, checks=1)
+    for size, jump in batches:
+        fused_ns = round(1000 * size * jump)
+        baseline_ns = round(fused_ns * (1.2 + 0.4 * (size % 2)))
+        assert both(pace, fused_ns, baseline_ns).slow is None
