@@ -19,9 +19,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from dashboard_queries import panel_queries
-from monitoring import MISSING, Monitoring, Notice, faster_expression, faster_rules, monitoring
+from monitoring import MISSING, Monitoring, Notice, faster_expression, load_rules, monitoring
 
 from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, running_tree
@@ -31,7 +30,6 @@ from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed (README: Start)")
 
-DASHBOARDS = Path(__file__).parents[2] / "dashboards"
 FACTOR = 60.0
 # a process takes seconds to start, however fast the clock goes; and a mismatch need not be remembered for 15 s here
 OTHER_FACTORS = {"FdmoeRestartLoop": 12.0, "FdmoeShadowMismatch": 180.0}
@@ -117,14 +115,6 @@ def _figures() -> dict[str, Any]:
     return figures | traffic | more | {"throttle_mask": 4, "throttle_reasons": ["sw_power_cap"]}
 
 
-def _rules() -> dict[str, Any]:
-    groups = []
-    for name in ("recordings", "alerts"):
-        rules = yaml.safe_load((DASHBOARDS / "rules" / f"{name}.yaml").read_text())
-        groups += faster_rules(rules, FACTOR, OTHER_FACTORS)["groups"]
-    return {"groups": groups}
-
-
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     directory = tmp_path_factory.mktemp("live")
@@ -146,7 +136,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     write_recording(recording)
     with running_tree(*flags) as tree:
         targets = [tree.gateway_address, f"127.0.0.1:{tree.watchdog_port}"]
-        with monitoring(directory, targets, _rules()) as watch, Load(tree.gateway_address, pool, 2):
+        with (
+            monitoring(directory, targets, load_rules(FACTOR, OTHER_FACTORS)) as watch,
+            Load(tree.gateway_address, pool, 2),
+        ):
             yield Live(tree, recording, watch, pool, began)
 
 

@@ -269,8 +269,8 @@ def test_what_a_worker_says_of_its_pace_is_an_event_with_figures_and_reaches_the
         assert (process.seen().checks, process.seen().slow) == ((), False)
         (event,) = supervisor._events.last
         assert {name: value for name, value in event.items() if name != "at"} == {
-            "event": "slow", "worker": "a", "layer": "m/layers.0", "bucket": 16, "served": "fused", "fused_s": 0.003,
-            "baseline_s": 0.0009, "usual_fused_s": 0.0003, "usual_baseline_s": 0.00085,
+            "event": "slow", "device": "cpu", "worker": "a", "layer": "m/layers.0", "bucket": 16, "served": "fused",
+            "fused_s": 0.003, "baseline_s": 0.0009, "usual_fused_s": 0.0003, "usual_baseline_s": 0.00085,
         }  # fmt: skip
         found = supervisor.metrics.registry.get_sample_value("fdmoe_shadow_checks_total", {"result": "ok"})
         assert found == 1, "its numbers are right"
