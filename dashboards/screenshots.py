@@ -1,7 +1,8 @@
-"""`make screenshots`: the status page of a real tree on the CPU, as pictures for the documents.
+"""`make screenshots`: the status page of a real tree on the CPU, and Prometheus beside it, as pictures.
 
-A tree with the demo checkpoint is under load when its active worker stalls. Needs Chromium (apt-get install chromium)
-and Playwright (requirements-dev.txt).
+A tree with the demo checkpoint is under load when its active worker stalls, and when a tile of it is NaN: the alert of
+that comes and goes in a Prometheus with our rules, which run sixty times faster than written. Needs Debian's chromium,
+prometheus and prometheus-alertmanager, and Playwright (requirements-dev.txt).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 from PIL import Image
@@ -19,6 +21,12 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.demo import write_demo_model
+
+# the tests' own Prometheus
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from monitoring import MISSING, Monitoring, load_rules, monitoring
+
+ALERT = "FdmoeShadowMismatch"
 
 # long enough for pictures of each state
 FLAGS = (
@@ -66,14 +74,37 @@ def take(browser: Browser, tree: Tree, load_s: float, directory: Path) -> None:
         shrink(picture)
 
 
+def take_alert(browser: Browser, tree: Tree, watch: Monitoring, directory: Path) -> None:
+    """Prometheus' own page while an alert fires, and its graph when it is over."""
+    tree.wait_until("the fused path", lambda: tree.status()["path"] == "fused")
+    page = browser.new_context(viewport={"width": 1200, "height": 860}).new_page()
+    tree.arm("nan")
+    watch.wait_until(ALERT, lambda: watch.query(f'ALERTS{{alertname="{ALERT}", alertstate="firing"}}'))
+    # Debian's Prometheus has the classic pages
+    page.goto(f"http://127.0.0.1:{watch.port}/classic/alerts")
+    page.get_by_text(ALERT).first.click()
+    page.get_by_text(ALERT).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    page.screenshot(path=directory / "alert-firing.png")
+    watch.wait_until("the end of it", lambda: watch.received(ALERT) and watch.received(ALERT)[-1].status == "resolved")
+    page.wait_for_timeout(3000)
+    query = urllib.parse.quote(f'ALERTS{{alertname="{ALERT}"}}')
+    page.goto(f"http://127.0.0.1:{watch.port}/classic/graph?g0.expr={query}&g0.tab=0&g0.range_input=1m&g0.step_input=1")
+    page.wait_for_timeout(2000)
+    page.screenshot(path=directory / "alert-resolved.png")
+    for picture in directory.glob("alert-*.png"):
+        shrink(picture)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -P dashboards/screenshots.py", description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path(__file__).parent / "screenshots")
     parser.add_argument("--load-s", type=float, default=45.0, help="seconds of load before the stall")
     options = parser.parse_args()
     chromium = shutil.which("chromium")
-    if chromium is None:
-        print("error: Chromium is not installed: apt-get install chromium", file=sys.stderr)
+    missing = [*MISSING, *([] if chromium else ["chromium"])]
+    if missing:
+        print(f"error: not installed: apt-get install {' '.join(missing)}", file=sys.stderr)
         return 1
     options.directory.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fdmoe-screenshots-") as scratch, sync_playwright() as playwright:
@@ -87,6 +118,10 @@ def main() -> int:
         )
         with running_tree(f"--model-path={demo}", *FLAGS) as tree, Load(tree.gateway_address, pool, clients=4):
             take(browser, tree, options.load_s, options.directory)
+            targets = [tree.gateway_address, f"127.0.0.1:{tree.watchdog_port}"]
+            with monitoring(Path(scratch), targets, load_rules(60.0)) as watch:
+                watch.wait_until("a scrape", lambda: watch.query("fdmoe_shadow_checks_total"))
+                take_alert(browser, tree, watch, options.directory)
         browser.close()
     return 0
 
