@@ -16,6 +16,7 @@ from fdmoe_watchdog.status import Event
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # the watchdog's words for why, as the end of a sentence; a word that is not here is told as it is
 _REASONS = {
+    "slow": "it has become slow, and the baseline has not",
     "stall": "its kernel made no progress",
     "frozen": "its process did not move",
     "startup": "it did not get ready in time",
