@@ -70,19 +70,13 @@ def calls() -> Iterator[ast.Call]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name) and node.args:
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
                     yield node
 
 
 def logged() -> dict[str, Logged]:
     found: dict[str, Logged] = defaultdict(Logged)
     for node in calls():
-        if isinstance(node.func, ast.Name):
-            if node.func.id == "say":  # the annotator's: level and event
-                for event in texts(node.args[1]):
-                    found[event].levels |= set(texts(node.args[0]))
-                    found[event].fields |= {name for keyword in node.keywords for name in given(keyword)}
-            continue
         assert isinstance(node.func, ast.Attribute)
         method = node.func.attr
         if method not in LEVELS | {"add"} or receiver(node.func.value) not in LOGGERS:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,3 +104,19 @@ def test_the_console_is_for_people(script: str) -> None:
 
 def test_the_console_shows_where_it_ended() -> None:
     assert "ZeroDivisionError: division by zero" in said("1 / 0", "console", code=1)
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_log_that_takes_no_line_stops_nothing(form: str) -> None:
+    """A full disk, for one."""
+    program = (
+        "import logging, warnings, structlog; from fdmoe_watchdog import log; "
+        f"log.configure({form!r}, 'info', 'p'); structlog.get_logger().warning('fence', worker='a'); "
+        "logging.getLogger('x').warning('told'); warnings.warn('told'); print('on')"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+            stdout=subprocess.PIPE, stderr=full, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.stdout == "on\n"

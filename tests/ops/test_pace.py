@@ -61,6 +61,21 @@ def test_the_figures_are_medians_and_come_again_while_it_stays_slow() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fused_ns", "baseline_ns", "slow"),
+    [(900, 300, False), (900, 101, False), (900, 100, True), (2700, 301, False), (2700, 300, True)],
+)
+def test_a_path_that_is_usually_the_slower_one_must_lose_the_factor_too(
+    fused_ns: int, baseline_ns: int, slow: bool
+) -> None:
+    """As in the interpreter: 300 ns usually, and 100 ns on the baseline."""
+    pace = Pace(3.0, 3)
+    for _ in range(6):
+        both(pace, 300, 100)
+    verdicts = [both(pace, fused_ns, baseline_ns).slow is not None for _ in range(3)]
+    assert verdicts == [False, False, slow]
+
+
+@pytest.mark.parametrize(
     ("pairs", "why"),
     [
         ([(299, 300)] * 9, "below the limit"),

@@ -35,9 +35,10 @@ class Bench:
         self.reader = CountFile(counts_path(self.page.path), layers=2, experts=E)
 
     def run(self, layer: int, tokens: int, seed: int) -> torch.Tensor:
-        """One fused batch; the tokens that each routed expert gets."""
+        """One fused batch that is answered; the tokens that each routed expert gets."""
         x = random_tokens(self.layers[layer], tokens, seed=seed)
         assert self.engine.run_fused(x, NAMES[layer]) is not None
+        self.engine.settle()
         return _expected(x, self.layers[layer])
 
     def moved(self) -> int:
@@ -101,6 +102,17 @@ def test_times_are_of_each_path_and_bucket(bench: Bench) -> None:
     }
     assert found == {("fused", 8): 2, ("baseline", 1): 1}
     assert 0 < counts.launches("baseline", 1)[1] < 60
+
+
+def test_what_was_read_before_an_aborted_launch_is_counted_all_the_same(bench: Bench) -> None:
+    first = bench.run(0, 5, seed=1)
+    # the layer changes, so that the first one's tokens are read; nobody answers this launch
+    bench.engine.arm("stall", 1)
+    bench.page.write(Line.ABORT, 0, bench.engine.launches + 1)
+    assert bench.engine.run_fused(random_tokens(bench.layers[1], 3, seed=1), NAMES[1]) is None
+    bench.engine.rest()
+    assert bench.tokens(0) == first.tolist()
+    assert bench.tokens(1) == [0] * E
 
 
 def test_an_aborted_launch_is_no_launch_of_the_layer(bench: Bench) -> None:

@@ -79,7 +79,7 @@ def test_a_peer_that_does_not_read_does_not_block_the_sender(listener: Listener)
 
 def test_too_large_a_message_is_ours_to_avoid(listener: Listener) -> None:
     client = Channel.connect(listener.path, HELLO)
-    with pytest.raises(ValueError, match=f"at most {MAX_PACKET_BYTES} are sent"):
+    with pytest.raises(ChannelClosed, match=f"at most {MAX_PACKET_BYTES} are sent"):
         client.send(messages.StatusReply(bytes(MAX_PACKET_BYTES)))
 
 

@@ -218,11 +218,19 @@ def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_me
                 said["live"] = answer.read()
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
+            _wait_until(lambda: supervisor._exit is not None)
+            # an impatient second one changes nothing: do not restart me here
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    # the second signal may come when the tree has given its handlers back
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
     thread = threading.Thread(target=look)
     thread.start()
-    assert supervisor.run() == EXIT_NODE
-    thread.join()
+    try:
+        assert supervisor.run() == EXIT_NODE
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
     assert said["path"] == "down"
     assert said["live"] == b"ok\n"
     events = said["events"]
@@ -368,6 +376,34 @@ def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> 
             return bool(json.load(answer)["version"] == "1.2.3")
 
     _wait_until(lambda: _without_refusal(status))
+    server.stop()
+
+
+def test_a_connection_for_which_there_is_no_thread_gives_its_place_back(
+    in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    scrape = Exposition(supervisor.metrics.registry)
+    server = HttpServer(
+        "127.0.0.1", 0, scrape, lambda: supervisor._view, lambda: supervisor._live, lambda: True
+    )  # fmt: skip
+    server.start()
+    start, refused = threading.Thread.start, []
+
+    def no_thread(thread: threading.Thread) -> None:
+        if "process_request" in thread.name and len(refused) < 40:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+
+    def live() -> bool:
+        with urllib.request.urlopen(f"{server.url}/livez", timeout=5) as answer:
+            return bool(answer.read() == b"ok\n")
+
+    _wait_until(lambda: _without_refusal(live), 30)
+    assert len(refused) == 40
     server.stop()
 
 

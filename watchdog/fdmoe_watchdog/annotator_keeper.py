@@ -21,7 +21,7 @@ from fdmoe_watchdog.settings import RecoverySettings
 from fdmoe_watchdog.status import Event
 
 # decisions that wait for a process that starts; a recovery has about ten
-_WAITING = 256
+_WAITING = 64
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ import queue
 import threading
 from collections.abc import Callable
 
+import structlog
+
 _WAITING = 1000
 
 
 class Background:
-    """Drops what does not fit its queue. What is given to it may raise OSError, which ends here, and nothing else."""
+    """Drops what does not fit its queue. What the work raises is told, and ends here."""
 
     def __init__(self, name: str) -> None:
         self._queue: queue.Queue[tuple[Callable[[], object], threading.Event]] = queue.Queue(_WAITING)
+        self._name = name
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], object]) -> threading.Event:
@@ -33,7 +36,7 @@ class Background:
             work, done = self._queue.get()
             try:
                 work()
-            except OSError:
-                pass  # the reader of the log is gone; the events are still kept for the status
+            except Exception:  # noqa: BLE001 - a thread's outermost loop: the next work is another
+                structlog.get_logger("fdmoe.watchdog").exception("background_failed", thread=self._name)
             finally:
                 done.set()

@@ -56,7 +56,9 @@ class Channel:
     def send(self, message: Message) -> None:
         packet = encode(message)
         if len(packet) > MAX_PACKET_BYTES:
-            raise ValueError(f"a {type(message).__name__} of {len(packet)} bytes; at most {MAX_PACKET_BYTES} are sent")
+            raise ChannelClosed(
+                f"a {type(message).__name__} of {len(packet)} bytes; at most {MAX_PACKET_BYTES} are sent"
+            )
         try:
             self._socket.send(packet)
         except OSError as error:

@@ -141,7 +141,7 @@ class CountFile:
         self._changes = 0
         try:
             self.read()
-        except CountsError:
+        except (CountsError, OSError):
             self.close()
             raise
 

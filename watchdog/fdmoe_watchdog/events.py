@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -42,9 +41,7 @@ class EventLog:
         self._listeners = (*self._listeners, listener)
 
     def _write(self, event: str, level: Level, details: dict[str, str | int | float]) -> None:
-        # ValueError: the stream has been closed, and nobody reads the log any more
-        with contextlib.suppress(ValueError):
-            getattr(self._log, level)(event, **details)
+        getattr(self._log, level)(event, **details)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Let what has been logged come out, unless nobody takes it."""

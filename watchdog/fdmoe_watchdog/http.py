@@ -25,13 +25,20 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     request_queue_size = 64
-    _room = threading.BoundedSemaphore(32)
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._room = threading.BoundedSemaphore(32)
+        super().__init__(*arguments, **more)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the system has no thread left
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

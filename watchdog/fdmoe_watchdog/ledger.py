@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.counts import CountFile, Counts, CountsError, nothing
 
 # over which the busiest expert is compared with the mean, and the least that says anything
@@ -20,9 +21,11 @@ _SAMPLE_S = 5.0
 
 class Ledger:
     """Safe to use from several threads. `report` is told, in words, of a page that is lost; its last counts stay.
-    `latest` is the last sum that was asked for."""
+    `latest` is the last sum that was asked for; `background` is for whoever must not wait for a file."""
 
     def __init__(self, report: Callable[[str, str], None]) -> None:
+        # of its own: the log's may wait for a reader of the log
+        self.background = Background("watchdog-counts")
         self._report = report
         self._lock = threading.Lock()
         self._layers: tuple[str, ...] = ()

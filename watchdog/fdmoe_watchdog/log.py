@@ -6,11 +6,12 @@ any thread. The events and their fields: dashboards/events.md.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
 import threading
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -36,9 +37,9 @@ def configure(form: Format, level: Level, process: str) -> None:
     structlog.configure(
         processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(),
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
@@ -51,6 +52,23 @@ def configure(form: Format, level: Level, process: str) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+
+
+class _Lines:
+    """Lines on standard error, for structlog. Nobody may read them any more, or the disk that they go to may be full:
+    what a process is for goes on all the same."""
+
+    def msg(self, line: str) -> None:
+        # OSError: no reader, or no room; ValueError: the stream has been closed
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+    log = debug = info = warning = error = critical = exception = fatal = msg
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """As above: the standard library would write to the stream that does not take it."""
 
 
 def _named(process: str) -> Processor:

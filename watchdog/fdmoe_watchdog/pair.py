@@ -28,6 +28,8 @@ from fdmoe_watchdog.recovery import RecoveryClock
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
+# of the requests that an event names: their ids are the clients', and the status has to fit a packet
+_NAMED = 4
 # one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _CPU_SLOTS = 16
 _GPU_SLOTS = 768
@@ -229,7 +231,7 @@ class Pair:
         layers = tuple(layer.name for layer in ready.layers)
         experts = ready.layers[0].experts if ready.layers else 0
         path = counts_path(process.page.path)
-        self._events.background.submit(lambda: self._ledger.came(process.name, path, layers, experts))
+        self._ledger.background.submit(lambda: self._ledger.came(process.name, path, layers, experts))
 
     def link_lost(self, message: messages.LinkLost) -> None:
         """The gateway hears no more of a worker. Of one that is being killed that is no news."""
@@ -265,7 +267,8 @@ class Pair:
         if not message.ok:
             self._events.add(
                 "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
-                served=message.served, relative_error=message.relative_error, requests=" ".join(message.requests),
+                served=message.served, relative_error=message.relative_error,
+                requests=" ".join(message.requests[:_NAMED]),
             )  # fmt: skip
 
     def _slow(self, process: WorkerProcess, message: messages.Slow) -> None:
@@ -414,7 +417,7 @@ class Pair:
             self._metrics.recovery.labels("kill").observe(time.monotonic() - killed_at)
         if process.channel is not None:
             self._drop(process.channel)
-        self._events.background.submit(lambda: self._ledger.went(name))
+        self._ledger.background.submit(lambda: self._ledger.went(name))
         self._events.add(
             "worker_gone", level="warning", worker=name, generation=process.generation, exit_code=process.exit_code or 0
         )  # fmt: skip

@@ -115,7 +115,8 @@ class RecoverySettings(Group):
         0.001,
         ge=0,
         le=1,
-        description="Share of the fused path's batches that also run on the baseline and are compared.",
+        description="Share of the fused path's batches that also run on the baseline and are compared; the first of a "
+        "token bucket, and late ones, are compared in any case (recovery.slow_checks).",
     )
     compare_interval_s: float = Field(
         60.0,

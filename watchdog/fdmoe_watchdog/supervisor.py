@@ -127,11 +127,11 @@ class Supervisor:
             try:
                 while self._exit is None:
                     self._turn()
-            finally:
                 # the last decision, for those who look while the children end
                 self._show(time.monotonic())
                 if self._annotator is not None:
                     self._annotator.tell()
+            finally:
                 self._stop_children()
                 http.stop()
                 self._connections.close()
@@ -143,7 +143,7 @@ class Supervisor:
         """The first signal drains, the second ends at once."""
 
         def stop(_number: int, _frame: object) -> None:
-            if self._stop_at is not None:
+            if self._stop_at is not None and self._exit is None:
                 self._exit = EXIT_OK
             self._stop_at = self._stop_at or time.monotonic() + self.plan.drain_s + _GATEWAY_END_S
 

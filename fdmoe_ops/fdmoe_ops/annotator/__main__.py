@@ -22,7 +22,6 @@ from fdmoe_ops import log
 from fdmoe_ops import settings as tree
 from fdmoe_ops.annotator.chronicle import Chronicle
 from fdmoe_ops.annotator.outbox import Outbox
-from fdmoe_ops.annotator.voice import say
 from fdmoe_ops.annotator.writer import Writer
 from fdmoe_ops.grafana.api import Grafana
 from fdmoe_ops.grafana.token import read_token
@@ -55,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         channel = Channel.connect(settings.run_dir / "watchdog.sock", hello)
         return Annotator(channel, settings.grafana).run(told_to_end)
     except OSError as error:
-        say("error", "no_watchdog", reason=str(error))
+        structlog.get_logger("fdmoe.annotator").error("no_watchdog", reason=str(error))
         return EXIT_FAILED
 
 
@@ -63,6 +62,7 @@ class Annotator:
     """`run` ends when the watchdog is gone or says so, and then with what could be written in DRAIN_S."""
 
     def __init__(self, channel: Channel, settings: GrafanaSettings, room: int = ROOM) -> None:
+        self._log = structlog.get_logger("fdmoe.annotator")
         self._channel = channel
         self._chronicle = Chronicle(socket.gethostname())
         self._outbox = Outbox(room)
@@ -79,19 +79,19 @@ class Annotator:
                 self._read()
             self._read()  # the last words before the end
         except ChannelClosed as error:
-            say("info", "watchdog_left", reason=str(error))
+            self._log.info("watchdog_left", reason=str(error))
             return EXIT_FAILED
         self._outbox.close()
         writing.join(DRAIN_S)
         if writing.is_alive():
-            say("warning", "annotations_dropped", waiting=len(self._outbox) + 1)
+            self._log.warning("annotations_dropped", waiting=len(self._outbox) + 1)
         return 0
 
     def _write(self) -> None:
         try:
             self._writer.run(self._outbox)
         except Exception:  # noqa: BLE001 - this is a thread's outermost loop, and the process is of no use without it
-            structlog.get_logger("fdmoe.annotator").exception("annotator_broken")
+            self._log.exception("annotator_broken")
             os._exit(EXIT_FAILED)
 
     def _read(self) -> None:

@@ -50,15 +50,15 @@ class Chronicle:
         # those that may still be told further, and where they are found: by device, and by worker
         self._told: dict[int, Annotation] = {}
         self._on_baseline: dict[str, int] = {}
-        self._fenced: dict[str, tuple[str, int]] = {}
+        self._fenced: dict[str, dict[str, int]] = {}
         self._failed: dict[str, tuple[int, int]] = {}
 
     def tell(self, event: Event) -> Annotation | None:
         """The annotation that the event makes or changes, if any."""
         teller = _TELLERS.get(str(event["event"]))
         annotation = teller(self, event) if teller is not None else None
-        fenced, failed = self._fenced.values(), self._failed.values()
-        kept = {*self._on_baseline.values(), *(key for _, key in fenced), *(key for _, key in failed)}
+        fenced = [key for workers in self._fenced.values() for key in workers.values()]
+        kept = {*self._on_baseline.values(), *fenced, *(key for _, key in self._failed.values())}
         self._told = {key: told for key, told in self._told.items() if key in kept}
         return annotation
 
@@ -72,12 +72,13 @@ class Chronicle:
         reason, worker = str(event["cause"]), str(event["worker"])
         text = f"worker {worker} (generation {event['generation']}) is fenced: {_because(reason)}."
         fenced = self._failing(event, text, reason)
-        self._fenced[_device(event)] = (worker, fenced.key)
+        self._fenced.setdefault(_device(event), {})[worker] = fenced.key
         return fenced
 
     def _route(self, event: Event) -> Annotation | None:
-        worker, key = self._fenced.pop(_device(event), ("", 0))
-        if key == 0 or worker == event["worker"]:
+        fenced = self._fenced.pop(_device(event), {})
+        key = next((key for worker, key in fenced.items() if worker != event["worker"]), 0)
+        if key == 0:
             return None
         now_ms = _time_ms(event)
         seconds = (now_ms - self._told[key].time_ms) / 1000
@@ -111,6 +112,8 @@ class Chronicle:
 
     def _start(self, event: Event) -> Annotation | None:
         reason = str(event["reason"])
+        # whoever is active from now on does not take over from this one any more
+        self._fenced.get(_device(event), {}).pop(str(event.get("worker", "")), None)
         if reason == FIRST_START:
             return None
         who = f"worker {event['worker']}" if "worker" in event else f"the holder {event['holder']}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import structlog
+
 from fdmoe_ops.annotator.chronicle import Annotation
 from fdmoe_ops.annotator.outbox import Outbox
-from fdmoe_ops.annotator.voice import say
 from fdmoe_ops.grafana.api import Grafana
 from fdmoe_ops.grafana.errors import GrafanaError, NotFound, Unavailable
 from fdmoe_ops.grafana.patience import pause_s
@@ -32,6 +33,7 @@ class Writer:
         pause: Callable[[float], object],
     ) -> None:
         self._connect = connect
+        self._log = structlog.get_logger("fdmoe.annotator")
         self._report = report
         self._clock = clock
         self._pause = pause
@@ -94,10 +96,10 @@ class Writer:
 
     def _lost(self, reason: str) -> None:
         if not self._away:
-            say("warning", "grafana_lost", reason=reason)
+            self._log.warning("grafana_lost", reason=reason)
         self._away = True
 
     def _back(self) -> None:
         if self._away:
-            say("info", "grafana_back", failed=self._failed)
+            self._log.info("grafana_back", failed=self._failed)
         self._away, self._failed = False, 0

@@ -10,12 +10,16 @@ import time
 
 import torch
 
+from fdmoe_watchdog.child import die_with_parent
+
 _LEAST_BYTES = 2 << 20
 _MOST_BYTES = 1 << 30
 _PAUSE_S = 0.001
 
 
 def main() -> None:
+    # nobody else would give the memory back
+    die_with_parent()
     device = torch.device(sys.argv[1])
     held: list[torch.Tensor] = []
     size_bytes, full = _MOST_BYTES, False

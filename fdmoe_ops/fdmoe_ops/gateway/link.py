@@ -101,14 +101,14 @@ class Links:
         while (departure := self._batcher.next_batch(time.monotonic())) is not None:
             link = self._links[departure.key]
             self._metrics.batch_tokens.observe(departure.tokens)
-            if departure.replayed:
-                self._replayed(departure)
             if self._traces is not None:
                 self._traces.sent(departure)
             try:
                 link.send(departure.batch)
             except (ChannelClosed, PageError, OSError) as error:
                 self._lost(link, error)
+            if departure.replayed:
+                self._replayed(departure)
 
     def close(self) -> None:
         self._next_beat.cancel()

@@ -18,14 +18,17 @@ _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 # OpenMetrics: an exemplar's labels, names and values, have 128 characters at most
 _ID_CHARACTERS = 128 - len("request_id")
+_PLAIN = str.maketrans("", "", '"\\')
 _ID_CHARACTERS_WITH_TRACE = _ID_CHARACTERS - len("trace_id") - 32
 
 
 def exemplar(name: Called) -> dict[str, str]:
-    """A request's names as an exemplar's labels: a longer id is cut, and its first characters still find it."""
+    """A request's names as an exemplar's labels: a longer id is cut, and its first characters still find it. Quotes and
+    backslashes are left out: not all parsers know them there, and would refuse the whole scrape."""
+    own_id = name.id.translate(_PLAIN)
     if name.trace_id:
-        return {"request_id": name.id[:_ID_CHARACTERS_WITH_TRACE], "trace_id": name.trace_id}
-    return {"request_id": name.id[:_ID_CHARACTERS]}
+        return {"request_id": own_id[:_ID_CHARACTERS_WITH_TRACE], "trace_id": name.trace_id}
+    return {"request_id": own_id[:_ID_CHARACTERS]}
 
 
 class Metrics:

@@ -151,6 +151,8 @@ class Engine:
         for segment in batch.segments:
             self._x[start : start + segment.tokens].copy_(self._rows(segment, segment.input_offset), non_blocking=True)
             start += segment.tokens
+        # whichever path runs first would have the copy in its time
+        self._synchronize()
         return self._x[:start]
 
     def run_fused(self, x: torch.Tensor, name: str) -> Fused | None:
@@ -193,6 +195,10 @@ class Engine:
         self._page.add(Line.HOST, Host.BASELINE_BATCHES)
         self._counts.ran("baseline", x.shape[0], time.monotonic_ns() - begun_ns)
         return y
+
+    def settle(self) -> None:
+        """A batch is answered: count what it took."""
+        self._tally.settle()
 
     def rest(self) -> None:
         """There is nothing to do just now."""

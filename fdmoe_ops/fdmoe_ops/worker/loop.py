@@ -142,6 +142,7 @@ class Loop:
         y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
         self._answer(batch, "baseline" if fused is None else "fused", started)
+        engine.settle()
         if fused is not None and (taken.compare or self._pace_asks):
             self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
         elif taken.compare and taken.path == "baseline":

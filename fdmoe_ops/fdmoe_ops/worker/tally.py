@@ -36,7 +36,8 @@ class Tally:
         self._read_at_ns = time.monotonic_ns()
 
     def before(self, layer: int, now_ns: int) -> None:
-        """A fused launch of this layer comes next on the stream. `now_ns`: CLOCK_MONOTONIC."""
+        """A fused launch of this layer comes next on the stream, where nothing runs now. `now_ns`: CLOCK_MONOTONIC."""
+        self.settle()
         if self._unread and (layer != self._layer or now_ns - self._read_at_ns >= _READ_NS):
             self._read(now_ns)
         self._layer = layer
@@ -44,23 +45,23 @@ class Tally:
     def after(self, tokens: int, duration_ns: int) -> None:
         """That launch is done, and so is all that came before it on the stream."""
         self._page.ran("fused", tokens, duration_ns)
-        self._settle()
         self._unread = True
 
     def rest(self) -> None:
         """The worker has nothing to do: what is unread is read now."""
+        self.settle()
         if self._unread:
             self._read(time.monotonic_ns())
             self._synchronize()
-            self._settle()
+            self.settle()
 
     def _read(self, now_ns: int) -> None:
         self._tokens_here.copy_(self._tokens, non_blocking=True)
         self._bytes_here.copy_(self._bytes, non_blocking=True)
         self._owed, self._unread, self._read_at_ns = self._layer, False, now_ns
 
-    def _settle(self) -> None:
-        """A reading that is here goes to the layer whose launches it ends."""
+    def settle(self) -> None:
+        """A reading that is here goes to the layer whose launches it ends; whatever was on the stream is done."""
         if self._owed is None:
             return
         moved = int(self._bytes_here)
