@@ -220,18 +220,19 @@ def _device() -> tuple[Alert, ...]:
     return (
         Alert(
             "FdmoeXidCritical",
-            f'fdmoe_gpu_xid_total{{xid=~"{"|".join(map(str, FATAL_XIDS))}"}} > 0',
+            f'max_over_time(fdmoe_gpu_xid_total{{xid=~"{"|".join(map(str, FATAL_XIDS))}"}}[15m]) > 0',
             "critical",
             "Xid {{ $labels.xid }} on {{ $labels.device }} of {{ $labels.instance }}",
             "The driver reported an Xid after which this GPU serves nobody until it was reset, or until its node was "
             "looked at. The watchdog has given the device up.",
             "xid-critical",
             why="The numbers that mean a reset or a drained node (fdmoe_watchdog.xid). The count is the watchdog's own "
-            "since its start, as long as the device stays out: no rate, which would forget.",
+            "since its start, as long as the device stays out: no rate, which would forget. A tree that ends because "
+            "of it is scraped twice at least, and remembered for 15 minutes.",
         ),
         Alert(
             "FdmoeRecoveryActionNeeded",
-            'fdmoe_gpu_recovery_action{action!="none"} == 1',
+            'max_over_time(fdmoe_gpu_recovery_action{action!="none"}[15m]) == 1',
             "critical",
             "{{ $labels.device }} of {{ $labels.instance }} needs {{ $labels.action }}",
             "The driver asks for a recovery action of the GPU {{ $labels.uuid }}. Until it was taken the watchdog uses "

@@ -305,8 +305,9 @@ def page() -> str:
     lines = [
         "# Faults",
         "",
-        "Each of them can be injected: `fdmoe chaos NAME` in a running tree that was started with `--enable-chaos`,",
-        "and all of them, under load, with `fdmoe chaos game-day`.",
+        "Most can be injected by `fdmoe chaos NAME` into a running tree that was started with `--enable-chaos`. Those",
+        "that `fdmoe chaos list` marks `game day` need a tree of their own: `fdmoe chaos game-day --only NAME --report DIR`",
+        "plays one of them, and without `--only` all, under load.",
     ]
     for place in Place:
         lines += ["", f"## {place.value}"]
