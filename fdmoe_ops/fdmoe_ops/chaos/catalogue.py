@@ -306,8 +306,8 @@ def page() -> str:
         "# Faults",
         "",
         "Most can be injected by `fdmoe chaos NAME` into a running tree that was started with `--enable-chaos`. Those",
-        "that `fdmoe chaos list` marks `game day` need a tree of their own: `fdmoe chaos game-day --only NAME --report DIR`",
-        "plays one of them, and without `--only` all, under load.",
+        "that `fdmoe chaos list` marks `game day` need a tree of their own. `fdmoe chaos game-day --report DIR` plays",
+        "all, under load, or some: `--only NAME`.",
     ]
     for place in Place:
         lines += ["", f"## {place.value}"]
