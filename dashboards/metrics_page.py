@@ -32,7 +32,10 @@ ACTIONS: tuple[str, ...] = get_args(RecoveryAction)
 LABELS = {
     "action": (str(len(ACTIONS)), "what NVML asks for: " + ", ".join(f"`{action}`" for action in ACTIONS)),
     "bucket": ("B", "the power of two at or above the batch's tokens; B of them up to `worker.max_batch_tokens`"),
-    "cause": ("4", "why a worker stood still"),
+    "cause": (
+        "4",
+        "`stall`: a launch without beats; `frozen`: a worker that does nothing; `startup`: one too slow to start",
+    ),
     "code": ("12", "HTTP status; 499 where the client went away first"),
     "device": ("D", "`cpu`, `cuda:0`, ..."),
     "direction": ("2", "`received`, `transmitted`, as the GPU sees it"),
@@ -44,11 +47,14 @@ LABELS = {
     "path": ("3", "`fused`, `shadow`, `baseline`; `none` where nothing was computed"),
     "peer": ("1", "`local`: the GPU's own memory"),
     "phase": ("4", "`route`, `up`, `down`, `combine`"),
-    "reason": ("12", "from a closed set"),
-    "result": ("3", "from a closed set"),
-    "rung": ("4", "of the ladder"),
+    "reason": ("12", "why: of path switches and restarts the watchdog's, of refusals the gateway's, of clocks NVML's"),
+    "result": (
+        "3",
+        "`ended`, `timed_out` of aborts; `ok`, `mismatch` of checks; `sent`, `failed`, `dropped` of annotations",
+    ),
+    "rung": ("4", "`abort`, `replay`, `kill`, `restart`; of failures `restart`, `give_up`"),
     "source": ("1", "`nvml`, or `recorded` where no GPU is read"),
-    "state": ("6", "of a worker's life"),
+    "state": ("6", "`absent`, `backoff`, `starting`, `ready`, `aborting`, `dying`"),
     "to": ("3", "the path that serves from then on"),
     "uuid": ("1", "of the GPU, or of each of its MIG instances"),
     "version": ("1", "of the service"),
@@ -161,7 +167,7 @@ def page() -> str:
     lines = [
         "# Metrics\n",
         "Two plain scrape targets, in Prometheus' text format, or in OpenMetrics with exemplars where the scraper asks",
-        "for that. Written by `python dashboards/metrics_page.py > dashboards/metrics.md`.\n",
+        "for that. `make dashboards` writes this page.\n",
         *_table("Gateway", "Port 8080, `/metrics`.", gateway()),
         *_table(
             "Watchdog",
