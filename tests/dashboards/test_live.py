@@ -33,9 +33,10 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} 
 FACTOR = 60.0
 # a process takes seconds to start, however fast the clock goes; and a mismatch need not be remembered for 15 s here
 OTHER_FACTORS = {"FdmoeRestartLoop": 12.0, "FdmoeShadowMismatch": 180.0}
-# The interpreter is slower than the objective of 0.25 s as soon as a few clients wait for it.
-SLOW = "FdmoeLatencyBurn"
 UNEVEN = "FdmoeExpertImbalance"
+# What may come beside what a fault raises: the interpreter is slower than the objective of 0.25 s as soon as a few clients
+# wait for it, and some seconds that a slow machine takes to come back, or holds up the watchdog, are minutes here.
+MAY_COME = {UNEVEN, "FdmoeLatencyBurn", "FdmoeOnBaseline", "FdmoeNoStandby", "FdmoeWatchdogLagging"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ class Live:
     pool: Pool
     began: float
 
-    def arrives(self, *names: str, do: Callable[[], None] | None = None, timeout_s: float = 60.0) -> list[Notice]:
+    def arrives(
+        self,
+        *names: str,
+        do: Callable[[], None] | None = None,
+        may_come: tuple[str, ...] = (),
+        timeout_s: float = 60.0,
+    ) -> list[Notice]:
         """Do something, and wait until these alerts have come, and no other. What came, in order."""
         notices = self.monitoring.receiver.notices
         mark = len(notices)
@@ -59,7 +66,7 @@ class Live:
             return {notice.name for notice in notices[mark:] if notice.status == "firing"}
 
         self.monitoring.wait_until(f"{' and '.join(names)}", lambda: set(names) <= came(), timeout_s)
-        assert came() <= {*names, SLOW, UNEVEN}
+        assert came() <= {*names, *MAY_COME, *may_come}
         return [notice for notice in notices[mark:] if notice.name in names]
 
     def goes(self, *names: str, timeout_s: float = 60.0) -> None:
@@ -156,7 +163,7 @@ def test_in_fair_weather_nothing_fires(live: Live) -> None:
     watch = live.monitoring
     watch.wait_until("both targets", lambda: [found["value"][1] for found in watch.query("up")] == ["1", "1"])
     watch.wait_until("answers", lambda: watch.query("sum(fdmoe_request_duration_seconds_count) > 50"))
-    assert {notice.name for notice in watch.receiver.notices} <= {SLOW, UNEVEN}
+    assert {notice.name for notice in watch.receiver.notices} <= MAY_COME
     rules = [rule for group in watch.ask("rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} == {"ok"}, [rule for rule in rules if rule["health"] != "ok"]
 
@@ -191,7 +198,8 @@ def test_a_launch_that_spins_for_long(live: Live) -> None:
 def test_more_requests_than_can_be_done(live: Live) -> None:
     with Load(live.tree.gateway_address, live.pool, 40):
         # what is turned away is a 503, and the budget for those is small
-        live.arrives("FdmoeQueueSaturated", "FdmoeAvailabilityBurn")
+        # forty clients leave a scrape little time
+        live.arrives("FdmoeQueueSaturated", "FdmoeAvailabilityBurn", may_come=("FdmoeTargetDown",))
     live.goes("FdmoeQueueSaturated", "FdmoeAvailabilityBurn")
 
 
