@@ -34,8 +34,8 @@ FACTOR = 60.0
 # a process takes seconds to start, however fast the clock goes; and a mismatch need not be remembered for 15 s here
 OTHER_FACTORS = {"FdmoeRestartLoop": 12.0, "FdmoeShadowMismatch": 180.0}
 UNEVEN = "FdmoeExpertImbalance"
-# What may come beside what a fault raises: the interpreter is slower than the objective of 0.25 s as soon as a few clients
-# wait for it, and some seconds that a slow machine takes to come back, or holds up the watchdog, are minutes here.
+# What may come beside what a fault raises: the interpreter is slower than the objective of 0.25 s as soon as a few
+# clients wait for it, and seconds that a slow machine takes to come back, or holds up the watchdog, are minutes here.
 MAY_COME = {UNEVEN, "FdmoeLatencyBurn", "FdmoeOnBaseline", "FdmoeNoStandby", "FdmoeWatchdogLagging"}
 
 

@@ -22,8 +22,8 @@ ELSEWHERE = {"flood", "stall", "endless", "stop-gateway", "kill-watchdog"}
 FAULTS = [name for name in playable() if name not in ELSEWHERE]
 # five minutes of the rules take 75 seconds: what a fault of some seconds raises then, it raises in earnest
 FACTOR = 4.0
-# The interpreter is slower than the objective, a day has more restarts in ten minutes than any service, and a slow machine
-# holds up the watchdog.
+# The interpreter is slower than the objective, a day has more restarts in ten minutes than any service, and a slow
+# machine holds up the watchdog.
 OF_THE_DAY = {"FdmoeLatencyBurn", "FdmoeRestartLoop", "FdmoeWatchdogLagging"}
 OF_A_FAULT = {"FdmoeShadowMismatch", "FdmoeRecoveryFailed"}
 
