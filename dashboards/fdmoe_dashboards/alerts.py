@@ -182,13 +182,20 @@ def _recovery() -> tuple[Alert, ...]:
     return (
         Alert(
             "FdmoeRecoveryFailed",
-            "increase(fdmoe_recovery_failures_total[15m]) > 0",
+            dedent("""\
+                increase(fdmoe_recovery_failures_total[15m]) > 0
+                or (
+                  max_over_time(fdmoe_recovery_failures_total[15m]) > 0
+                  unless max_over_time(fdmoe_recovery_failures_total[15m] offset 15m) > 0
+                )"""),
             "critical",
             'Recovery on {{ $labels.instance }} failed at the rung "{{ $labels.rung }}"',
             "The recovery ladder has come to an end in the last 15 minutes: at `restart` the budget is spent, and a "
             "worker or the holder of the weights is not started again; at `give_up` a device was left out. With the "
             "last device the tree ends.",
             "recovery-failed",
+            why="A tree that starts on a bad GPU has given up before its first scrape, and no increase is seen of a "
+            "counter that is born at 1.",
         ),
         Alert(
             "FdmoeRestartLoop",
