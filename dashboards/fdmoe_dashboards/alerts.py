@@ -11,7 +11,9 @@ from fdmoe_watchdog.xid import XIDS, XidClass
 HEARTBEAT_STALE_S = 1
 IMBALANCE = 3
 LATE_TURN_S: float = RecoverySettings.model_fields["watchdog_lag_max_s"].default
-LATE_TURNS = "instance:fdmoe_watchdog_late_turns:ratio_rate5m"
+LATE_TURNS = "instance:fdmoe_watchdog_late_turns:rate5m"
+# three a minute; not a share of all turns: one pause of a second is one turn in two hundred
+LATE_PER_S = 0.05
 # after these numbers the watchdog gives a device up, whatever else is read from it
 FATAL_XIDS = tuple(number for number, xid in XIDS.items() if xid.kind in (XidClass.RESET_GPU, XidClass.DRAIN_NODE))
 # the gateway's own limits; not `starting`, `draining` and heads that are no HTTP
@@ -26,9 +28,9 @@ _HOST = '"host", "$1", "instance", "(.*?)(:[0-9]+)?"'
 def recordings() -> Group:
     late = Record(
         LATE_TURNS,
-        f'1 - sum without (le) (rate(fdmoe_watchdog_loop_lag_seconds_bucket{{le="{LATE_TURN_S:g}"}}[5m]))\n'
-        "  / rate(fdmoe_watchdog_loop_lag_seconds_count[5m])",
-        "The share of the watchdog's turns that came too late to judge anybody's silence.",
+        "rate(fdmoe_watchdog_loop_lag_seconds_count[5m])\n"
+        f'  - sum without (le) (rate(fdmoe_watchdog_loop_lag_seconds_bucket{{le="{LATE_TURN_S:g}"}}[5m]))',
+        "Turns of the watchdog, a second, that came too late to judge anybody's silence.",
     )
     return Group("fdmoe-watchdog", (late,))
 
@@ -166,12 +168,13 @@ def _progress() -> tuple[Alert, ...]:
         Alert(
             "FdmoeWatchdogLagging",
             dedent(f"""\
-                {LATE_TURNS} > 0.01
+                {LATE_TURNS} > {LATE_PER_S:g}
                 or rate(fdmoe_watchdog_loop_lag_seconds_count[5m]) == 0"""),
             "warning",
             "The watchdog of {{ $labels.instance }} comes too late",
-            f"More than 1 % of its turns came later than {LATE_TURN_S:g} s, or none came at all, for more than 5 "
-            "minutes. A watchdog that comes late judges nobody's silence: stalls are seen later, or not.",
+            f"For more than 5 minutes more than {LATE_PER_S * 60:g} of its turns a minute came later than "
+            f"{LATE_TURN_S:g} s, or none came at all. A watchdog that comes late judges nobody's silence: stalls are seen "
+            "later, or not.",
             "watchdog-lagging",
             wait="5m",
         ),

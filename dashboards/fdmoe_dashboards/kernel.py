@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdmoe_dashboards.alerts import HEARTBEAT_STALE_S, LATE_TURNS
+from fdmoe_dashboards.alerts import HEARTBEAT_STALE_S, LATE_PER_S, LATE_TURNS
 from fdmoe_dashboards.frame import Board, board
 from fdmoe_dashboards.panels import (
     Panel,
@@ -313,12 +313,12 @@ def _watchdog() -> list[Panel]:
             limits(
                 lines(
                     "Turns that came too late",
-                    "Share of turns after which the watchdog judges nobody's silence, over 5 minutes.",
-                    "percentunit",
+                    "Turns a second after which the watchdog judges nobody's silence, over 5 minutes.",
+                    "none",
                     query(f"max by (instance) ({series(LATE_TURNS)})", "{{instance}}"),
                     width=6,
                 ),
-                0.01,
+                LATE_PER_S,
             ),
             "watchdog-lagging",
         ),

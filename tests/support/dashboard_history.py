@@ -69,7 +69,7 @@ HISTORY = {
     'fdmoe_watchdog_loop_lag_seconds_bucket{instance="n:9400", le="0.1"}': "0+2940x10",
     'fdmoe_watchdog_loop_lag_seconds_bucket{instance="n:9400", le="0.2"}': "0+3000x10",
     'fdmoe_watchdog_loop_lag_seconds_bucket{instance="n:9400", le="+Inf"}': "0+3000x10",
-    'instance:fdmoe_watchdog_late_turns:ratio_rate5m{instance="n:9400"}': "0.02x10",
+    'instance:fdmoe_watchdog_late_turns:rate5m{instance="n:9400"}': "0.02x10",
     # the gateway
     f"fdmoe_request_duration_seconds_count{{{_FUSED}}}": "0+30x10",
     'fdmoe_request_duration_seconds_count{layer="m/layers.1", path="fused", code="200"}': "0+15x10",
