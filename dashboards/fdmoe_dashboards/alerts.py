@@ -173,8 +173,8 @@ def _progress() -> tuple[Alert, ...]:
             "warning",
             "The watchdog of {{ $labels.instance }} comes too late",
             f"For more than 5 minutes more than {LATE_PER_S * 60:g} of its turns a minute came later than "
-            f"{LATE_TURN_S:g} s, or none came at all. A watchdog that comes late judges nobody's silence: stalls are seen "
-            "later, or not.",
+            f"{LATE_TURN_S:g} s, or none came at all. A watchdog that comes late judges nobody's silence: stalls are "
+            "seen later, or not.",
             "watchdog-lagging",
             wait="5m",
         ),
