@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import structlog
-from scrape import Measured
+from scrape import Measured, lag_columns
 
 from fdmoe_watchdog.status_page.stream import READERS
 
@@ -108,13 +108,7 @@ class MeasuredPage(Measured):
             "document_p50_bytes": round(statistics.median(sizes)),
             "document_max_bytes": max(sizes),
             "view_p50_us": round(statistics.median(self._views), 1),
-            **{
-                f"loop_lag_p{percent}_ms_{'with' if reading else 'without'}": round(
-                    statistics.quantiles(lags[reading], n=1000)[percent * 10 - 1], 2
-                )
-                for percent in (50, 99)
-                for reading in (False, True)
-            },
+            **lag_columns(lags),
             **{f"loop_lag_max_ms_{name}": round(max(lags[name == "with"]), 2) for name in ("without", "with")},
             "turns": len(lags[False]) + len(lags[True]),
             **describe_machine(),
