@@ -11,7 +11,6 @@ float32 reference. Two times are reported for each fault:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,9 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from qwen3_layer import write_qwen3_layer
 from rows import describe_machine, reproduce, write_rows
-from safetensors.torch import save_file
 
 from fdmoe_ops.chaos.load import Load, Pool, Sent
 from fdmoe_ops.chaos.tree import Tree, read_events, running_tree
@@ -31,30 +29,6 @@ from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.demo import write_demo_model
 
 PROMISES = {"stall": (100, 250), "endless": (100, 500)}  # detection and answer, p99, ms
-
-
-def write_qwen3_layer(directory: Path) -> None:
-    """One decoder layer's MoE block of Qwen3-30B-A3B's shape with random bfloat16 weights, 1.2 GB."""
-    hidden, intermediate, experts = 2048, 768, 128
-    config = {
-        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": hidden,
-        "moe_intermediate_size": intermediate, "num_experts": experts, "num_experts_per_tok": 8,
-        "norm_topk_prob": True, "num_hidden_layers": 1, "decoder_sparse_step": 1, "mlp_only_layers": [],
-        "hidden_act": "silu", "dtype": "bfloat16",
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return (torch.randn(*shape, generator=generator) * scale / shape[-1] ** 0.5).bfloat16()
-
-    prefix = "model.layers.0.mlp."
-    tensors = {f"{prefix}gate.weight": draw(experts, hidden, scale=2.0)}
-    for expert in range(experts):
-        tensors[f"{prefix}experts.{expert}.gate_proj.weight"] = draw(intermediate, hidden)
-        tensors[f"{prefix}experts.{expert}.up_proj.weight"] = draw(intermediate, hidden)
-        tensors[f"{prefix}experts.{expert}.down_proj.weight"] = draw(hidden, intermediate)
-    save_file(tensors, directory / "model.safetensors")
 
 
 def inject(tree: Tree, load: Load, fault: str, timeout_s: float) -> dict[str, float]:
