@@ -5,6 +5,7 @@ Times of one repetition:
     detect   from the fault to the watchdog's decision; of a stalled kernel, from its launch
     answer   the longest that a client waited for a request that was in flight between the fault and one second after
              the decision
+    restart  from the start of a worker's process until it is ready
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Result:
     repetitions: int = 0
     detect_s: list[float] = field(default_factory=list)
     answer_s: list[float] = field(default_factory=list)
+    restart_s: list[float] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
     final_path: str = ""
@@ -180,6 +182,7 @@ class Stage:
             undo()
         self._until(f"the {play.final_path} path", lambda: self._whole(play.final_path))
         self._until_answered(load, play.final_path)
+        result.restart_s += [event["seconds"] for event in self.tail.since(mark) if event["event"] == "worker_ready"]
         if play.quiet:
             alarms = {event["event"] for event in self.tail.since(mark)} & set(ALARMS)
             assert not alarms, f"false alarms: {', '.join(sorted(alarms))}"

@@ -14,7 +14,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.game_day import Result
 from fdmoe_ops.chaos.plays import PLAYS
 from fdmoe_ops.chaos.soak import Soaked
+from fdmoe_ops.version import version
 
 _TIMES = ("p50", "p99", "max")
 
@@ -29,13 +29,14 @@ _TIMES = ("p50", "p99", "max")
 def machine() -> dict[str, str]:
     """What every row says about where it was measured."""
     import torch
+    import triton
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    names = ("torch", "triton", "fdmoe-ops")
-    return {
-        "device": device,
-        "versions": " ".join([f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)]),
-    }
+    versions = {
+        "python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__,
+        "fdmoe-ops": version(),
+    }  # fmt: skip
+    return {"device": device, "versions": " ".join(f"{name} {of}" for name, of in versions.items())}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -56,7 +57,7 @@ def row(result: Result, **more: str) -> dict[str, Any]:
         "sent_again": sum(bool(sent.retries) for sent in result.sent),
         "replayed": sum(sent.replayed for sent in result.sent),
     }
-    for name, values in (("detect", result.detect_s), ("answer", result.answer_s)):
+    for name, values in (("detect", result.detect_s), ("answer", result.answer_s), ("restart", result.restart_s)):
         for time, share in zip(_TIMES, (0.5, 0.99, 1.0), strict=True):
             columns[f"{name}_{time}_ms"] = round(percentile(values, share) * 1e3, 1) if values else ""
     columns["final_path"] = result.final_path
