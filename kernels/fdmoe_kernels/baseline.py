@@ -42,7 +42,7 @@ def baseline_moe(
     rows = x[order // layer.entries_per_token]
     counts = torch.zeros(layer.all_experts + 1, dtype=torch.int32, device=x.device)
     counts.scatter_add_(0, sorted_experts, torch.ones_like(order, dtype=torch.int32))
-    run: _Experts = _grouped if grouped_mm_supported(x.device, x.dtype) and x.shape[0] > 0 else _looped
+    run: _Experts = _grouped if x.shape[0] > 0 and _can_be_grouped(layer) else _looped
     sorted_rows = run(rows, counts[:-1], sorted_experts.clamp(max=layer.all_experts - 1), layer)
     part = torch.empty_like(sorted_rows)
     part[order] = sorted_rows
@@ -85,6 +85,12 @@ def _activate(gate_up: torch.Tensor, layer: MoELayer) -> torch.Tensor:
     if rule.limit is not None:
         gate, up = gate.clamp(max=rule.limit), up.clamp(-rule.limit, rule.limit)
     return (gate * torch.sigmoid(rule.alpha * gate) * (up + rule.up_offset)).to(gate_up.dtype)
+
+
+def _can_be_grouped(layer: MoELayer) -> bool:
+    """torch's grouped product asks for rows at multiples of 16 bytes."""
+    row_bytes = (size * layer.dtype.itemsize for size in (layer.hidden_size, layer.intermediate_size))
+    return grouped_mm_supported(layer.device, layer.dtype) and all(size % 16 == 0 for size in row_bytes)
 
 
 def _grouped(rows: torch.Tensor, counts: torch.Tensor, experts: torch.Tensor, layer: MoELayer) -> torch.Tensor:

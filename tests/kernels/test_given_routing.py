@@ -10,6 +10,7 @@ from moe_layers import Place, random_layer, random_tokens, relative_error, with_
 
 from fdmoe_kernels import Routing, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
 from fdmoe_kernels.routing import choose
+from fdmoe_kernels.tiles import token_counts_of_all_rows
 
 E, H, I, K = 6, 64, 32, 3  # noqa: E741
 
@@ -116,7 +117,9 @@ def test_warm_up_proves_the_builds_that_will_be_served(place: Place) -> None:
     plain = warm_up(layer, Workspace(layer, 30))
     launches = workspace.launches
     assert warm_up(layer, workspace, given=(torch.int32, torch.int64)) >= plain
-    assert workspace.launches - launches == 3 * len({1, 30})
+    rows = token_counts_of_all_rows(layer, 30, "ieee")
+    assert rows[-1] == 30
+    assert workspace.launches - launches == 3 * len(rows), "the layer's own router and both dtypes"
 
 
 @pytest.mark.parametrize(

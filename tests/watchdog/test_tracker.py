@@ -94,10 +94,25 @@ def test_stall_times_are_learned_from_launches_that_ended_well() -> None:
     assert stall_times.stall_after_s(0, 16) == pytest.approx(0.16)
     assert stall_times.stall_after_s(0, 9) == pytest.approx(0.16)
     assert stall_times.stall_after_s(0, 17) == stall_times.stall_after_s(1, 16) == 0.25, "the first of its size"
-    stall_times.learn(1, 16, 0.001)
+    stall_times.learn(1, 16, 0.001, 0.2)
     assert stall_times.stall_after_s(1, 16) == 0.05
-    stall_times.learn(0, 16, 10.0)
+    stall_times.learn(0, 16, 10.0, 0.2)
     assert stall_times.stall_after_s(0, 16) == 1.0
+
+
+def test_one_hiccup_is_forgotten_after_two_minutes_of_work_at_most() -> None:
+    stall_times = StallTimes(SETTINGS)
+    found = []
+    for second in range(0, 200, 10):
+        stall_times.learn(0, 16, 0.2 if second == 20 else 0.001, float(second))
+        found.append(stall_times.worst_s(0, 16))
+    # in the period that began at 0, and in the one after it
+    assert found == [0.001] * 2 + [0.2] * 10 + [0.001] * 8
+    stall_times.learn(0, 16, 0.02, 10_000.0)
+    stall_times.learn(0, 16, 0.03, 20_000.0)
+    assert stall_times.worst_s(0, 16) == 0.03
+    stall_times.learn(0, 16, 0.01, 30_000.0)
+    assert stall_times.worst_s(0, 16) == 0.03, "time without work is no reason to forget"
 
 
 def test_an_aborted_launch_teaches_nothing() -> None:
@@ -105,10 +120,10 @@ def test_an_aborted_launch_teaches_nothing() -> None:
     silent = [(0.02 * turn, page(begun=1)) for turn in range(10)]
     told = (0.2, page(begun=1, abort=1))
     follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.ABORTED))], stall_times)
-    assert stall_times.worst_s == {}
+    assert stall_times.worst_s(0, 16) is None
     # but one that ended well all the same was slow and not stuck
     follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.DONE))], stall_times)
-    assert stall_times.worst_s == {(0, 16): pytest.approx(0.22)}
+    assert stall_times.worst_s(0, 16) == pytest.approx(0.22)
 
 
 def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> None:

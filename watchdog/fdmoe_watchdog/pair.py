@@ -21,6 +21,7 @@ from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
+from fdmoe_watchdog.page import Stage
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
@@ -204,12 +205,14 @@ class Pair:
             case messages.WorkerReady():
                 process.ready = message
                 self._count(process, message)
-                seconds = time.monotonic() - process.started_at
+                seconds, stages_s = time.monotonic() - process.started_at, process.tracker.stages_s
                 if process.generation > 1:
                     self._metrics.recovery.labels("restart").observe(seconds)
                 self._events.add(
                     "worker_ready", level="info" if message.fused else "error", worker=process.name,
                     generation=process.generation, fused=message.fused, seconds=round(seconds, 3),
+                    starting_s=round(stages_s[Stage.STARTING], 3), trial_s=round(stages_s[Stage.TRIAL], 3),
+                    loading_s=round(stages_s[Stage.LOADING], 3), compiling_s=round(stages_s[Stage.COMPILING], 3),
                 )  # fmt: skip
             case messages.ChildFailed(reason=reason, blame=blame):
                 process.failed = (reason, blame)

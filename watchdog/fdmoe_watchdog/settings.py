@@ -66,7 +66,7 @@ class RecoverySettings(Group):
     stall_factor: float = Field(
         4.0,
         ge=1,
-        description="The stall time is the longest gap seen between beats times this, floor and ceiling kept.",
+        description="The stall time is the longest gap seen lately between beats times this, floor and ceiling kept.",
     )
     stall_first_s: float = Field(
         0.25,

@@ -17,22 +17,46 @@ from fdmoe_watchdog.slot_clock import SlotClock
 # A reading that comes later than this many poll intervals says more of the watchdog than of the worker: only so much
 # of the time counts as silence.
 _COUNTED_POLLS = 5
+# silences are remembered for so long at least, and twice as long at most
+_MEMORY_S = 60.0
+
+
+@dataclass
+class _Worst:
+    """The largest of the last one to two periods in which anything came; one hiccup does not count for ever."""
+
+    began_s: float
+    before: float = 0.0
+    since: float = 0.0
+
+    def add(self, value: float, now_s: float) -> None:
+        if now_s - self.began_s >= _MEMORY_S:
+            self.before, self.since, self.began_s = self.since, 0.0, now_s
+        self.since = max(self.since, value)
+
+    @property
+    def value(self) -> float:
+        return max(self.before, self.since)
 
 
 @dataclass
 class StallTimes:
-    """The longest silence seen in launches that ended well, per layer and token bucket."""
+    """The longest silence seen lately in launches that ended well, per layer and token bucket."""
 
     settings: RecoverySettings
-    worst_s: dict[tuple[int, int], float] = field(default_factory=dict)
+    _worst: dict[tuple[int, int], _Worst] = field(default_factory=dict)
 
-    def learn(self, layer: int, tokens: int, silence_s: float) -> None:
-        key = (layer, token_bucket(tokens))
-        self.worst_s[key] = max(self.worst_s.get(key, 0.0), silence_s)
+    def learn(self, layer: int, tokens: int, silence_s: float, now_s: float) -> None:
+        """`now_s` is of one clock for all calls."""
+        self._worst.setdefault((layer, token_bucket(tokens)), _Worst(now_s)).add(silence_s, now_s)
+
+    def worst_s(self, layer: int, tokens: int) -> float | None:
+        """None as long as no launch of that layer and size has ended."""
+        worst = self._worst.get((layer, token_bucket(tokens)))
+        return None if worst is None else worst.value
 
     def stall_after_s(self, layer: int, tokens: int) -> float:
-        settings = self.settings
-        worst = self.worst_s.get((layer, token_bucket(tokens)))
+        settings, worst = self.settings, self.worst_s(layer, tokens)
         wanted = settings.stall_first_s if worst is None else worst * settings.stall_factor
         return min(max(wanted, settings.stall_floor_s), settings.stall_ceiling_s)
 
@@ -43,6 +67,7 @@ class Tracker:
     quiet_s      how long the slowest CTA of the outstanding launch has shown no beat
     untouched_s  how long batches have waited without any sign of work
     trial_s      how long the worker has been at its trial kernel
+    stages_s     how long it was in each stage
     beat_at      when any beat was last seen, on the caller's clock; 0 if none was
     """
 
@@ -58,6 +83,7 @@ class Tracker:
         self.quiet_s = 0.0
         self.untouched_s = 0.0
         self.trial_s = 0.0
+        self.stages_s: dict[Stage, float] = dict.fromkeys(Stage, 0.0)
         self.beat_at = 0.0
 
     @property
@@ -76,9 +102,9 @@ class Tracker:
 
     @property
     def learned_gap_s(self) -> float | None:
-        """The longest silence that was seen in good launches of the present one's layer and size."""
+        """The longest silence that was seen lately in good launches of the present one's layer and size."""
         page = self._last
-        return None if page is None else self._stall_times.worst_s.get((page.layer, token_bucket(page.tokens)))
+        return None if page is None else self._stall_times.worst_s(page.layer, page.tokens)
 
     def items_since(self, before: Snapshot | None) -> Iterator[int]:
         """Work items finished since `before`, per phase (route, up, down, combine)."""
@@ -101,6 +127,7 @@ class Tracker:
         words = _work_words if waiting else _life_words
         self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
         self.trial_s = self.trial_s + elapsed if snapshot.stage is Stage.TRIAL else 0.0
+        self.stages_s[last.stage] += elapsed
 
     def serving_launch(self) -> int:
         """The outstanding launch that serves; a launch of the warm-up compiles, and has the start-up deadline."""
@@ -121,7 +148,8 @@ class Tracker:
     def _follow_launch(self, last: Snapshot, snapshot: Snapshot, elapsed: float) -> None:
         ended = snapshot.ended > last.ended
         if ended and last.outstanding and last.stage is Stage.SERVING and snapshot.exit is Exit.DONE:
-            self._stall_times.learn(last.layer, last.tokens, max(self._worst_gap_s, self.quiet_s + elapsed))
+            silence_s = max(self._worst_gap_s, self.quiet_s + elapsed)
+            self._stall_times.learn(last.layer, last.tokens, silence_s, self._last_at)
         serving = snapshot.outstanding and snapshot.stage is Stage.SERVING
         if ended or snapshot.begun != last.begun or not serving:
             self.quiet_s = self._worst_gap_s = 0.0

@@ -59,10 +59,11 @@ _OWN_TREE = {
 
 @dataclass
 class Result:
-    """One fault's repetitions. Times in seconds; `notes` are counts that only some faults have."""
+    """One fault's repetitions. Times in seconds, `seconds` of all together; `notes` are counts that only some have."""
 
     play: Play
     repetitions: int = 0
+    seconds: float = 0.0
     detect_s: list[float] = field(default_factory=list)
     answer_s: list[float] = field(default_factory=list)
     restart_s: list[float] = field(default_factory=list)
@@ -146,6 +147,7 @@ class Stage:
     clock: WallClock | None = None
 
     def play(self, result: Result, repetitions: int) -> Result:
+        started = time.monotonic()
         with Load(self.tree.gateway_address, self.plan.pool, self.plan.clients) as load:
             for _ in range(repetitions):
                 try:
@@ -154,6 +156,7 @@ class Stage:
                     result.problem = f"{type(error).__name__}: {error}"
                     break
                 result.repetitions += 1
+        result.seconds += time.monotonic() - started
         result.sent += load.sent
         with contextlib.suppress(WatchdogUnreachable):
             result.final_path = self.tree.status()["path"]

@@ -34,12 +34,11 @@ class Pool:
     @classmethod
     def of(cls, name: str, layer: MoELayer, max_tokens: int) -> Pool:
         generator = torch.Generator().manual_seed(1)
-        inputs, expected = [], []
-        for _ in range(_POOL):
-            tokens = int(torch.randint(1, max_tokens + 1, (1,), generator=generator))
-            x = torch.randn(tokens, layer.hidden_size, generator=generator).to(layer.dtype)
-            inputs.append(x.view(torch.uint8).numpy().tobytes())
-            expected.append(reference_moe(x, layer))
+        tokens = torch.randint(1, max_tokens + 1, (_POOL,), generator=generator).tolist()
+        x = torch.randn(sum(tokens), layer.hidden_size, generator=generator).to(layer.dtype)
+        # rows do not know of each other, and the weights are turned into float32 once
+        expected = torch.split_with_sizes(reference_moe(x, layer), tokens)
+        inputs = (rows.view(torch.uint8).numpy().tobytes() for rows in torch.split_with_sizes(x, tokens))
         return cls(name, DATATYPES[layer.dtype], layer.hidden_size, tuple(inputs), tuple(expected))
 
     def request(self, index: int) -> tuple[bytes, dict[str, str]]:

@@ -51,6 +51,7 @@ def row(result: Result, **more: str) -> dict[str, Any]:
         "fault": fault.name,
         "place": fault.place.name.lower(),
         "repetitions": result.repetitions,
+        "seconds": round(result.seconds),
         "requests": len(result.sent),
         "failed": sum(bool(sent.failed) for sent in result.sent),
         "wrong": sum(sent.wrong for sent in result.sent),

@@ -34,14 +34,15 @@ def test_a_row_holds_counts_and_milliseconds() -> None:
     )
     row = report.row(
         result(
-            sent=sent, detect_s=[0.06, 0.05, 0.0701], answer_s=[0.2, 0.1], restart_s=[4.1, 4.3],
+            sent=sent, detect_s=[0.06, 0.05, 0.0701], answer_s=[0.2, 0.1], restart_s=[4.1, 4.3], seconds=7.9,
             notes={"503": 7, "200": 3},
         ),
         commit="abc",
     )  # fmt: skip
     assert row == {
-        "fault": "stall", "place": "kernel", "repetitions": 3, "requests": 5, "failed": 1, "wrong": 1, "sent_again": 2,
-        "replayed": 1, "detect_p50_ms": 60.0, "detect_p99_ms": 70.1, "detect_max_ms": 70.1, "answer_p50_ms": 100.0,
+        "fault": "stall", "place": "kernel", "repetitions": 3, "seconds": 8, "requests": 5, "failed": 1, "wrong": 1,
+        "sent_again": 2, "replayed": 1, "detect_p50_ms": 60.0, "detect_p99_ms": 70.1, "detect_max_ms": 70.1,
+        "answer_p50_ms": 100.0,
         "answer_p99_ms": 200.0, "answer_max_ms": 200.0, "restart_p50_ms": 4100.0, "restart_p99_ms": 4300.0,
         "restart_max_ms": 4300.0, "final_path": "fused", "ok": "no", "notes": "200 3; 503 7",
         "problem": "", "commit": "abc",
