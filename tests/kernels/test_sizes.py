@@ -90,11 +90,13 @@ SINGLE = [
 def test_tf32_is_near_and_chooses_the_same_experts(single: Place) -> None:
     layer = random_layer(16, 128, 64, 4, place=single)
     exact, rough = Workspace(layer, 300), Workspace(layer, 300)
+    # tensor cores cut what is behind the 10 bits off (2.3e-3 on an H200); the interpreter does not
+    allowed = 4e-3 if single.device == "cuda" else 2e-3
     for tokens in (1, 40, 300) if single.device == "cuda" else (1, 40):
         x = random_tokens(layer, tokens, seed=tokens)
         expected = reference_moe(x, layer)
         assert relative_error(fused_moe(x, layer, exact), expected) < single.tolerance
-        assert relative_error(fused_moe(x, layer, rough, precision="tf32"), expected) < 2e-3
+        assert relative_error(fused_moe(x, layer, rough, precision="tf32"), expected) < allowed
         assert torch.equal(exact.expert_tokens(), rough.expert_tokens())
 
 

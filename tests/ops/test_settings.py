@@ -233,6 +233,7 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
             "stall_ceiling_s": 5.0,
             "abort_deadline_s": 0.05,
             "slow_checks": 50,
+            "spare_process": True,
         },
         run_dir="/dev/shm/mine",
         flight_dir="~/flights",

@@ -32,7 +32,7 @@ class Parent:
 
     def __init__(self, settings: Settings) -> None:
         assert settings.run_dir is not None
-        self.run_dir = settings.run_dir
+        self.run_dir, self._device = settings.run_dir, settings.devices[0]
         write(settings, self.run_dir / "settings.json")
         self._listener = Listener(self.run_dir / "watchdog.sock")
         self._children: list[subprocess.Popen[bytes]] = []
@@ -51,7 +51,9 @@ class Parent:
         return Child(process, channel)
 
     def start_holder(self, generation: int = 1) -> Child:
-        return self.start("fdmoe_ops.weights", "--device", "cpu", "--name", "weights", "--generation", str(generation))
+        return self.start(
+            "fdmoe_ops.weights", "--device", self._device, "--name", "weights", "--generation", str(generation)
+        )
 
     def stop(self) -> None:
         for process in self._children:

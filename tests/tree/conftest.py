@@ -31,7 +31,7 @@ def blocks(demo: Path) -> list[torch.nn.Module]:
 def tree(demo: Path) -> Iterator[Tree]:
     flags = (
         f"--model-path={demo}", "--model-name=demo", "--enable-chaos",
-        "--recovery-cooldown-initial-s=0.5", "--recovery-cooldown-max-s=0.5",
+        "--recovery-cooldown-initial-s=0.5", "--recovery-cooldown-max-s=0.5", "--enable-recovery-spare-process",
     )  # fmt: skip
     with running_tree(*flags) as tree:
         yield tree

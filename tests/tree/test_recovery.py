@@ -66,6 +66,10 @@ def test_a_stalled_kernel_costs_no_request(
     # how many sizes come by while the fused path proves itself is the clients' affair
     named = [event["event"] for event in events if event["event"] != "buckets_proven"]
     assert sorted(named) == sorted(EVENTS[fault])
+    if fault == "endless":
+        begun, ready = (next(e for e in events if e["event"] == name) for name in ("worker_start", "worker_ready"))
+        assert begun["spare"], "the process that had imported everything became the worker"
+        assert ready["starting_s"] < ready["seconds"] / 2
     buckets = tree.status()["devices"][0]["buckets"]
     assert buckets, "the fused path is back for sizes that were compared"
     assert set(buckets) <= {1, 2, 4, 8, 16, 32}

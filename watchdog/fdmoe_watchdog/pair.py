@@ -26,6 +26,7 @@ from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
 from fdmoe_watchdog.recovery import RecoveryClock
+from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
@@ -78,6 +79,10 @@ class Pair:
         self._drop = drop
         self._stall_times = StallTimes(plan.recovery)
         self._recovery = RecoveryClock()
+        self._worker_command = (*plan.worker_command, "--device", device)
+        self.spare = SpareKeeper(
+            self._worker_command, plan.environment, self._events, wanted=plan.recovery.spare_process
+        )
         self._started_ns = time.monotonic_ns()
         self._killed_at: dict[str, float] = {}
         # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
@@ -100,6 +105,8 @@ class Pair:
         self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
         for action in actions:
             self._act(action, now)
+        whole = all(worker.life is policy.Life.READY for worker in self.state.workers.values())
+        self.spare.tend(now, whole=whole and self.ended is None)
         return bool(actions)
 
     def children(self) -> Iterator[Child]:
@@ -107,6 +114,8 @@ class Pair:
         yield from self.processes.values()
         if self.holder is not None:
             yield self.holder
+        if self.spare.child is not None:
+            yield self.spare.child
 
     def end(self) -> None:
         """This device is out: its processes are killed, and nothing of it is listened to any more. Reap it from then
@@ -381,9 +390,10 @@ class Pair:
     def _start(self, name: str, generation: int, reason: str) -> None:
         if reason != policy.FIRST_START:
             self._metrics.worker_restarts.labels(reason).inc()
-        self._events.add("worker_start", worker=name, generation=generation, reason=reason)
         try:
             self.processes[name] = self._spawn(name, generation)
+            spare = self.processes[name].by_spare
+            self._events.add("worker_start", worker=name, generation=generation, reason=reason, spare=spare)
         except OSError as error:
             # no process, no memory, no file descriptor: to the policy a worker that ended at once
             self._events.add("worker_not_started", level="error", worker=name, reason=str(error))
@@ -393,11 +403,13 @@ class Pair:
         return WorkerProcess(
             name,
             generation,
-            command=(*plan.worker_command, "--device", self.device, "--weights", self._manifest),
+            command=self._worker_command,
             environment=plan.environment,
+            weights=self._manifest,
             run_dir=plan.run_dir,
             slots=_CPU_SLOTS if self.device.startswith("cpu") else _GPU_SLOTS,
             tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
+            spare=self.spare.take(),
         )
 
     def _spawn_holder(self, generation: int) -> HolderProcess:

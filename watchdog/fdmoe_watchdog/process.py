@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
@@ -17,8 +17,13 @@ from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
 from fdmoe_watchdog.tracker import Tracker
 
+if TYPE_CHECKING:
+    from fdmoe_watchdog.spare import Spare
 
-def spawn(command: tuple[str, ...], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+
+def spawn(
+    command: tuple[str, ...], environment: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     """Start a child in a process group of its own: a terminal's Ctrl-C is for the watchdog alone to handle.
 
     Call it from the main thread: the child's parent-death signal is tied to the thread that started it.
@@ -26,17 +31,24 @@ def spawn(command: tuple[str, ...], environment: Mapping[str, str]) -> subproces
     return subprocess.Popen(
         command,
         env={**os.environ, **environment, "FDMOE_WATCHDOG_PID": str(os.getpid())},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         process_group=0,
     )
 
 
 class Child:
-    """One started process. `alive` reaps it."""
+    """One started process, or `process`, which has been started already. `alive` reaps it."""
 
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        environment: Mapping[str, str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
         self.started_at = time.monotonic()
-        self._process = spawn(command, environment)
+        self._process = process or spawn(command, environment, stdin)
         self.channel: Channel | None = None
 
     @property
@@ -92,6 +104,7 @@ class WorkerProcess(Child):
     """One generation of a worker. The watchdog makes the page, so that it can be read whatever the worker does.
 
     ready, failed  what it said of its start
+    by_spare       whether a process that was kept for it became it
     checks, slow   comparisons of the paths reported since the last turn, and whether the fused one was said to be slow
     cut_off        why nothing of it can be relied on any more, "" if it can
     page_problem   what is wrong with its page, "" if nothing is
@@ -104,9 +117,11 @@ class WorkerProcess(Child):
         *,
         command: tuple[str, ...],
         environment: Mapping[str, str],
+        weights: str,
         run_dir: Path,
         slots: int,
         tracker: Tracker,
+        spare: Spare | None = None,
     ) -> None:
         self.name, self.generation = name, generation
         self.socket_path = run_dir / f"worker-{name}-g{generation}.sock"
@@ -119,8 +134,11 @@ class WorkerProcess(Child):
         self.slow = False
         self.cut_off: Literal["", "exit", "page"] = ""
         self.page_problem = ""
+        arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
+        process = spare.become(arguments) if spare is not None else None
+        self.by_spare = process is not None
         try:
-            super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
+            super().__init__((*command, *arguments), environment, process=process)
         except OSError:
             self.page.close()
             self.page.path.unlink()

@@ -39,7 +39,8 @@ class HolderView(msgspec.Struct, frozen=True):
 
 
 class DeviceView(msgspec.Struct, frozen=True):
-    """`buckets`: the token buckets that the fused path is proven for; None: all."""
+    """`buckets`: the token buckets that the fused path is proven for; None: all. `spare_pid`: of the process that waits
+    to become a worker; 0: there is none."""
 
     name: str
     path: str
@@ -47,6 +48,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     buckets: tuple[int, ...] | None
     restarts_left: int
     holder: HolderView
+    spare_pid: int = 0
 
 
 class GatewayView(msgspec.Struct, frozen=True):

@@ -33,11 +33,14 @@ def monotonic_of(event: Event) -> float:
 
 
 class EventTail:
-    """Reads the watchdog's status until it is closed. A watchdog that does not answer is asked again."""
+    """Reads the watchdog's status from now on until it is closed. A watchdog that does not answer is asked again.
+
+    Making one raises WatchdogUnreachable."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._seen: list[Event] = []
+        with WatchdogClient(tree.run_dir) as client:
+            self._seen: list[Event] = client.status()["events"]
         self._events: list[Event] = []
         self._come = threading.Condition()
         self._stop = threading.Event()

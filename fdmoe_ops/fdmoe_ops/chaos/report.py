@@ -179,21 +179,23 @@ figure {{ background: #fff; margin: 1.5rem 0; padding: .5rem; overflow-x: auto }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The CSV's rows in Markdown, as README has them."""
+    """The CSV's rows in Markdown, as README has them; restarts are shown if any was measured."""
+    times = ["detect", "answer", *(["restart"] if any(row["restart_p50_ms"] for row in rows) else [])]
     lines = [
-        "| fault | times | requests | lost | wrong | sent again | replayed | detect p50 / p99, ms "
-        "| answer p50 / p99, ms | serves in the end |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| fault | times | requests | lost | wrong | sent again | replayed "
+        + "".join(f"| {name} p50 / p99, ms " for name in times)
+        + "| serves in the end |",
+        "|---|" + "--:|" * (6 + len(times)) + "---|",
     ]
     for row in rows:
-        detect, answer = (
+        measured = " | ".join(
             f"{float(row[f'{name}_p50_ms']):.0f} / {float(row[f'{name}_p99_ms']):.0f}" if row[f"{name}_p50_ms"] else ""
-            for name in ("detect", "answer")
+            for name in times
         )
         counts = " | ".join(
             str(row[name]) for name in ("repetitions", "requests", "failed", "wrong", "sent_again", "replayed")
         )
-        lines.append(f"| `{row['fault']}` | {counts} | {detect} | {answer} | {row['final_path']} |")
+        lines.append(f"| `{row['fault']}` | {counts} | {measured} | {row['final_path']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -100,7 +100,8 @@ class Tree:
         status = self.status()
         holders = (device["holder"] for device in status["devices"])
         children = (status["gateway"], *holders, *status["workers"])
-        return [self.process.pid, *(child["pid"] for child in children)]
+        spares = (device["spare_pid"] for device in status["devices"] if device["spare_pid"])
+        return [self.process.pid, *(child["pid"] for child in children), *spares]
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """End it as Ctrl-C does; returns the exit code."""

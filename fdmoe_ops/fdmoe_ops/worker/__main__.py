@@ -1,9 +1,13 @@
-"""`python -m fdmoe_ops.worker --settings FILE --weights MANIFEST --name NAME --generation N`: one worker generation."""
+"""`python -m fdmoe_ops.worker --settings FILE --device D --weights MANIFEST --name NAME --generation N`: one worker
+generation. With `--spare` instead of the last three it imports everything, and reads them from its standard input.
+"""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -32,10 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="the manifest of the holder of weights")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--generation", type=int, required=True)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--spare", action="store_true", help="a JSON list of the arguments below comes on stdin")
+    parser.add_argument("--weights", type=Path, help="the manifest of the holder of weights")
+    parser.add_argument("--name")
+    parser.add_argument("--generation", type=int)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(given)
+    if options.spare:
+        _import_all()
+        line = sys.stdin.readline()
+        if not line:
+            return 0  # it was never needed
+        options = parser.parse_args([*given, *json.loads(line)])
+    if None in (options.weights, options.name, options.generation):
+        parser.error("--weights, --name and --generation are needed")
     settings = tree.read(options.settings)
     log.configure(settings.log, f"worker-{options.name}-g{options.generation}")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"
@@ -60,6 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.get_logger("fdmoe.worker").exception("worker_broken")
         fail(control, f"{type(error).__name__}: {error}", "unknown")
     return 0
+
+
+def _import_all() -> None:
+    """What takes seconds. Nothing of it may touch the device."""
+    importlib.import_module("fdmoe_ops.worker.loop")
+    importlib.import_module("fdmoe_ops.worker.trial")
+    importlib.import_module("fdmoe_ops.weights.borrower")
 
 
 def _serve(

@@ -144,10 +144,11 @@ def test_without_a_compiler_there_is_no_wall_clock_to_set(monkeypatch: pytest.Mo
     assert playable() == [fault.name for fault in FAULTS if fault.name != "wall-clock"]
 
 
-def test_readmes_table_is_the_measured_one() -> None:
+@pytest.mark.parametrize("name", ["game-day-cpu", "game-day-h200"])
+def test_readmes_table_is_the_measured_one(name: str) -> None:
     root = Path(__file__).parents[3]
-    with (root / "benchmarks/results/game-day-cpu.csv").open(newline="") as file:
+    with (root / f"benchmarks/results/{name}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    between = (root / "README.md").read_text().partition("<!-- game-day-cpu -->\n")[2]
-    assert between.partition("<!-- /game-day-cpu -->\n")[0] == report.table(rows)
+    between = (root / "README.md").read_text().partition(f"<!-- {name} -->\n")[2]
+    assert between.partition(f"<!-- /{name} -->\n")[0] == report.table(rows)
     assert {row["ok"] for row in rows} == {"yes"}

@@ -1,0 +1,71 @@
+"""A process of a device that has everything imported and waits to be told which worker it is to be.
+
+To import torch's CUDA build takes 4 of the 6 seconds that a worker needs to start. A spare has done it before it is
+needed, and has neither a page nor a CUDA context yet: it costs some hundred megabytes of the host's memory, and nothing
+on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+
+from fdmoe_watchdog.events import BoundEvents
+from fdmoe_watchdog.process import Child
+
+# one that ends by itself would do so again
+_PAUSE_S = 60.0
+
+
+class Spare(Child):
+    """`command` gets `--spare` behind it, and reads the rest of its arguments from its standard input."""
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        super().__init__((*command, "--spare"), environment, stdin=subprocess.PIPE)
+
+    def become(self, arguments: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+        """Send it to work; its process, which is somebody else's child from now on, or None if it has ended."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            with pipe:
+                # far less than a pipe takes at once, whatever the other end does
+                pipe.write(json.dumps(arguments).encode() + b"\n")
+        except BrokenPipeError:
+            return None
+        return self._process
+
+
+class SpareKeeper:
+    """Keeps one spare, if `wanted` by the settings."""
+
+    def __init__(
+        self, command: tuple[str, ...], environment: Mapping[str, str], events: BoundEvents, *, wanted: bool
+    ) -> None:
+        self.child: Spare | None = None
+        self._command = command
+        self._environment = environment
+        self._events = events
+        self._wanted = wanted
+        self._not_before = 0.0
+
+    def tend(self, now: float, *, whole: bool) -> None:
+        """`whole`: both workers serve, so that a start is in nobody's way."""
+        if self.child is not None and not self.child.alive:
+            self._events.add("spare_gone", level="warning", exit_code=self.child.exit_code or 0)
+            self.child, self._not_before = None, now + _PAUSE_S
+        if self.child is None and self._wanted and whole and now >= self._not_before:
+            try:
+                self.child = Spare(self._command, self._environment)
+            except OSError as error:
+                self._events.add("spare_not_started", level="warning", reason=str(error))
+                self._not_before = now + _PAUSE_S
+
+    def take(self) -> Spare | None:
+        """The spare, which is the caller's from now on; None if there is none that lives."""
+        spare = self.child
+        if spare is None or not spare.alive:
+            return None
+        self.child = None
+        return spare
