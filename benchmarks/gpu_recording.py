@@ -9,6 +9,7 @@ processes' ids are left out of it; every other figure is as it was read.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -85,6 +86,14 @@ def record(tree: Tree, pool: Pool, device: str, seconds: float) -> list[Step]:
     return recorder.steps
 
 
+def _lines(recording: Recording) -> str:
+    """JSON with a step a line."""
+    head = {"format": recording.format, "origin": recording.origin, "length_s": recording.length_s}
+    steps = ",\n".join(f"  {msgspec.json.encode(step).decode()}" for step in recording.steps)
+    fields = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
+    return f'{{\n{fields} "steps": [\n{steps}\n ],\n "xids": []\n}}\n'
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu_recording.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
@@ -113,8 +122,8 @@ def main() -> int:
     name, first_s = steps[0].figures.name, steps[0].after_s
     origin = f"Captured from NVML on one {name} by benchmarks/gpu_recording.py at commit {options.commit}."
     from_zero = tuple(msgspec.structs.replace(step, after_s=round(step.after_s - first_s, 2)) for step in steps)
-    recording = Recording(FORMAT, origin, from_zero[-1].after_s + 1.0, from_zero)
-    options.out.write_bytes(msgspec.json.format(msgspec.json.encode(recording), indent=1) + b"\n")
+    recording = Recording(FORMAT, origin, round(from_zero[-1].after_s + 1.0, 2), from_zero)
+    options.out.write_text(_lines(recording))
     return 0
 
 

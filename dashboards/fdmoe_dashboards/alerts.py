@@ -145,7 +145,7 @@ def _progress() -> tuple[Alert, ...]:
                   )
                   or max without (host) (
                     label_replace(
-                      max without (uuid) (min_over_time(fdmoe_gpu_sm_activity_ratio[1m])) > 0.9
+                      max without (uuid) (min_over_time(fdmoe_gpu_sm_activity_ratio[1m])) > 0.5
                       and max without (uuid) (max_over_time(fdmoe_gpu_tensor_activity_ratio[1m])) < 0.01
                       and max without (uuid) (max_over_time(fdmoe_gpu_dram_bandwidth_ratio[1m])) < 0.01,
                       {_HOST}
@@ -158,7 +158,7 @@ def _progress() -> tuple[Alert, ...]:
             "{{ $labels.device }} of {{ $labels.instance }} is busy and makes no progress",
             "The GPU reads {{ $value | humanizePercentage }} utilisation, and for minutes it has finished no work "
             "item, while a launch is outstanding or requests are in flight. A kernel that only spins looks like this: "
-            "full SMs, idle tensor cores, idle memory.",
+            "busy SMs, idle tensor cores, idle memory.",
             "busy-without-progress",
             wait="1m",
             why="Either a launch is outstanding, or somebody's kernel, which may be no launch of ours, fills the SMs "

@@ -152,7 +152,7 @@ def test_panels_say_what_they_show_and_where_it_comes_from(uid: str) -> None:
 def test_the_divergence_panel_says_why() -> None:
     text = next(panel for panel in load("fdmoe-kernel")["panels"] if panel["type"] == "text")
     assert text["title"] == "Why utilisation is not progress"
-    assert "| 100 % | 100 % | 0 % | 0 % | 139 W |" in text["options"]["content"]
+    assert "| a launch stalled | 100 % | 62 % | 0 % | 0 % | 130 W |" in text["options"]["content"]
     beside = {p["title"] for p in panels("fdmoe-kernel") if p["gridPos"]["y"] == text["gridPos"]["y"]}
     assert beside == {"Utilisation and progress", "Divergence"}
 

@@ -26,7 +26,7 @@ from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.tree import Tree, running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.demo import write_demo_model
-from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
+from fdmoe_watchdog.probe.recorded import H200
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not installed (README: Start)")
 
@@ -114,7 +114,7 @@ def write_recording(path: Path, xid: int | None = None, **figures: Any) -> None:
 
 def _figures() -> dict[str, Any]:
     """A GPU at work, with a reason for its clocks to be held down, and what the shipped recording leaves out."""
-    steps = json.loads(H200_FROM_FIGURES.read_text())["steps"]
+    steps = json.loads(H200.read_text())["steps"]
     figures: dict[str, Any] = next(step["figures"] for step in steps if step["state"] == "working")
     traffic = {
         f"{link}_{direction}_bytes_per_s": 1e9

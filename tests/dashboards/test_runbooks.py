@@ -26,7 +26,7 @@ from fdmoe_ops.chaos.tree import Tree, running_tree
 from fdmoe_ops.demo import write_demo_model
 from fdmoe_ops.settings import Settings
 from fdmoe_watchdog.messages import GpuFigures
-from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
+from fdmoe_watchdog.probe.recorded import H200
 
 PAGES = sorted((DASHBOARDS / "runbooks").glob("*.md"))
 HEADINGS = ["What it means", "What to look at", "What to do", "When to escalate"]
@@ -138,8 +138,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 
 def _every_figure() -> bytes:
-    recording: dict[str, Any] = msgspec.json.decode(H200_FROM_FIGURES.read_bytes())
-    step = recording["steps"][1] | {"after_s": 0.0}
+    recording: dict[str, Any] = msgspec.json.decode(H200.read_bytes())
+    step = next(step for step in recording["steps"] if step["state"] == "working") | {"after_s": 0.0}
     kinds = {float | None: 1.0, int | None: 1, bool | None: False}
     types = msgspec.structs.fields(GpuFigures)
     filled = {field.name: kinds[field.type] for field in types if field.type in kinds}

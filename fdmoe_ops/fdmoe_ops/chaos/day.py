@@ -25,7 +25,7 @@ from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
 from fdmoe_ops.devices import are_cpu, find_devices
 from fdmoe_ops.settings import Settings, SettingsError, resolve
-from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
+from fdmoe_watchdog.probe.recorded import H200
 
 _MODEL = "game-day"
 # the sizes that a soak comes to after the first, as far as a batch may hold them
@@ -87,7 +87,7 @@ class Day:
     def _plan(self, model: Path, name: str, layer: MoELayer, repetitions: dict[Group, int]) -> Plan:
         settings = self._settings
         # without a GPU there is a probe all the same, of a recording
-        recording = (f"--watchdog-gpu-recording={H200_FROM_FIGURES}",) if are_cpu(self._devices) else ()
+        recording = (f"--watchdog-gpu-recording={H200}",) if are_cpu(self._devices) else ()
         # one layer is enough to break, and starts in a moment
         flags = (
             *recording,

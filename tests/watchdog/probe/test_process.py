@@ -18,7 +18,7 @@ from probed_watchdog import RECOVERY, WATCHDOG, Watchdog
 from pydantic import ValidationError
 
 from fdmoe_watchdog.messages import GpuFailed, GpuReading, XidSeen
-from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES
+from fdmoe_watchdog.probe.recorded import H200
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 Watch = Callable[..., Watchdog]
@@ -161,9 +161,11 @@ def test_no_budget_means_no_second_try(watch: Watch) -> None:
 
 
 def test_a_recording_is_replayed_through_the_same_process_and_says_so(watch: Watch, tmp_path: Path) -> None:
-    # the shipped one with its 30 s made 0.9, and an Xid
-    document = msgspec.json.decode(H200_FROM_FIGURES.read_bytes())
+    # three readings of the shipped one, 0.3 s each, and an Xid
+    document = msgspec.json.decode(H200.read_bytes())
+    states = {step["state"]: step for step in document["steps"]}
     document["length_s"] = 0.9
+    document["steps"] = [states[state] for state in ("idle", "working", "busy without progress")]
     for place, step in enumerate(document["steps"]):
         step["after_s"] = 0.3 * place
     document["xids"] = [{"after_s": 0.45, "xid": 43}]
@@ -177,11 +179,13 @@ def test_a_recording_is_replayed_through_the_same_process_and_says_so(watch: Wat
             (gpu.utilization, gpu.sm_activity, gpu.sm_occupancy, gpu.dram_bandwidth, gpu.power_watts) for gpu in gpus
         }
 
-    idle, working, spinning = (0.0, 0.0, 0.0, 0.0, 76.0), (1.0, 0.97, 0.19, 0.77, 430.0), (1.0, 1.0, 0.06, 0.0, 139.0)
-    watchdog.until(lambda: faces() == {idle, working, spinning} and watchdog.view.xids.get("43", 0) >= 2)
+    names = ("utilization", "sm_activity", "sm_occupancy", "dram_bandwidth", "power_watts")
+    expected = {tuple(step["figures"][name] for name in names) for step in document["steps"]}
+    assert len(expected) == 3
+    watchdog.until(lambda: faces() == expected and watchdog.view.xids.get("43", 0) >= 2)
     assert {message.source for message in watchdog.heard} == {"recorded"}
     assert watchdog.view.source == "recorded"
-    assert watchdog.view.gpus[0].uuid == "recorded-h200-0"
+    assert watchdog.view.gpus[0].uuid == "recorded-nvidia-h200-0"
 
 
 def test_a_bad_recording_is_told_with_what_is_wrong(watch: Watch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from fdmoe_watchdog.probe.backend import Unreadable
-from fdmoe_watchdog.probe.recorded import H200_FROM_FIGURES, RecordedBackend, Recording, load
+from fdmoe_watchdog.probe.recorded import H200, RecordedBackend, Recording, load
 
 FIGURES = {"uuid": "recorded-x", "name": "X"}
 
@@ -21,21 +22,26 @@ def recording(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_recording_says_what_it_is() -> None:
-    shipped = load(H200_FROM_FIGURES)
-    assert shipped.origin.startswith("Written by hand, not captured.")
-    assert [(step.after_s, step.state) for step in shipped.steps] == [
-        (0.0, "idle"),
-        (10.0, "working"),
-        (20.0, "spinning without progress"),
-    ]
-    assert all(step.origin.startswith(("Measured", "Chosen")) for step in shipped.steps)
-    assert all(step.figures.uuid == "recorded-h200" for step in shipped.steps)
+    shipped = load(H200)
+    assert shipped.origin.startswith("Captured from NVML on one NVIDIA H200 by benchmarks/gpu_recording.py")
+    assert {step.figures.uuid for step in shipped.steps} == {"recorded-nvidia-h200"}
+    faces = {
+        state: {
+            (step.figures.utilization, step.figures.tensor_activity == 0.0, (step.figures.dram_bandwidth or 0) < 1e-4)
+            for step in steps
+        }
+        for state, steps in groupby(shipped.steps, lambda step: step.state)
+    }
+    assert list(faces) == ["idle", "working", "stalling", "busy without progress", "recovered"]
+    assert faces["idle"] == {(0.0, True, True)}
+    assert faces["busy without progress"] == {(1.0, True, True)}
+    assert not any(tensor or dram for _, tensor, dram in faces["working"] | faces["recovered"])
 
 
 def test_steps_follow_the_clock_and_begin_again() -> None:
-    shipped = load(H200_FROM_FIGURES)
-    times = (0.0, 9.99, 10.0, 29.9, 30.0, 55.0)
-    assert [shipped.step(elapsed_s).figures.power_watts for elapsed_s in times] == [76, 76, 430, 139, 76, 139]
+    found = msgspec.convert(recording(), Recording)
+    times = (0.0, 1.99, 2.0, 4.99, 5.0, 6.9, 7.1)
+    assert [found.step(elapsed_s).after_s for elapsed_s in times] == [0, 0, 2, 2, 0, 0, 2]
 
 
 def test_xids_come_once_a_round() -> None:
@@ -48,11 +54,13 @@ def test_xids_come_once_a_round() -> None:
 
 def test_a_reading_has_the_clocks_time_and_the_devices_name() -> None:
     now = [100.0]
-    device = RecordedBackend(H200_FROM_FIGURES, lambda: now[0]).open("7")
-    now[0] = 121.5
+    device = RecordedBackend(H200, lambda: now[0]).open("7")
+    now[0] = 117.5
     reading = device.read()
-    assert (reading.device, reading.source, reading.begun_ns) == ("7", "recorded", 121_500_000_000)
-    assert [(gpu.uuid, gpu.power_watts) for gpu in reading.gpus] == [("recorded-h200-7", 139.0)]
+    assert (reading.device, reading.source, reading.begun_ns) == ("7", "recorded", 117_500_000_000)
+    assert [(gpu.uuid, gpu.utilization, gpu.power_watts) for gpu in reading.gpus] == [
+        ("recorded-nvidia-h200-7", 1.0, 130.398)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The recorded backend: a file of figures replayed with their timing, for machines without a GPU.
+"""The recorded backend: a file of readings (benchmarks/gpu_recording.py) replayed with their timing, for machines
+without a GPU.
 
 Every message says `recorded`, and the metrics pass that on, so that no one takes it for a GPU.
 """
@@ -17,7 +18,7 @@ from fdmoe_watchdog.probe.backend import Unreadable
 
 FORMAT = 1
 _SHIPPED = Path(__file__).parent / "recordings"
-H200_FROM_FIGURES = _SHIPPED / "h200-made-from-figures.json"
+H200 = _SHIPPED / "h200.json"
 
 
 class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
