@@ -21,6 +21,8 @@ FULL = ("arena", "queue_bytes", "queue_requests", "queue_tokens", "uploads")
 
 _STARTING = 'ignoring (state) fdmoe_worker_state{state="starting"}'
 _TARGET = "cluster, namespace, pod, job, instance"
+_JOB = "cluster, namespace, job"
+_OURS = "(last_over_time(fdmoe_build_info[3d]) or last_over_time(fdmoe_requests_in_flight[3d]))"
 # gateway and watchdog are two targets of one host, or of one pod's address
 _HOST = '"host", "$1", "instance", "(.*?)(:[0-9]+)?"'
 
@@ -61,19 +63,21 @@ def _serving() -> tuple[Alert, ...]:
         Alert(
             "FdmoeTargetDown",
             dedent(f"""\
-                up == 0
-                and on ({_TARGET}) (
-                  last_over_time(fdmoe_build_info[3d])
-                  or last_over_time(fdmoe_requests_in_flight[3d])
-                )"""),
+                up == 0 and on ({_TARGET}) {_OURS}
+                or
+                  max_over_time(up[15m]) == 0
+                  and (up offset 15m) == 0
+                  and on ({_JOB}) {_OURS}
+                  unless on ({_JOB}) (up == 1 unless on ({_TARGET}) {_OURS})"""),
             "critical",
             "{{ $labels.instance }} does not answer Prometheus",
-            "This gateway or watchdog has answered before, and its last scrapes failed. The process is gone, hangs, or "
-            "cannot be reached.",
+            "This gateway or watchdog has answered before and its last scrapes failed, or it is one of a job of ours and "
+            "has not answered for a quarter of an hour. The process is gone, hangs, or cannot be reached.",
             "target-down",
             wait="2m",
-            why="The job's name is the operator's: a target is ours if it ever exported our metrics. One that was "
-            "taken away on purpose has no `up` any more.",
+            why="The job's name is the operator's: a target is ours if it ever exported our metrics, or if all that "
+            "answer in its job are ours: a replica that never came up. One that was taken away on purpose has no `up` "
+            "any more.",
         ),
         Alert(
             "FdmoeTargetMissing",

@@ -64,6 +64,7 @@ def plan(
     worker: tuple[str, ...],
     gateway: tuple[str, ...] = IDLE,
     weights: tuple[str, ...] | None = None,
+    linger_s: float = 0.1,
 ) -> TreePlan:
     return TreePlan(
         run_dir=directory / "run",
@@ -76,7 +77,7 @@ def plan(
         worker_command=worker,
         gateway_command=gateway,
         environment={},
-        watchdog=WatchdogSettings(port=0),
+        watchdog=WatchdogSettings(port=0, give_up_linger_s=linger_s),
         recovery=RECOVERY,
         chaos=False,
         version="1.2.3",
@@ -90,13 +91,20 @@ def decisions(supervisor: Supervisor) -> list[Event]:
     return [event for event in supervisor._events.last if event["event"] != "flight_record"]
 
 
+def end_of(supervisor: Supervisor) -> Event:
+    """The last decision. After it the gateway goes, and the pages stay up for a while."""
+    (end,) = (event for event in supervisor._events.last if event["event"] == "give_up")
+    later = decisions(supervisor)[decisions(supervisor).index(end) + 1 :]
+    assert {event["event"] for event in later} <= {"gateway_exit", "worker_gone", "weights_gone"}
+    return end
+
+
 def test_workers_that_cannot_be_started_use_up_the_budget_and_the_tree_says_so(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=(str(in_memory / "no-such-program"),)))
     assert supervisor.run() == EXIT_RESTART_ME
     events = decisions(supervisor)
     assert [event["event"] for event in events].count("worker_not_started") == 2 + RECOVERY.restart_budget
-    assert events[-1]["event"] == "give_up"
-    assert events[-1]["reason"] == "no worker is left and the restart budget is gone"
+    assert end_of(supervisor)["reason"] == "no worker is left and the restart budget is gone"
     assert not (in_memory / "run").exists()
 
 
@@ -164,8 +172,13 @@ def test_a_gateway_that_ends_again_and_again_ends_the_tree(in_memory: Path) -> N
     gateway = (sys.executable, "-c", "raise SystemExit(4)")
     supervisor = Supervisor(plan(in_memory, worker=IDLE, gateway=gateway))
     assert supervisor.run() == EXIT_RESTART_ME
-    assert str(decisions(supervisor)[-1]["reason"]).startswith("the gateway ends again and again")
+    assert str(end_of(supervisor)["reason"]).startswith("the gateway ends again and again")
     assert [event["exit_code"] for event in supervisor._events.last if event["event"] == "gateway_exit"] == [4] * 4
+    failures = {
+        rung: supervisor.metrics.registry.get_sample_value("fdmoe_recovery_failures_total", {"rung": rung})
+        for rung in ("restart", "give_up")
+    }
+    assert failures == {"restart": 1.0, "give_up": 1.0}
 
 
 def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(in_memory: Path) -> None:
@@ -174,8 +187,7 @@ def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(
     names = [event["event"] for event in supervisor._events.last]
     assert names.count("weights_gone") == 1 + RECOVERY.restart_budget
     assert "worker_start" not in names
-    last = decisions(supervisor)[-1]
-    assert last["reason"] == "the weights holder ends again and again, and no worker is left"
+    assert end_of(supervisor)["reason"] == "the weights holder ends again and again, and no worker is left"
 
 
 def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path) -> None:
@@ -202,8 +214,19 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
     assert supervisor._linger_until is not None
 
 
+def test_a_start_that_may_bring_one_device_back_is_asked_for(in_memory: Path) -> None:
+    supervisor = Supervisor(replace(plan(in_memory, worker=IDLE), devices=("cpu:0", "cpu:1")))
+    first, second = supervisor._pairs
+    first.ended = GiveUp("no worker is left", Ending.RESTART_ME, "")
+    second.ended = GiveUp("Xid 48", Ending.NODE, "reset_gpu")
+    supervisor._leave_out_what_ended()
+    last = supervisor._events.last[-1]
+    assert (last["event"], last["exit_code"], last["node_action"]) == ("give_up", EXIT_RESTART_ME, "")
+
+
 def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_memory: Path) -> None:
-    supervisor = Supervisor(plan(in_memory, worker=(sys.executable, "-c", BROKEN, str(in_memory / "run"))))
+    broken = (sys.executable, "-c", BROKEN, str(in_memory / "run"))
+    supervisor = Supervisor(plan(in_memory, worker=broken, linger_s=30.0))
     said: dict[str, object] = {}
 
     def look() -> None:
@@ -341,7 +364,7 @@ def test_jumps_of_the_wall_clock_change_no_decision(in_memory: Path, monkeypatch
     assert supervisor.run() == EXIT_RESTART_ME
     names = [event["event"] for event in decisions(supervisor)]
     assert names.count("worker_start") == names.count("worker_gone") == 2 + RECOVERY.restart_budget
-    assert names[-1] == "give_up"
+    assert end_of(supervisor)["exit_code"] == EXIT_RESTART_ME
 
 
 def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:

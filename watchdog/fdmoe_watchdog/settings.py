@@ -36,12 +36,11 @@ class WatchdogSettings(Group):
     gpu_recording: Path | None = Field(
         None, description="File of figures that is replayed instead of asking NVML, for demos; metrics say so."
     )
-
     give_up_linger_s: float = Field(
         30.0,
         ge=0,
-        description="How long /metrics and /status stay up once nothing can be served because of the node (exit code "
-        "71), so that the reason is scraped, in seconds.",
+        description="How long /metrics and /status stay up once nothing can be served any more (exit codes 70 and 71), "
+        "so that the reason is scraped, in seconds.",
     )
 
     @model_validator(mode="after")

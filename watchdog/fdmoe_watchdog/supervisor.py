@@ -96,6 +96,7 @@ class Supervisor:
         self._chaos = Chaos(self._events, self._tell, plan.recovery.slow_checks)
         self._stop_at: float | None = None
         self._linger_until: float | None = None
+        self._exit_after_linger = EXIT_NODE
         self._exit: int | None = None
         self._history = History(self._started)
         self._photographer = Photographer()
@@ -187,6 +188,8 @@ class Supervisor:
         self._drain(now)
         self._gateway.tend(now)
         if self._gateway.spent and self._linger_until is None:
+            self.metrics.recovery_failures.labels("restart").inc()
+            self.metrics.recovery_failures.labels("give_up").inc()
             self._give_up("the gateway ends again and again and the restart budget is gone", Ending.RESTART_ME)
         if self._probe is not None:
             self._probe.tend(now)
@@ -200,7 +203,7 @@ class Supervisor:
                 acted |= pair.turn(now, lag_s, self._probe)
         self._leave_out_what_ended()
         if self._linger_until is not None and (self._stop_at is not None or now >= self._linger_until):
-            self._exit = EXIT_NODE
+            self._exit = self._exit_after_linger
         for pair in self._pairs:
             self._offer_route(pair, new=False)
         # a view takes as long as the rest of a turn, and nobody reads it 200 times a second
@@ -225,7 +228,11 @@ class Supervisor:
                 continue
             self._out.add(pair.device)
             if len(self._out) == len(self._pairs):
-                self._give_up(ended.reason, ended.ending, ended.node_action)
+                # where one device may come back with another start, the node is worth it
+                endings = {other.ended.ending for other in self._pairs if other.ended is not None}
+                helps = ended.ending is Ending.NODE and Ending.RESTART_ME in endings
+                ending = Ending.RESTART_ME if helps else ended.ending
+                self._give_up(ended.reason, ending, ended.node_action if ending is Ending.NODE else "")
                 return
             self._events.add(
                 "device_out", level="error", device=pair.device, reason=ended.reason, node_action=ended.node_action
@@ -339,13 +346,12 @@ class Supervisor:
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
         self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)
-        if ending is Ending.NODE:
-            self._linger()
-        else:
-            self._exit = _EXITS[ending]
-
-    def _linger(self) -> None:
-        """Nothing can be served here: the loop turns on without workers and gateway, so that it is seen why."""
+        if ending is Ending.SETTINGS:
+            self._exit = EXIT_SETTINGS
+            return
+        # nothing can be served here: the loop turns on without workers and gateway, so that it is seen why
+        self._exit_after_linger = _EXITS[ending]
+        self._out.update(pair.device for pair in self._pairs)
         for pair in self._pairs:
             pair.end()
         self._gateway.drain()
