@@ -71,8 +71,8 @@ def _serving() -> tuple[Alert, ...]:
                   unless on ({_JOB}) (up == 1 unless on ({_TARGET}) {_OURS})"""),
             "critical",
             "{{ $labels.instance }} does not answer Prometheus",
-            "This gateway or watchdog has answered before and its last scrapes failed, or it is one of a job of ours and "
-            "has not answered for a quarter of an hour. The process is gone, hangs, or cannot be reached.",
+            "This gateway or watchdog has answered before and its last scrapes failed, or it is one of a job of ours "
+            "and has not answered for a quarter of an hour. The process is gone, hangs, or cannot be reached.",
             "target-down",
             wait="2m",
             why="The job's name is the operator's: a target is ours if it ever exported our metrics, or if all that "

@@ -76,8 +76,8 @@ class Metrics:
         )
         self.recovery_failures = Counter(
             "fdmoe_recovery_failures",
-            "Ends of the ladder. restart: a worker, a weights holder or the gateway is not started again, because its budget is "
-            "gone. give_up: a device was left out, or the tree ended.",
+            "Ends of the ladder. restart: a worker, a weights holder or the gateway is not started again, because its "
+            "budget is gone. give_up: a device was left out, or the tree ended.",
             ["rung"],
             registry=registry,
         )
