@@ -63,7 +63,7 @@ def board(
         .with_variable(_variable("device", "fdmoe_path_active", *_PLACE))
     )
     if layers:
-        made.with_variable(_variable("layer", "fdmoe_expert_imbalance_ratio", *_PLACE))
+        made.with_variable(_variable("layer", "fdmoe_request_tokens_total", *_PLACE))
     number = 0
     for heading, panels in rows:
         number += 1

@@ -32,7 +32,10 @@ PATHS: States = {
     "3": ("baseline", "orange"),
 }
 _DEVICE = "{{instance}} {{device}}"
-_FIRING = series("ALERTS", 'alertname=~"Fdmoe.+"', 'alertstate="firing"')
+# error budgets are of all pods together, and their alerts have no pod
+_FIRING = (
+    'ALERTS{cluster=~"$cluster", namespace=~"$namespace", pod=~"$pod|", alertname=~"Fdmoe.+", alertstate="firing"}'
+)
 
 
 def dashboard() -> Board:

@@ -178,6 +178,13 @@ class ArenaSettings(Group):
     )
 
 
+def _url(value: str) -> str:
+    match = re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[!-~]*)?", value)
+    if match is None or int(match[2] or 0) > 65535 or "?" in value or "#" in value:
+        raise ValueError("allowed: http://HOST:PORT or https://HOST:PORT, with a path or without")
+    return value
+
+
 class GrafanaSettings(Group):
     url: Annotated[str, AfterValidator(_grafana_url)] | None = Field(
         None, description="Address of a Grafana; `fdmoe serve` then writes an annotation there for every failover."
@@ -194,6 +201,11 @@ class GrafanaSettings(Group):
         min_length=1,
         description="Uid or name of the Prometheus data source that the dashboards open with; by default Grafana's.",
     )
+    runbooks_url: Annotated[str, AfterValidator(_url)] | None = Field(
+        None,
+        description="Where your people read the runbooks (dashboards/runbooks of the sources); the dashboards' links "
+        "lead there. Without it they are paths in the sources.",
+    )
     timeout_s: float = Field(5.0, gt=0, description="How long Grafana may take to connect, and to answer.")
     deadline_s: float = Field(
         30.0, gt=0, description="How long `fdmoe dashboards` tries again while Grafana does not answer or is busy."
@@ -203,13 +215,6 @@ class GrafanaSettings(Group):
 class LogSettings(Group):
     format: LogFormat = Field(LogFormat.CONSOLE, description="How log lines are written.")
     level: LogLevel = Field(LogLevel.INFO, description="Least severity that is logged.")
-
-
-def _url(value: str) -> str:
-    match = re.fullmatch(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[!-~]*)?", value)
-    if match is None or int(match[2] or 0) > 65535 or "?" in value or "#" in value:
-        raise ValueError("allowed: http://HOST:PORT or https://HOST:PORT, with a path or without")
-    return value
 
 
 class TracesSettings(Group):

@@ -49,6 +49,7 @@ def _another_value(option: Option) -> str:
     special = {
         "devices": "cuda:3,cuda:1",
         "gateway.max_queue_bytes": "3MiB",
+        "grafana.runbooks_url": "https://wiki.example.org/runbooks",
         "grafana.url": "http://127.0.0.1:3000/grafana",
         "model.layers": "0,2",
         "run_dir": "/dev/shm/another",

@@ -55,6 +55,7 @@ def test_defaults() -> None:
             "folder_uid": "fdmoe",
             "folder_title": "fdmoe",
             "datasource": None,
+            "runbooks_url": None,
             "timeout_s": 5.0,
             "deadline_s": 30.0,
         },

@@ -153,6 +153,8 @@ def _at_work(loaded: Loaded, directory: Path | None) -> Iterator[tuple[Provision
         source = provisioner.data_source()
         if source is not None:
             ours = tuple(dashboards.opened_with(one, str(source["uid"]), str(source["name"])) for one in ours)
+        if settings.runbooks_url is not None:
+            ours = tuple(dashboards.with_runbooks_at(one, settings.runbooks_url) for one in ours)
         yield provisioner, list(ours)
     except GrafanaError as error:
         raise fail(str(error), MISUSE) from error

@@ -18,6 +18,8 @@ from fdmoe_ops.settings import SettingsError
 Document = dict[str, Any]
 # Grafana counts them itself
 _GRAFANAS_OWN = ("id", "version")
+# where our dashboards' links to runbooks lead
+_RUNBOOKS = "dashboards/runbooks/"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,23 @@ def opened_with(dashboard: Dashboard, source_uid: str, source_name: str) -> Dash
         if (variable.get("type"), variable.get("query")) == ("datasource", "prometheus"):
             variable["current"] = {"selected": True, "text": source_name, "value": source_uid}
     return Dashboard(dashboard.uid, dashboard.title, model)
+
+
+def with_runbooks_at(dashboard: Dashboard, url: str) -> Dashboard:
+    """The same dashboard, whose links to runbooks lead there."""
+
+    def moved(part: Any) -> Any:
+        match part:
+            case dict():
+                return {key: moved(value) for key, value in part.items()}
+            case list():
+                return [moved(value) for value in part]
+            case str() if part.startswith(_RUNBOOKS):
+                return f"{url.rstrip('/')}/{part.removeprefix(_RUNBOOKS)}"
+            case _:
+                return part
+
+    return Dashboard(dashboard.uid, dashboard.title, moved(dashboard.model))
 
 
 def same(ours: Document, stored: Document) -> bool:

@@ -46,6 +46,22 @@ def test_a_first_push_makes_everything_and_a_second_changes_nothing(run: Run, gr
     assert [stored.version for stored in grafana.dashboards.values()] == [1, 1]
 
 
+def test_links_to_runbooks_lead_where_they_are_read(run: Run, grafana: FakeGrafana, directory: Path) -> None:
+    file = directory / "fdmoe-gpu.json"
+    link = {"title": "Runbook: xid-critical", "url": "dashboards/runbooks/xid-critical.md"}
+    panels = [{"id": 1, "title": "Xids", "links": [link], "description": "See dashboards/runbooks/xid-critical.md."}]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"panels": panels}))
+    assert run("push").exit_code == 0
+    assert grafana.dashboards["fdmoe-gpu"].model["panels"] == panels
+    assert run("push", "--runbooks-url", "https://wiki.example.org/fdmoe/").exit_code == 0
+    (panel,) = grafana.dashboards["fdmoe-gpu"].model["panels"]
+    assert panel["links"] == [link | {"url": "https://wiki.example.org/fdmoe/xid-critical.md"}]
+    assert panel["description"] == panels[0]["description"]
+    refused = run("push", "--runbooks-url", "wiki")
+    assert refused.exit_code == 2
+    assert "allowed: http://HOST:PORT or https://HOST:PORT, with a path or without" in " ".join(refused.stderr.split())
+
+
 def test_a_newer_dashboard_of_ours_replaces_an_older_one_of_ours(
     run: Run, grafana: FakeGrafana, directory: Path
 ) -> None:  # fmt: skip
