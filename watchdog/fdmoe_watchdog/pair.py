@@ -7,21 +7,18 @@ record is taken at the detection and written by a thread; only a kill waits for 
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fdmoe_watchdog import messages, policy
-from fdmoe_watchdog.buckets import token_bucket
 from fdmoe_watchdog.channel import Channel, ChannelClosed
-from fdmoe_watchdog.counts import counts_path
+from fdmoe_watchdog.ears import Ears
 from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
-from fdmoe_watchdog.page import Stage
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
@@ -30,8 +27,6 @@ from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
-# of the requests that an event names: their ids are the clients', and the status has to fit a packet
-_NAMED = 4
 # one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _CPU_SLOTS = 16
 _GPU_SLOTS = 768
@@ -77,6 +72,7 @@ class Pair:
         self._tell_gateway = tell_gateway
         self._offer_route = offer_route
         self._drop = drop
+        self._ears = Ears(self._events, metrics, recorder, ledger)
         self._stall_times = StallTimes(plan.recovery)
         self._recovery = RecoveryClock()
         self._worker_command = (*plan.worker_command, "--device", device)
@@ -207,43 +203,10 @@ class Pair:
     def handle(self, channel: Channel, message: messages.AnyMessage) -> None:
         """What a child of this pair says. Raises ChannelClosed for what it may not say."""
         if self.holder is not None and self.holder.channel is channel:
-            self._hear_holder(self.holder, message)
+            self._ears.hear_holder(self.holder, message)
             return
         process = next(process for process in self.processes.values() if process.channel is channel)
-        match message:
-            case messages.WorkerReady():
-                process.ready = message
-                self._count(process, message)
-                seconds, stages_s = time.monotonic() - process.started_at, process.tracker.stages_s
-                if process.generation > 1:
-                    self._metrics.recovery.labels("restart").observe(seconds)
-                self._events.add(
-                    "worker_ready", level="info" if message.fused else "error", worker=process.name,
-                    generation=process.generation, fused=message.fused, seconds=round(seconds, 3),
-                    starting_s=round(stages_s[Stage.STARTING], 3), trial_s=round(stages_s[Stage.TRIAL], 3),
-                    loading_s=round(stages_s[Stage.LOADING], 3), compiling_s=round(stages_s[Stage.COMPILING], 3),
-                )  # fmt: skip
-            case messages.ChildFailed(reason=reason, blame=blame):
-                process.failed = (reason, blame)
-                self._events.add(
-                    "worker_failed", level="error", worker=process.name, generation=process.generation, blame=blame,
-                    reason=reason,
-                )  # fmt: skip
-            case messages.Compared():
-                self._compared(process, message)
-            case messages.Slow():
-                self._slow(process, message)
-            case messages.ExpertTokens(launch=launch, counts=counts):
-                self._recorder.expert_tokens(process, launch, counts)
-            case _:
-                raise ChannelClosed(f"a {type(message).__name__} is not a worker's to send")
-
-    def _count(self, process: WorkerProcess, ready: messages.WorkerReady) -> None:
-        """Its count page is read from now on; files are opened by a thread that nothing waits for."""
-        layers = tuple(layer.name for layer in ready.layers)
-        experts = ready.layers[0].experts if ready.layers else 0
-        path = counts_path(process.page.path)
-        self._ledger.background.submit(lambda: self._ledger.came(process.name, path, layers, experts))
+        self._ears.hear(process, message)
 
     def link_lost(self, message: messages.LinkLost) -> None:
         """The gateway hears no more of a worker. Of one that is being killed that is no news."""
@@ -253,43 +216,6 @@ class Pair:
         if self.state.workers[process.name].life is not policy.Life.DYING:
             self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
             process.cut_off = process.cut_off or "exit"
-
-    def _hear_holder(self, holder: HolderProcess, message: messages.AnyMessage) -> None:
-        match message:
-            case messages.WeightsReady(size_bytes=size_bytes):
-                holder.ready = message
-                self._events.add(
-                    "weights_ready", holder=holder.name, generation=holder.generation, size_bytes=size_bytes
-                )  # fmt: skip
-            case messages.ChildFailed(reason=reason, blame=blame):
-                holder.failed = (reason, blame)
-                self._events.add(
-                    "weights_failed", level="error", holder=holder.name, generation=holder.generation, blame=blame,
-                    reason=reason,
-                )  # fmt: skip
-            case _:
-                raise ChannelClosed(f"a {type(message).__name__} is not a weights holder's to send")
-
-    def _compared(self, process: WorkerProcess, message: messages.Compared) -> None:
-        process.checks.append(policy.Check(token_bucket(message.tokens), message.ok, message.suspect))
-        # a histogram's sum that has met a NaN stays one for ever
-        error = message.relative_error if math.isfinite(message.relative_error) else math.inf
-        self._metrics.shadow_error.observe(error)
-        self._metrics.shadow_checks.labels("ok" if message.ok else "mismatch").inc()
-        if not message.ok:
-            self._events.add(
-                "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
-                served=message.served, relative_error=message.relative_error,
-                requests=" ".join(message.requests[:_NAMED]),
-            )  # fmt: skip
-
-    def _slow(self, process: WorkerProcess, message: messages.Slow) -> None:
-        process.slow = True
-        self._events.add(
-            "slow", level="warning", worker=process.name, layer=message.layer, bucket=token_bucket(message.tokens),
-            served=message.served, fused_s=message.fused_ns / 1e9, baseline_s=message.baseline_ns / 1e9,
-            usual_fused_s=message.usual_fused_ns / 1e9, usual_baseline_s=message.usual_baseline_ns / 1e9,
-        )  # fmt: skip
 
     # ---- the ladder's hands
 
