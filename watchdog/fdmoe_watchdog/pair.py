@@ -132,6 +132,7 @@ class Pair:
             self._tell_gateway(messages.Gone(name, generation))
         if self.holder is not None and not self.holder.alive:
             self._bury_holder()
+        self.spare.reap()
 
     @property
     def dying(self) -> bool:

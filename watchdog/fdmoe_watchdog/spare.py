@@ -62,6 +62,11 @@ class SpareKeeper:
                 self._events.add("spare_not_started", level="warning", reason=str(error))
                 self._not_before = now + _PAUSE_S
 
+    def reap(self) -> None:
+        """One that was killed, and is not to be replaced."""
+        if self.child is not None and not self.child.alive:
+            self.child = None
+
     def take(self) -> Spare | None:
         """The spare, which is the caller's from now on; None if there is none that lives."""
         spare = self.child

@@ -44,7 +44,7 @@ class StallTimes:
     """The longest silence seen lately in launches that ended well, per layer and token bucket."""
 
     settings: RecoverySettings
-    _worst: dict[tuple[int, int], _Worst] = field(default_factory=dict)
+    _worst: dict[tuple[int, int], _Worst] = field(default_factory=dict, init=False)
 
     def learn(self, layer: int, tokens: int, silence_s: float, now_s: float) -> None:
         """`now_s` is of one clock for all calls."""
