@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,11 @@ def test_nothing_is_lost_between_buckets(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_counts_add_up_word_by_word() -> None:
-    one, two = nothing(1, 2), Counts(5, nothing(1, 2).durations, [1, 2])
+    one, two = nothing(1, 2), Counts(5, nothing(1, 2).durations, array("Q", [1, 2]))
     total = one + two + two
     assert (total.bytes_moved, list(total.tokens), sum(total.durations)) == (10, [2, 4], 0)
+    most = Counts(0, one.durations, array("Q", [0, 2**61 - 1]))
+    assert list((most + most + two).tokens) == [1, 2**62], "nothing reaches the next word"
 
 
 def test_a_file_that_exists_is_not_overwritten(in_memory: Path) -> None:
