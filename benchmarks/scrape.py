@@ -166,7 +166,12 @@ class Measured:
                 environment={},
                 watchdog=WatchdogSettings(port=0),
                 recovery=RecoverySettings(
-                    answer_deadline_s=3600, startup_deadline_s=3600, stall_floor_s=3600, stall_ceiling_s=3600
+                    # the played workers import nothing
+                    spare_process=False,
+                    answer_deadline_s=3600,
+                    startup_deadline_s=3600,
+                    stall_floor_s=3600,
+                    stall_ceiling_s=3600,
                 ),
                 chaos=False,
                 version="0",
