@@ -1,24 +1,23 @@
-"""The watchdog's child processes: a worker generation with its page and channel, a holder of weights, any other."""
+"""The watchdog's child processes: a worker generation with its page and channel, a spare that becomes one, a holder of
+weights, any other."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
 from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
 from fdmoe_watchdog.tracker import Tracker
-
-if TYPE_CHECKING:
-    from fdmoe_watchdog.spare import Spare
 
 
 def spawn(
@@ -98,6 +97,25 @@ class HolderProcess(Child):
         """Remove what a reaped generation left in the run directory; what workers have mapped stays mapped."""
         for path in self._run_dir.glob(f"{self.name}-g{self.generation}[-.]*"):
             path.unlink(missing_ok=True)
+
+
+class Spare(Child):
+    """`command` gets `--spare` behind it, and reads the rest of its arguments from its standard input."""
+
+    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        super().__init__((*command, "--spare"), environment, stdin=subprocess.PIPE)
+
+    def become(self, arguments: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+        """Send it to work; its process, which is somebody else's child from now on, or None if it has ended."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            with pipe:
+                # far less than a pipe takes at once, whatever the other end does
+                pipe.write(json.dumps(arguments).encode() + b"\n")
+        except BrokenPipeError:
+            return None
+        return self._process
 
 
 class WorkerProcess(Child):

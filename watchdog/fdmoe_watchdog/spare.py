@@ -7,34 +7,13 @@ on the device.
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Mapping
 
 from fdmoe_watchdog.events import BoundEvents
-from fdmoe_watchdog.process import Child
+from fdmoe_watchdog.process import Spare
 
 # one that ends by itself would do so again
 _PAUSE_S = 60.0
-
-
-class Spare(Child):
-    """`command` gets `--spare` behind it, and reads the rest of its arguments from its standard input."""
-
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        super().__init__((*command, "--spare"), environment, stdin=subprocess.PIPE)
-
-    def become(self, arguments: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
-        """Send it to work; its process, which is somebody else's child from now on, or None if it has ended."""
-        pipe = self._process.stdin
-        assert pipe is not None
-        try:
-            with pipe:
-                # far less than a pipe takes at once, whatever the other end does
-                pipe.write(json.dumps(arguments).encode() + b"\n")
-        except BrokenPipeError:
-            return None
-        return self._process
 
 
 class SpareKeeper:

@@ -66,8 +66,7 @@ class Tracker:
 
     quiet_s      how long the slowest CTA of the outstanding launch has shown no beat
     untouched_s  how long batches have waited without any sign of work
-    trial_s      how long the worker has been at its trial kernel
-    stages_s     how long it was in each stage
+    stages_s     how long the worker was in each stage
     beat_at      when any beat was last seen, on the caller's clock; 0 if none was
     """
 
@@ -82,7 +81,6 @@ class Tracker:
         self.slots = SlotClock()
         self.quiet_s = 0.0
         self.untouched_s = 0.0
-        self.trial_s = 0.0
         self.stages_s: dict[Stage, float] = dict.fromkeys(Stage, 0.0)
         self.beat_at = 0.0
 
@@ -126,8 +124,13 @@ class Tracker:
         # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
         words = _work_words if waiting else _life_words
         self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
-        self.trial_s = self.trial_s + elapsed if snapshot.stage is Stage.TRIAL else 0.0
-        self.stages_s[last.stage] += elapsed
+        self.stages_s[snapshot.stage] += elapsed
+
+    @property
+    def trial_s(self) -> float:
+        """How long the worker has been at its trial kernel; 0 when it is not."""
+        at_it = self._last is not None and self._last.stage is Stage.TRIAL
+        return self.stages_s[Stage.TRIAL] if at_it else 0.0
 
     def serving_launch(self) -> int:
         """The outstanding launch that serves; a launch of the warm-up compiles, and has the start-up deadline."""

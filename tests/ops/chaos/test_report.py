@@ -42,9 +42,8 @@ def test_a_row_holds_counts_and_milliseconds() -> None:
     assert row == {
         "fault": "stall", "place": "kernel", "repetitions": 3, "seconds": 8, "requests": 5, "failed": 1, "wrong": 1,
         "sent_again": 2, "replayed": 1, "detect_p50_ms": 60.0, "detect_p99_ms": 70.1, "detect_max_ms": 70.1,
-        "answer_p50_ms": 100.0,
-        "answer_p99_ms": 200.0, "answer_max_ms": 200.0, "restart_p50_ms": 4100.0, "restart_p99_ms": 4300.0,
-        "restart_max_ms": 4300.0, "final_path": "fused", "ok": "no", "notes": "200 3; 503 7",
+        "answer_p50_ms": 100.0, "answer_p99_ms": 200.0, "answer_max_ms": 200.0, "restart_p50_ms": 4100.0,
+        "restart_p99_ms": 4300.0, "restart_max_ms": 4300.0, "final_path": "fused", "ok": "no", "notes": "200 3; 503 7",
         "problem": "", "commit": "abc",
     }  # fmt: skip
 
