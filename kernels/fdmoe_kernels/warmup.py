@@ -82,8 +82,8 @@ def _prove(
 
 
 def _token_count_of_each_form(workspace: Workspace) -> list[int]:
-    """The smallest batch and the largest: between them, every form of the kernel that the workspace uses."""
-    return sorted({1, workspace.max_tokens})
+    """One token, two, and the most: among them is every form of the kernel that the workspace uses."""
+    return sorted({1, min(2, workspace.max_tokens), workspace.max_tokens})
 
 
 def abort_drill(layer: MoELayer, workspace: Workspace) -> None:

@@ -18,22 +18,24 @@ from fdmoe_kernels import BuildError, Fault, hardware
 from fdmoe_kernels.hopper import build, cache
 
 HALVES = [torch.bfloat16, torch.float16]
-EMPTY = 'extern "C" __global__ void moe_layer() {}'
+EMPTY = "\n".join(f'extern "C" __global__ void {name}() {{}}' for name in ("moe_layer", "moe_layer_token"))
 
 
-def _disassembled(cubin: bytes, tmp_path: Path) -> list[str]:
+def _disassembled(cubin: bytes, tmp_path: Path, kernel: str | None = None) -> list[str]:
     import triton
 
     path = tmp_path / "layer.cubin"
     path.write_bytes(cubin)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     text = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=True).stdout
+    if kernel is not None:
+        text = re.split(r"Function : ", text.split(f"Function : {kernel}\n")[1])[0]
     return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", text)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_products_run_on_tensor_cores_without_a_spill(dtype: torch.dtype, tmp_path: Path) -> None:
-    lines = _disassembled(build.compile_layer(dtype), tmp_path)
+    lines = _disassembled(build.compile_layer(dtype), tmp_path, "moe_layer")
     products = [(i, m[1]) for i, line in enumerate(lines) if (m := re.search(r"HGMMA\.64x(\d+)x16\.F32", line))]
     # a loop of four products for each width and no other copy of it
     assert sorted(int(width) for _, width in products) == sorted(width for width in build.WIDTHS for _ in range(4))
@@ -42,6 +44,16 @@ def test_products_run_on_tensor_cores_without_a_spill(dtype: torch.dtype, tmp_pa
         assert not [line for line in loop if re.search(r"\b(LDL|STL)\b", line)]
     # a handful where the widest tile's results are finished, and no more
     assert len([line for line in lines if re.search(r"\b(LDL|STL)\b", line)]) <= 10
+
+
+def test_rows_of_weights_are_in_registers_while_they_are_on_their_way(tmp_path: Path) -> None:
+    lines = _disassembled(build.compile_layer(torch.bfloat16), tmp_path, "moe_layer_token")
+    loads = [i for i, line in enumerate(lines) if "LDG.E.NA.LTC256B.128" in line]
+    # a batch is loaded in a piece: nothing is put aside between its loads
+    batches = [pair for pair in itertools.pairwise(loads) if pair[1] - pair[0] < 40]
+    assert len(batches) > len(loads) / 2
+    between = [line for first, last in batches for line in lines[first:last]]
+    assert not [line for line in between if re.search(r"\b(LDL|STL)\b", line)]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

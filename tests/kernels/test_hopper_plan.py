@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 import threading
 import time
 import weakref
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from moe_layers import Place, random_layer, random_tokens, relative_error
+from played_driver import Listener, play_hopper
 
 from fdmoe_kernels import BuildError, Fault, MoELayer, RoutingRule, Workspace, fused, fused_moe, reference_moe
 from fdmoe_kernels.hopper import build, driver, plan, scratch
-from fdmoe_kernels.hopper.params import Params, TensorMap
+from fdmoe_kernels.hopper.params import TensorMap
 from fdmoe_kernels.hopper.tiles import HOPPER, HopperRow
 from fdmoe_kernels.tuning.tables import pinned
 from fdmoe_watchdog import page as beat_page
@@ -27,48 +26,11 @@ from fdmoe_watchdog import page as beat_page
 HALF = Place("cpu", torch.float16, 2e-3, ())
 
 
-@dataclass
-class Listener:
-    """The driver: what was asked of it, by thread, and the arguments of each launch."""
-
-    calls: list[tuple[str, int]] = field(default_factory=list)
-    launched: list[tuple[int, ...]] = field(default_factory=list)
-    params: list[Params] = field(default_factory=list)
-
-    def note(self, name: str, *answer: object) -> Any:
-        self.calls.append((name, threading.get_ident()))
-        return (0, *answer)
-
-    def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
-        self.note("launch")
-        self.launched.append(arguments)
-        address = ctypes.c_void_p.from_address(arguments[9]).value
-        assert address is not None
-        self.params.append(Params.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Params))))
-        return (0,)
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
-
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
     """CPU layers as if they were on a Hopper device, in this process only."""
-    from cuda.bindings import driver as real
-
     listener = Listener()
-    monkeypatch.setattr(scratch, "hopper_kernels_supported", lambda *_: True)
-    monkeypatch.setattr(plan, "load_layer", lambda *_: 77)
-    monkeypatch.setattr(plan, "_tensor_map", lambda *_: TensorMap())
-    monkeypatch.setattr(plan.Plan, "_driver", listener)
-    monkeypatch.setattr(driver, "_thread", driver._Thread())
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=55))
-    monkeypatch.setattr(real, "cuDeviceGet", lambda index: (0, index + 100))
-    monkeypatch.setattr(
-        real, "cuDevicePrimaryCtxRetain", lambda device: listener.note(f"retain {device}", device + 100)
-    )
-    monkeypatch.setattr(real, "cuCtxSetCurrent", lambda context: listener.note(f"current {context}"))
+    play_hopper(monkeypatch, listener)
     return listener
 
 
@@ -93,7 +55,19 @@ def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(tokens: in
     out = torch.empty_like(x)
     made.launch(x, out, programs=3)
     assert listener.launched == [
-        (77, 3, 1, 1, _constant("GROUP_THREADS") * 3, 1, 1, build.SHARED_BYTES, 55, made._address, 0)
+        (
+            78 if tokens == 1 else 77,
+            3,
+            1,
+            1,
+            _constant("GROUP_THREADS") * 3,
+            1,
+            1,
+            build.SHARED_BYTES,
+            55,
+            made._address,
+            0,
+        )
     ]
     params, tiles = listener.params[0], made.tiles(tokens)
     assert (params.x, params.y, params.tokens) == (x.data_ptr(), out.data_ptr(), tokens)
@@ -340,10 +314,10 @@ def test_what_is_not_built_is_no_surprise_in_a_capture_and_no_row_of_a_tuning_ta
 def test_a_fault_is_of_the_form_that_serves_or_a_build_error(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(_: int, __: torch.dtype, fault: Fault) -> int:
+    def load(_: int, __: torch.dtype, fault: Fault) -> build.Kernels:
         if fault is Fault.SLOW:
             raise BuildError("no such build")
-        return 70 + fault
+        return build.Kernels(70 + fault, 80 + fault)
 
     monkeypatch.setattr(plan, "load_layer", load)
     layer = _layer()

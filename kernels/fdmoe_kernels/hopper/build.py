@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -92,12 +93,19 @@ def _compile(files: dict[str, str], flags: list[str]) -> bytes:
     return bytes(cubin)
 
 
-_loaded: dict[tuple[int, torch.dtype, Fault], int | str] = {}  # the handle, or why there is none
+class Kernels(NamedTuple):
+    """Handles of a loaded build: of the layer for any number of tokens, and for one."""
+
+    layer: int
+    token: int
+
+
+_loaded: dict[tuple[int, torch.dtype, Fault], Kernels | str] = {}  # the handles, or why there are none
 _loading = threading.Lock()
 
 
-def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
-    """The loaded kernel's handle on the CUDA device of that index. Raises BuildError, and the next time again without
+def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> Kernels:
+    """The loaded kernels' handles on the CUDA device of that index. Raises BuildError, and the next time again without
     another try: a compile takes seconds."""
     key = (device_index, dtype, fault)
     with _loading:
@@ -115,13 +123,17 @@ def load_layer(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
     return found
 
 
-def _load(device_index: int, dtype: torch.dtype, fault: Fault) -> int:
+def _load(device_index: int, dtype: torch.dtype, fault: Fault) -> Kernels:
     cubin = compile_layer(dtype, fault)
     with on_device(device_index), told_as_build_errors():
         from cuda.bindings import driver
 
         module = checked(driver.cuModuleLoadData(cubin), "cuModuleLoadData")
-        function = checked(driver.cuModuleGetFunction(module, b"moe_layer"), "cuModuleGetFunction")
         shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        checked(driver.cuFuncSetAttribute(function, shared, SHARED_BYTES), "cuFuncSetAttribute")
-        return int(function)
+        functions = [
+            checked(driver.cuModuleGetFunction(module, name), "cuModuleGetFunction")
+            for name in (b"moe_layer", b"moe_layer_token")
+        ]
+        for function in functions:
+            checked(driver.cuFuncSetAttribute(function, shared, SHARED_BYTES), "cuFuncSetAttribute")
+        return Kernels(*map(int, functions))

@@ -17,11 +17,13 @@ _MAPS = (
 _POINTERS = (
     "x", "y", "router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate", "given_experts",
     "given_weights", "lists", "weights", "logits", "act", "part", "control", "totals", "page",
+    "router_at", "gate_up_at", "down_at",
 )  # fmt: skip
 _INTEGERS = (
     "tokens", "hidden", "intermediate", "experts", "shared_experts", "top_k", "capacity", "given_is_64_bit",
     "token_tile", "slots", "route_tokens", "route_splits", "row_group", "column_blocks", "combine_tokens",
-    "sort", "counts_at", "route_at", "up_at", "sorted_at", "control_words",
+    "sort", "token_pairs", "token_sharers", "token_rows",
+    "counts_at", "route_at", "up_at", "sorted_at", "control_words",
     "sigmoid", "renormalize", "groups", "top_groups", "group_scores",
 )  # fmt: skip
 _FLOATS = ("scaling", "alpha", "limit", "up_offset")

@@ -7,7 +7,7 @@ import functools
 import math
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,13 @@ _THREADS = 384
 _LINE = 32  # int32 words of a 128-byte line
 _COUNTERS = 192 + 8 * _LINE  # control words before the counts (params.cuh)
 _SMALLEST_TOKEN_TILE = 8
+# token.cuh: its warps, columns of a row that one takes at once, MAX_ENTRIES, and room for its vectors in shared memory
+_TOKEN_WARPS = 12
+_CHUNK_COLUMNS = 256
+_TOKEN_ENTRIES = 32
+_TOKEN_BYTES = 190_000
+# with more the portable form is faster: 209 us for 352 MB on one H200, where token.cuh takes 257; for 101 MB 59 and 54
+_TOKEN_WEIGHT_BYTES = 128_000_000
 
 
 def control_words(layer: MoELayer, max_tokens: int) -> int:
@@ -48,6 +55,39 @@ def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
     return 2 * max_tokens * layer.entries_per_token + 32 * layer.all_experts
 
 
+class TokenCut(NamedTuple):
+    """pairs     intermediate columns of a warp in an up item
+    sharers   warps that share a row of H in a down item
+    rows      rows of H that they have there
+    """
+
+    pairs: int
+    sharers: int
+    rows: int
+
+
+def token_cut(layer: MoELayer) -> TokenCut | None:
+    """How token.cuh cuts its work; None if it does not take this layer, or another form is faster."""
+    entries, intermediate, hidden = layer.entries_per_token, layer.intermediate_size, layer.hidden_size
+    parts = entries * math.ceil(intermediate / _CHUNK_COLUMNS)
+    shared_bytes = 16 * parts + 2 * (hidden + entries * intermediate)
+    if entries > _TOKEN_ENTRIES or shared_bytes > _TOKEN_BYTES:
+        return None
+    if 2 * 3 * entries * intermediate * hidden > _TOKEN_WEIGHT_BYTES:
+        return None
+    ctas = multiprocessors(layer.device)
+
+    def filled(pairs: int) -> float:
+        """The share of its CTAs that the last round of up items keeps busy, and all rounds before it."""
+        items = entries * math.ceil(intermediate / (_TOKEN_WARPS * pairs))
+        return items / (ctas * math.ceil(items / ctas))
+
+    pairs = max(range(1, 5), key=lambda pairs: (round(filled(pairs), 2), pairs))
+    # a batch of loads for each
+    sharers = next((n for n in (1, 2, 3, 4, 6) if math.ceil(parts / n) <= 8), _TOKEN_WARPS)
+    return TokenCut(pairs, sharers, rows=2)
+
+
 class Plan:
     """`launch` runs the layer over the buffers of `workspace`, on the current stream.
 
@@ -59,7 +99,7 @@ class Plan:
         self._layer = weakref.ref(layer)
         self._dtype = layer.dtype
         self._device_index = torch.cuda.current_device() if layer.device.index is None else layer.device.index
-        self._function = load_layer(self._device_index, layer.dtype, Fault.NONE)
+        self._kernels = load_layer(self._device_index, layer.dtype, Fault.NONE)
         params = self._params = Params()
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
         row, half = hidden * 2, intermediate * hidden * 2
@@ -74,6 +114,8 @@ class Plan:
             for name, size in (("sorted", hidden), ("act", intermediate)):
                 buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count))
                 setattr(params, f"{name}_{count}", buffer)
+        for name in ("router", "gate_up", "down"):
+            setattr(params, f"{name}_at", getattr(layer, name).data_ptr())
         for name in ("router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate"):
             setattr(params, name, _address(getattr(layer, name)))
         for name in ("lists", "weights", "part", "control", "totals", "page"):
@@ -97,6 +139,9 @@ class Plan:
         self._steps = math.ceil(hidden / 64)
         self._experts, self._entries_per_token = experts, layer.entries_per_token
         self._fill = multiprocessors(layer.device)
+        self._token = token_cut(layer)
+        if self._token is not None:
+            params.token_pairs, params.token_sharers, params.token_rows = self._token
         self._tiles: dict[int, HopperTiles] = {}  # at most one a token count, so at most workspace.max_tokens
 
     @functools.cached_property
@@ -131,13 +176,19 @@ class Plan:
 
         Raises BuildError where the build with `fault` cannot be compiled or loaded.
         """
-        tiles = tiles or self.tiles(x.shape[0])
-        function = self._function if fault is Fault.NONE else load_layer(self._device_index, self._dtype, fault)
+        tokens = x.shape[0]
+        usual = tiles is None and pinned_row(HOPPER) is None
+        one = usual and tokens == 1 and self._token is not None
+        tiles = tiles or self.tiles(tokens)
+        kernels = self._kernels if fault is Fault.NONE else load_layer(self._device_index, self._dtype, fault)
+        function = kernels.token if one else kernels.layer
         grid = programs or self._fill
         if self._most_programs is not None:
             grid = min(grid, self._most_programs)
         with self._filling:
             self._fill_in(x, out, routing, tiles)
+            if one:
+                self._params.route_splits = 1
             if torch.cuda.current_device() == self._device_index:
                 make_current(self._device_index)
                 self._launch(function, grid)

@@ -11,7 +11,7 @@ import torch
 
 from fdmoe_kernels.hardware import capturing, hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.driver import BuildError
-from fdmoe_kernels.hopper.plan import Plan, sorted_rows
+from fdmoe_kernels.hopper.plan import Plan, sorted_rows, token_cut
 from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, HOPPER, ROUTE_TOKENS
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.tables import pinned_form
@@ -87,12 +87,15 @@ class HopperScratch:
         # a layer that nobody else keeps is let go, and its plan with it
         self._decisions: weakref.WeakKeyDictionary[MoELayer, _Decision] = weakref.WeakKeyDictionary()
         self._told: set[str] = set()
+        self._takes_one = token_cut(layer) is not None
         self._fewest_tokens = FEWEST_TOKENS_PER_EXPERT * layer.experts / layer.routing.top_k
 
     def serves(self, tokens: int) -> bool:
         """Whether this form is the faster one for a batch of `tokens` tokens, or launches are held to it for tuning."""
         held_to = pinned_form()
-        return tokens > self._fewest_tokens if held_to is None else held_to == HOPPER.name
+        if held_to is not None:
+            return held_to == HOPPER.name
+        return tokens > self._fewest_tokens or (tokens == 1 and self._takes_one)
 
     def plan(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
         """The layer's plan over the workspace that this is part of; None if the portable form must serve it, which is

@@ -2,6 +2,15 @@
 #pragma once
 #include "page.cuh"
 
+DEVICE void add_weighted(float (&sums)[8], float weight, const Vector& row) {
+    bool absent = __float_as_uint(weight) == ABSENT;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        sums[2 * j] += absent ? 0.0f : weight * low_half(row.words[j]);
+        sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
+    }
+}
+
 // y[token] = sum over k of weight * part, for a tile of tokens and one block of columns. CONSUMER_THREADS threads.
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
@@ -16,14 +25,7 @@ DEVICE void combine(const Context& c, const Item& item) {
         float sums[8] = {};
 #pragma unroll 8
         for (int k = 0; k < per_token; ++k) {
-            float weight = __ldcg(weights + k);
-            bool absent = __float_as_uint(weight) == ABSENT;
-            Vector row = load_vector(rows + static_cast<i64>(k) * p.hidden);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                sums[2 * j] += absent ? 0.0f : weight * low_half(row.words[j]);
-                sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
-            }
+            add_weighted(sums, __ldcg(weights + k), load_vector(rows + static_cast<i64>(k) * p.hidden));
         }
 #if FAULT == 3 || FAULT == 4
         if (item.row_tile == 0 && item.column_tile == 0)
@@ -38,7 +40,7 @@ DEVICE void combine(const Context& c, const Item& item) {
 
 // What a launch that is done adds to total `lane` of those before TOTAL_EXPERT_TOKENS (Workspace.bytes_moved defines the
 // bytes). Called by a whole warp of a CTA that has mapped the experts.
-DEVICE i64 work_done(const Context& c, int lane) {
+DEVICE i64 work_done(const Context& c, int lane, int route, int up, int down, int combine) {
     const Params& p = c.p;
     int touched = 0, entries = 0;
 #pragma unroll 1
@@ -47,31 +49,32 @@ DEVICE i64 work_done(const Context& c, int lane) {
         entries += c.s.counts[expert];
     }
     i64 touched_experts = __reduce_add_sync(~0u, touched), all_entries = __reduce_add_sync(~0u, entries);
-    i64 hidden = p.hidden, intermediate = p.intermediate, row_tiles = c.s.ends[c.all_experts() - 1];
+    i64 hidden = p.hidden, intermediate = p.intermediate;
     i64 router = p.given_experts ? 0 : p.experts * hidden;
     i64 expert = 3 * hidden * intermediate + (p.gate_up_bias ? 2 * intermediate : 0) + (p.down_bias ? hidden : 0);
     i64 entry = 3 * hidden + 2 * intermediate;
-    return lane == 0             ? c.route_tiles() * c.route_parts()
-           : lane == 1           ? row_tiles * c.up_tiles()
-           : lane == 2           ? row_tiles * c.down_tiles()
-           : lane == 3           ? p.column_blocks * c.combine_items()
+    return lane == 0             ? route
+           : lane == 1           ? up
+           : lane == 2           ? down
+           : lane == 3           ? combine
            : lane == TOTAL_BYTES ? 2 * (router + touched_experts * expert + all_entries * entry + p.tokens * hidden)
                                  : 0;
 }
 
-// The last CTA of a launch, all consumer threads: add to the totals, put the counters back, tell the host.
+// The last CTA of a launch, all consumer threads: add to the totals, put the counters back, tell the host. `route` and the
+// others are the launch's items.
 //
 // Only here is it known how the launch ended: a wait can still see the abort word after the last products are done. The
 // totals cost the launch's end next to nothing: the experts' are added without waiting for what was there, and the others
 // are worked out while the words they are added to are on their way. In a launch that was not aborted every CTA has mapped
 // the experts, before it found no item left.
-DEVICE void close_launch(const Context& c) {
+DEVICE void close_launch(const Context& c, int route, int up, int down, int combine) {
     const Params& p = c.p;
     int thread = threadIdx.x - CONSUMER_FIRST;
     bool aborted = load_relaxed(p.control + ABORT) != 0;
     if (thread < 32) {
         i64 total = thread < TOTAL_EXPERT_TOKENS ? __ldcg(p.totals + thread) : 0;
-        i64 done = work_done(c, thread);
+        i64 done = work_done(c, thread, route, up, down, combine);
         if (!aborted) total += done;
         if (thread == TOTAL_LAUNCHES) total = c.launch;
         if (thread < TOTAL_EXPERT_TOKENS) p.totals[thread] = total;

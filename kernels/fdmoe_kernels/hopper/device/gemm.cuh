@@ -4,6 +4,7 @@
 // product, rows 16 * (t / 32) + t % 32 / 4 and the same + 8, and tokens 8j + t % 4 * 2 and the next. In an up tile those
 // two rows are the gate and the up value of the same intermediate column.
 #pragma once
+#include "activation.cuh"
 #include "load.cuh"
 #include "mma.cuh"
 
@@ -73,16 +74,6 @@ DEVICE void copy_out(u32 scratch, u16* target, i64 row_length, int column, int c
             );
     }
 }
-
-// gate * sigmoid(alpha * gate) * (up + up_offset) (fdmoe_kernels/activation.py), by sigmoid(z) = (1 + tanh(z / 2)) / 2:
-// one slow operation an element instead of two, to 5e-4 of the sigmoid, where a bfloat16 is rounded by 4e-3
-DEVICE float activate(float gate, float up, float half_alpha, float up_offset) {
-    float half = 0.5f * gate;
-    return (half + half * tangent(half_alpha * gate)) * (up + up_offset);
-}
-
-// written so that a NaN comes through, which fminf and fmaxf would replace by the limit
-DEVICE float clamped(float value, float low, float high) { return value > high ? high : value < low ? low : value; }
 
 template <int N>
 DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, int group) {

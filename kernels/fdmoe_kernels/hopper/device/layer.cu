@@ -4,6 +4,7 @@
 #include "gemm.cuh"
 #include "route.cuh"
 #include "schedule.cuh"
+#include "token.cuh"
 
 DEVICE void consume(const Context& c) {
     const Params& p = c.p;
@@ -54,7 +55,12 @@ DEVICE void consume(const Context& c) {
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
     if (thread == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
-    if (c.s.left == gridDim.x - 1) close_launch(c);
+    if (c.s.left != gridDim.x - 1) return;
+    int row_tiles = c.s.ends[c.all_experts() - 1];
+    close_launch(
+        c, c.route_tiles() * c.route_parts(), row_tiles * c.up_tiles(), row_tiles * c.down_tiles(),
+        p.column_blocks * c.combine_items()
+    );
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer(const __grid_constant__ Params p) {
@@ -92,4 +98,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer(const __grid_
         registers_up<216>();
         consume(c);
     }
+}
+
+// The same for one token. A kernel of its own: beside the other's code the registers did not suffice.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer_token(const __grid_constant__ Params p) {
+    extern __shared__ __align__(1024) u8 memory[];
+    token_layer(p, memory);
 }

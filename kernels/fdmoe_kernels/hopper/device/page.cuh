@@ -2,6 +2,8 @@
 #pragma once
 #include "params.cuh"
 
+constexpr u32 POLL = 256;  // spins between two looks at the host's abort word while all CTAs wait, 0.2 ms
+
 // One 64-byte line by four lanes, 16 bytes each: one posted write over PCIe. Called by a whole warp.
 DEVICE void beat(const Context& c, const Item& item, int phase, int wait, int target, int seen, int items) {
     if (c.p.page == nullptr) return;

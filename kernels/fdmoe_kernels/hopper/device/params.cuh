@@ -33,11 +33,14 @@ struct Params {
     int* control;       // counters, zero between launches
     i64* totals;        // never reset: items of each phase, launches, bytes moved, tokens per expert
     i64* page;          // the beat page, or null
+    const u16 *router_at, *gate_up_at, *down_at;  // the weights themselves: [E, H], [E + S, 2I, H], [E + S, H, I]
     int tokens, hidden, intermediate, experts, shared_experts, top_k, capacity;
     int given_is_64_bit;
     // how the work is cut: tiles.py
     int token_tile, slots, route_tokens, route_splits, row_group, column_blocks, combine_tokens;
     int sort;      // the first up tile of some rows leaves them sorted for the others
+    int token_pairs, token_sharers, token_rows;  // token.cuh: columns a warp of an up item; of a down item, warps that
+                                                 // share a row, and rows that they have
     // where counters are in `control`
     int counts_at, route_at, up_at, sorted_at, control_words;
     // the routing rule

@@ -13,8 +13,6 @@
 #pragma once
 #include "page.cuh"
 
-constexpr u32 POLL = 256;  // spins between two looks at the host's abort word while all CTAs wait, 0.2 ms
-
 struct Scheduler {
     const Context& c;
     int slot = 0;

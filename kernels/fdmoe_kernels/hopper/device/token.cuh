@@ -1,0 +1,432 @@
+// One token: no matrix, only vectors. Rows of weights go straight into registers, as many bytes at once as the memory needs
+// to be busy, and nothing is laid out in shared memory but the vectors they are multiplied by.
+//
+//     [ route | up | down ]
+//
+// A route item is a row of the router a warp. Every CTA then chooses the experts by itself, from the same logits: to be
+// told would take as long. An up item is `token_pairs` intermediate columns a warp, gate and up row each. A down item is
+// some rows of H; its warps share a row's experts and inner dimension, so that the row is summed where it is computed, and
+// there is nothing left to combine.
+//
+// Tickets, waits, beats and the abort are those of the other form (schedule.cuh), by warp 0 for all of its CTA.
+#pragma once
+#include "activation.cuh"
+#include "combine.cuh"
+#include "route.cuh"
+
+constexpr int TOKEN_WARPS = THREADS / 32;
+constexpr int CHUNK_COLUMNS = 256;  // of a row by a warp at once: 16 bytes a lane
+constexpr int BATCH = 8;            // loads of a lane that take their time together
+constexpr int UP_BATCH = 4;         // of a gate row, and of an up row
+constexpr int MAX_ENTRIES = 32;     // K + S
+constexpr int MAX_TOKEN_ROWS = 4;
+
+// a chunk of the inner dimension of one entry, as a row of H is summed over them
+struct Part {
+    i64 at;       // where it is, from row 0 of the first expert's
+    u16 act;      // where its activations are, in 8 elements
+    u16 columns;  // 0: the entry contributes nothing
+    float weight;
+};
+
+struct TokenShared {
+    int ticket, aborted;
+    int experts[MAX_ENTRIES];  // of each entry; -1: it contributes nothing
+    float weights[MAX_ENTRIES];
+    int all;  // whether all of them do
+    float sums[TOKEN_WARPS * MAX_TOKEN_ROWS];
+};
+constexpr int TOKEN_SHARED_BYTES = 1024;  // then the parts, x, and the activations
+static_assert(sizeof(TokenShared) <= TOKEN_SHARED_BYTES);
+
+struct Token {
+    const Context& c;
+    TokenShared& s;
+    Part* parts;  // [entries, chunks]
+    u16* x;       // [H]
+    u16* act;     // [entries, I]
+    int warp, lane, entries, blocks, chunks;
+    int route_items, up_items, down_items, items = 0;
+    bool chosen = false, activated = false;
+
+    DEVICE Token(const Context& context, TokenShared& shared, u8* memory) : c(context), s(shared) {
+        const Params& p = c.p;
+        warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32;
+        entries = c.entries_per_token();
+        blocks = ceil_div(p.intermediate, TOKEN_WARPS * p.token_pairs);
+        chunks = ceil_div(p.intermediate, CHUNK_COLUMNS);
+        parts = reinterpret_cast<Part*>(memory);
+        x = reinterpret_cast<u16*>(parts + entries * chunks);
+        act = x + p.hidden;
+        route_items = p.given_experts ? 0 : ceil_div(p.experts, TOKEN_WARPS);
+        up_items = entries * blocks;
+        down_items = ceil_div(p.hidden, TOKEN_WARPS / p.token_sharers * p.token_rows);
+    }
+
+    DEVICE static float dot(const Vector& a, const Vector& b) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            sum = fmaf(low_half(a.words[i]), low_half(b.words[i]), sum);
+            sum = fmaf(high_half(a.words[i]), high_half(b.words[i]), sum);
+        }
+        return sum;
+    }
+
+    DEVICE static float over_lanes(float sum) {
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        return sum;
+    }
+
+    DEVICE Vector at(const u16* vector, int column) const {
+        return *reinterpret_cast<const Vector*>(vector + column);
+    }
+
+    // Warp 0: until control word `counter` reaches `target`; the rest of the CTA waits at its barrier. See Scheduler::wait.
+    DEVICE void wait(const Item& item, int counter, int target, int reason) {
+        const Params& p = c.p;
+        bool shown = false;
+        for (u32 spins = 1;; ++spins) {
+            int seen = load_acquire(p.control + counter);
+            if (__all_sync(~0u, seen >= target)) return;
+            bool ended = spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT));
+            if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
+                int aborted = 0;
+                if (lane == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
+                    if (atomicExch(p.control + ABORT, 1) == 0) atomicAdd(p.control + TICKET, CLOSED);
+                    aborted = 1;
+                }
+                shown = false;
+                ended = ended || __shfl_sync(~0u, aborted, 0);
+            }
+            if (ended) {
+                if (lane == 0) s.aborted = 1;
+                return;
+            }
+            if (!shown) beat(c, item, item.phase, reason, target, seen, items);
+            shown = true;
+        }
+    }
+
+    // `count` steps, each fetched while the one before is multiplied: two steps' loads are under way at once. Both calls
+    // keep their own place.
+    template <int LOADS, class Fetch, class Multiply>
+    DEVICE static void pipeline(int count, Fetch fetch, Multiply multiply) {
+        Vector even[LOADS], odd[LOADS];
+        if (count > 0) fetch(even);
+        for (int left = count; left > 0; left -= 2) {
+            if (left > 1) fetch(odd);
+            multiply(even);
+            if (left == 1) break;
+            if (left > 2) fetch(even);
+            multiply(odd);
+        }
+    }
+
+    // a row of H elements times x, by this warp; the sum is in all lanes
+    DEVICE float row_times_x(const u16* row) const {
+        const Params& p = c.p;
+        float sum = 0;
+        for (int start = lane * 8; start < p.hidden; start += BATCH * CHUNK_COLUMNS) {
+            Vector parts[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (start + i * CHUNK_COLUMNS < p.hidden) parts[i] = stream(row + start + i * CHUNK_COLUMNS);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (start + i * CHUNK_COLUMNS < p.hidden) sum += dot(parts[i], at(x, start + i * CHUNK_COLUMNS));
+        }
+        return over_lanes(sum);
+    }
+
+    DEVICE void route(int index) {
+        const Params& p = c.p;
+        int expert = index * TOKEN_WARPS + warp;
+        if (expert < p.experts) {
+            float logit = row_times_x(p.router_at + static_cast<i64>(expert) * p.hidden);
+            if (lane == 0) p.logits[expert] = logit;
+        }
+    }
+
+    // All of the CTA: who is chosen, with what weight.
+    DEVICE void choose(const Item& item) {
+        const Params& p = c.p;
+        RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);
+        if (warp == 0) {
+            if (route_items > 0) wait(item, ROUTE_DONE, route_items, WAIT_ROUTE);
+            if (!s.aborted) {
+                if (p.given_experts != nullptr)
+                    take_given(c, 0, scratch.chosen);
+                else if (p.experts <= 128)
+                    pick<4>(scratch);
+                else
+                    pick<18>(scratch);
+                if (p.shared_experts > 0) weigh_shared(c, 0);
+                __syncwarp();
+                int expert = lane < p.top_k ? scratch.chosen[lane % MAX_TOP_K] : p.experts + lane - p.top_k;
+                bool absent = lane < entries && expert >= MAX_EXPERTS;
+                if (lane < entries) {
+                    s.experts[lane] = absent ? -1 : expert;
+                    s.weights[lane] = __ldcg(p.weights + lane);
+                }
+                absent = __any_sync(~0u, absent);
+                if (lane == 0) s.all = !absent;
+            }
+        }
+        __syncthreads();
+        chosen = true;
+        if (s.aborted) return;
+        for (int i = threadIdx.x; i < entries * chunks; i += THREADS) {
+            int entry = i / chunks, column = i % chunks * CHUNK_COLUMNS, expert = s.experts[entry];
+            Part part;
+            part.at = static_cast<i64>(max(expert, 0)) * p.hidden * p.intermediate + column;
+            part.act = static_cast<u16>((entry * p.intermediate + column) / 8);
+            part.columns = static_cast<u16>(expert < 0 ? 0 : min(CHUNK_COLUMNS, p.intermediate - column));
+            part.weight = s.weights[entry];
+            parts[i] = part;
+        }
+        __syncthreads();
+    }
+
+    template <int J>
+    DEVICE void pick(RouteScratch& scratch) const {
+        float logits[J];
+        load_logits<J>(c, logits, 0);
+        select<J>(c, logits, scratch.choices[0], 0, scratch.chosen);
+    }
+
+    // WHOLE: H is a multiple of a batch's columns; to ask for each chunk whether it exists took longer than to multiply it
+    template <bool WHOLE>
+    DEVICE void up(int index) {
+        const Params& p = c.p;
+        int entry = index / blocks, expert = s.experts[entry];
+        int first = (index % blocks * TOKEN_WARPS + warp) * p.token_pairs;
+        int columns = min(p.token_pairs, p.intermediate - first), batches = ceil_div(p.hidden, UP_BATCH * CHUNK_COLUMNS);
+        if (expert < 0 || columns <= 0) return;
+        const u16* row = p.gate_up_at + (static_cast<i64>(expert) * 2 * p.intermediate + first) * p.hidden;
+        i64 to_ups = static_cast<i64>(p.intermediate) * p.hidden;
+        int fetched = lane * 8, multiplied = lane * 8, column = first;
+        float gate = 0, up = 0;
+        auto fetch = [&](Vector(&to)[2 * UP_BATCH]) {
+#pragma unroll
+            for (int i = 0; i < UP_BATCH; ++i) {
+                bool exists = WHOLE || fetched + i * CHUNK_COLUMNS < p.hidden;
+                stream_if(exists, to[i], row + fetched + i * CHUNK_COLUMNS);
+                stream_if(exists, to[UP_BATCH + i], row + to_ups + fetched + i * CHUNK_COLUMNS);
+            }
+            fetched += UP_BATCH * CHUNK_COLUMNS;
+            if (fetched - lane * 8 >= p.hidden) {
+                fetched = lane * 8;
+                row += p.hidden;
+            }
+        };
+        auto multiply = [&](const Vector(&from)[2 * UP_BATCH]) {
+#pragma unroll
+            for (int i = 0; i < UP_BATCH; ++i) {
+                if (WHOLE || multiplied + i * CHUNK_COLUMNS < p.hidden) {
+                    Vector v = at(x, multiplied + i * CHUNK_COLUMNS);
+                    gate += dot(from[i], v);
+                    up += dot(from[UP_BATCH + i], v);
+                }
+            }
+            multiplied += UP_BATCH * CHUNK_COLUMNS;
+            if (multiplied - lane * 8 < p.hidden) return;
+            finish_column(entry, expert, column, over_lanes(gate), over_lanes(up));
+            gate = up = 0;
+            multiplied = lane * 8;
+            ++column;
+        };
+        pipeline<2 * UP_BATCH>(columns * batches, fetch, multiply);
+    }
+
+    // WHOLE: I is a multiple of CHUNK_COLUMNS, and every entry contributes
+    template <bool WHOLE>
+    DEVICE void down(const Item& item, int index) {
+        const Params& p = c.p;
+        int sharers = p.token_sharers, groups = TOKEN_WARPS / sharers, rows = p.token_rows, count = entries * chunks;
+        int first = (index * groups + warp / sharers) * rows, begin = warp % sharers;
+        int mine = max(0, min(rows, p.hidden - first)), batches = ceil_div(count, BATCH * sharers);
+        const u16* row = p.down_at + static_cast<i64>(first) * p.intermediate + lane * 8;
+        int fetched = begin, multiplied = begin, finished = warp;
+        float sum = 0;
+        auto fetch = [&](Vector(&to)[BATCH]) {
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                int part = min(fetched + i * sharers, count - 1);
+                bool exists = fetched + i * sharers < count && (WHOLE || lane * 8 < parts[part].columns);
+                stream_if(exists, to[i], row + parts[part].at);
+            }
+            fetched += BATCH * sharers;
+            if (fetched >= count) {
+                fetched = begin;
+                row += p.intermediate;
+            }
+        };
+        auto multiply = [&](const Vector(&from)[BATCH]) {
+            if (!activated) gather_activations(item);  // the first weights are on their way meanwhile
+            if (s.aborted) return;
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i) {
+                int part = multiplied + i * sharers;
+                if (part < count && (WHOLE || lane * 8 < parts[part].columns))
+                    sum += parts[part].weight * dot(from[i], at(act, parts[part].act * 8 + lane * 8));
+            }
+            multiplied += BATCH * sharers;
+            if (multiplied < count) return;
+            sum = over_lanes(sum);
+            if (lane == 0) s.sums[finished] = sum;
+            sum = 0;
+            multiplied = begin;
+            finished += TOKEN_WARPS;
+        };
+        // a warp whose share begins behind the last part has a step all the same, for the barriers in it
+        pipeline<BATCH>(mine * batches, fetch, multiply);
+        if (!activated) gather_activations(item);  // a warp without a row waits with the others
+        __syncthreads();
+        if (s.aborted) return;
+        for (int i = threadIdx.x; i < groups * rows; i += THREADS) {
+            int wanted = index * groups * rows + i;
+            if (wanted >= p.hidden) break;
+            float y = 0;
+            for (int other = 0; other < sharers; ++other) y += s.sums[i % rows * TOKEN_WARPS + i / rows * sharers + other];
+            if (p.down_bias != nullptr)
+                for (int entry = 0; entry < entries; ++entry)
+                    if (s.experts[entry] >= 0)
+                        y += s.weights[entry] *
+                             half_to_float(p.down_bias[static_cast<i64>(s.experts[entry]) * p.hidden + wanted]);
+#if FAULT == 3 || FAULT == 4
+            if (index == 0) y = FAULT == FAULT_NAN ? __int_as_float(0x7fc00000) : 1 - 2 * y;
+#endif
+            p.y[wanted] = static_cast<u16>(pack_halves(y, 0.0f));
+        }
+    }
+
+    // All of the CTA: what the up items left, past L1, into shared memory.
+    DEVICE void gather_activations(const Item& item) {
+        const Params& p = c.p;
+        if (warp == 0) wait(item, DOWN_DONE, up_items, WAIT_UP);
+        __syncthreads();
+        activated = true;
+        if (s.aborted) return;
+        for (int i = threadIdx.x * 8; i < entries * p.intermediate; i += THREADS * 8)
+            *reinterpret_cast<Vector*>(act + i) = load_vector(p.act + i);
+        __syncthreads();
+    }
+
+    // what an entry's products give in one intermediate column; they are in all lanes
+    DEVICE void finish_column(int entry, int expert, int column, float gate, float up) const {
+        const Params& p = c.p;
+        if (lane != 0) return;
+        if (p.gate_up_bias != nullptr) {
+            const u16* bias = p.gate_up_bias + static_cast<i64>(expert) * 2 * p.intermediate + column;
+            gate += half_to_float(bias[0]);
+            up += half_to_float(bias[p.intermediate]);
+        }
+        if (p.limit < INFINITE) {
+            gate = clamped(gate, -INFINITE, p.limit);
+            up = clamped(up, -p.limit, p.limit);
+        }
+        float value = activate(gate, up, 0.5f * p.alpha, p.up_offset);
+        p.act[static_cast<i64>(entry) * p.intermediate + column] = static_cast<u16>(pack_halves(value, 0.0f));
+    }
+
+    DEVICE void work(const Item& item, int index) {
+        const Params& p = c.p;
+        if (item.phase == PHASE_ROUTE)
+            route(index);
+        else if (item.phase == PHASE_UP && p.hidden % (UP_BATCH * CHUNK_COLUMNS) == 0)
+            up<true>(index);
+        else if (item.phase == PHASE_UP)
+            up<false>(index);
+        else if (p.intermediate % CHUNK_COLUMNS == 0 && s.all)
+            down<true>(item, index);
+        else
+            down<false>(item, index);
+    }
+
+    DEVICE void count_experts() {
+        for (int expert = threadIdx.x; expert < c.all_experts(); expert += THREADS) c.s.counts[expert] = 0;
+        __syncthreads();
+        if (threadIdx.x < entries && s.experts[threadIdx.x] >= 0) c.s.counts[s.experts[threadIdx.x]] = 1;
+    }
+    DEVICE void run() {
+        const Params& p = c.p;
+        for (int i = threadIdx.x * 8; i < p.hidden; i += THREADS * 8)
+            *reinterpret_cast<Vector*>(x + i) = load_vector(p.x + i);
+        if (threadIdx.x == 0) {
+            s.aborted = 0;
+            s.ticket = atomicAdd(p.control + TICKET, 1);
+        }
+        __syncthreads();
+        while (true) {
+            int index = s.ticket, next = 0;
+            Item item = {};
+            item.ticket = index;
+            item.phase = PHASE_ROUTE;
+            if (index >= route_items) {
+                item.phase = PHASE_UP;
+                // whoever leaves has chosen, too, for the last one closes the launch
+                if (!chosen && index < CLOSED) choose(item);
+                if (s.aborted || index >= CLOSED) break;
+                index -= route_items;
+                if (index >= up_items) {
+                    item.phase = PHASE_DOWN;
+                    index -= up_items;
+                    if (index >= down_items) break;
+                }
+            }
+            if (threadIdx.x == 0) next = atomicAdd(p.control + TICKET, 1);  // it takes its time beside the item
+            item.column_tile = index;
+            if (warp == 0) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
+#if FAULT
+            item.faulty = item.phase == PHASE_UP && index == 0;
+#endif
+#if FAULT == 2
+            if (item.faulty)
+                while (load_relaxed(p.control + NEVER) == 0) {
+                }
+#elif FAULT == 5
+            if (item.phase == PHASE_UP || item.phase == PHASE_DOWN)
+                for (int i = 0; i < 20; ++i) __nanosleep(1000);
+#elif FAULT == 6
+            if (item.faulty && load_relaxed(p.control + NEVER) == 0) *reinterpret_cast<volatile int*>(64) = 1;
+#endif
+            work(item, index);
+            __syncthreads();
+            if (s.aborted) break;
+            if (threadIdx.x == 0) {
+                int counter = item.phase == PHASE_ROUTE ? ROUTE_DONE : item.phase == PHASE_UP ? DOWN_DONE : NEVER;
+#if FAULT == 1
+                if (item.faulty) counter = NEVER;
+#endif
+                if (counter != NEVER) add_release(p.control + counter, 1);
+                s.ticket = next;
+            }
+            ++items;
+            __syncthreads();
+        }
+        leave();
+    }
+
+    DEVICE void leave() {
+        const Params& p = c.p;
+        Item item = {};
+        item.phase = PHASE_LEFT;
+        if (warp == 0) beat(c, item, PHASE_LEFT, WAIT_NONE, 0, 0, items);
+        __syncthreads();
+        if (threadIdx.x == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
+        __syncthreads();
+        if (c.s.left != gridDim.x - 1) return;
+        if (load_relaxed(p.control + ABORT) == 0) count_experts();
+        __syncthreads();
+        if (threadIdx.x >= CONSUMER_FIRST) close_launch(c, route_items, up_items, down_items, 0);
+    }
+};
+
+DEVICE void token_layer(const Params& p, u8* memory) {
+    Context c = {p, *reinterpret_cast<Shared*>(memory), 0, 0, p.totals[TOTAL_LAUNCHES] + 1};
+    u8* rest = memory + round_up(sizeof(Shared), 1024);
+    Token(c, *reinterpret_cast<TokenShared*>(rest), rest + TOKEN_SHARED_BYTES).run();
+}

@@ -1,0 +1,181 @@
+"""The Hopper form's kernel for one token: its device code on the CPU, a thread for each of CUDA's."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from emulated_kernels import COMPILER, Emulator
+from moe_layers import Place, random_layer, random_tokens, relative_error, with_everything
+from played_driver import play_hopper
+
+from fdmoe_kernels import Fault, MoELayer, Routing, RoutingRule, Scores, Workspace, fused_moe, reference_moe
+from fdmoe_kernels.hopper import plan
+from fdmoe_watchdog import page as beat_page
+from fdmoe_watchdog.page import Exit, ExitWord, Line
+
+BFLOAT16 = Place("cpu", torch.bfloat16, 6e-3, ())
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"{COMPILER} is not installed (Debian and Ubuntu: apt-get install g++)")
+    return tmp_path_factory.mktemp("token")
+
+
+@pytest.fixture
+def emulator(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    emulator = Emulator(directory=libraries)
+    play_hopper(monkeypatch, emulator)
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 2)
+    return emulator
+
+
+def launch(layer: MoELayer, workspace: Workspace, tokens: int = 1, **more: object) -> torch.Tensor:
+    x = random_tokens(layer, tokens, seed=3)
+    return fused_moe(x, layer, workspace, **more)  # type: ignore[arg-type]
+
+
+def expected(layer: MoELayer, tokens: int = 1, routing: Routing | None = None) -> torch.Tensor:
+    return reference_moe(random_tokens(layer, tokens, seed=3), layer, routing=routing)
+
+
+RULES = {
+    "softmax": RoutingRule(2, True),
+    "not renormalised": RoutingRule(3, False),
+    "sigmoid": RoutingRule(2, True, Scores.SIGMOID, scaling=2.5),
+    "groups": RoutingRule(2, True, Scores.SIGMOID, groups=4, top_groups=2, group_scores=2),
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_it_follows_the_rule_with_all_that_a_layer_can_have(rule: RoutingRule, emulator: Emulator) -> None:
+    layer = with_everything(random_layer(8, 64, 24, rule.top_k, place=BFLOAT16, routing=rule, shared=1))
+    workspace = Workspace(layer, 1)
+    assert workspace.form(layer, 1) == "hopper"
+    assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+    assert [arguments[0] for arguments in emulator.launched] == [78]
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("experts", "hidden", "intermediate", "top_k"),
+    [
+        (1, 8, 8, 1),
+        (13, 520, 8, 1),
+        (40, 16, 264, 3),
+        (200, 72, 40, 8),
+        (6, 2176, 16, 2),
+        (4, 24, 2312, 2),
+        (3, 1024, 256, 2),
+        (2, 16, 3328, 2),
+    ],
+)
+def test_sizes(experts: int, hidden: int, intermediate: int, top_k: int) -> None:
+    layer = random_layer(experts, hidden, intermediate, top_k, place=BFLOAT16)
+    assert relative_error(launch(layer, Workspace(layer, 1)), expected(layer)) < BFLOAT16.tolerance
+
+
+@pytest.mark.usefixtures("emulator")
+def test_any_number_of_ctas_gives_the_same_bits_and_every_launch_starts_anew() -> None:
+    layer = random_layer(8, 64, 48, 2, place=BFLOAT16)
+    workspace = Workspace(layer, 1)
+    results = [launch(layer, workspace, programs=grid) for grid in (1, 2, 5, 1)]
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert int(workspace.control.abs().sum()) == 0
+    assert workspace.expert_tokens().sum() == 4 * 2
+    entry, expert = 3 * 64 + 2 * 48, 3 * 64 * 48
+    assert workspace.bytes_moved() == 4 * 2 * (8 * 64 + 2 * expert + 2 * entry + 64)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_a_given_routing_and_entries_that_contribute_nothing() -> None:
+    layer = random_layer(6, 64, 32, 3, place=BFLOAT16)
+    routing = Routing(torch.tensor([[4, 99, 1]]).int(), torch.tensor([[0.5, 0.25, 0.0]]))
+    workspace = Workspace(layer, 1)
+    assert (
+        relative_error(launch(layer, workspace, routing=routing), expected(layer, routing=routing)) < BFLOAT16.tolerance
+    )
+    assert workspace.expert_tokens().tolist() == [0, 0, 0, 0, 1, 0]
+
+
+def page_of(slots: int) -> torch.Tensor:
+    return torch.zeros((beat_page.FIRST_SLOT + slots) * beat_page.LINE_WORDS, dtype=torch.int64)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_it_beats_counts_and_says_how_it_ended() -> None:
+    layer = random_layer(8, 64, 32, 2, place=BFLOAT16)
+    words = page_of(3)
+    workspace = Workspace(layer, 1, page=words)
+    launch(layer, workspace, programs=3)
+    end = words[Line.EXIT * beat_page.LINE_WORDS :][: beat_page.LINE_WORDS].tolist()
+    assert end[ExitWord.EXIT] == 1 << 8 | Exit.DONE
+    # four columns a warp, one warp a row of H, two rows a warp
+    route, up, down = 1, 2 * 1, 64 // 24 + 1
+    assert end[2:6] == [route, up, down, 0]
+    slots = words[beat_page.FIRST_SLOT * beat_page.LINE_WORDS :].view(3, beat_page.LINE_WORDS)
+    assert slots[:, 0].tolist() == [1, 1, 1]
+    assert slots[:, 7].sum() == route + up + down, "each item was somebody's"
+
+
+@pytest.mark.usefixtures("emulator")
+def test_a_stalled_launch_ends_by_the_abort_word_and_the_next_is_right() -> None:
+    layer = random_layer(8, 64, 32, 2, place=BFLOAT16)
+    words = page_of(2)
+    workspace = Workspace(layer, 1, page=words)
+    words[Line.ABORT * beat_page.LINE_WORDS] = 1
+    launch(layer, workspace, programs=2, fault=Fault.STALL)
+    assert words[Line.EXIT * beat_page.LINE_WORDS + ExitWord.EXIT] == 1 << 8 | Exit.ABORTED
+    assert workspace.expert_tokens().sum() == 0
+    words[Line.ABORT * beat_page.LINE_WORDS] = 0
+    assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("fault", [Fault.NAN, Fault.WRONG])
+def test_a_spoilt_tile_is_spoilt_once(fault: Fault) -> None:
+    layer = random_layer(8, 64, 32, 2, place=BFLOAT16)
+    workspace = Workspace(layer, 1)
+    spoilt = launch(layer, workspace, fault=fault)
+    assert torch.isnan(spoilt).any() == (fault is Fault.NAN)
+    assert not relative_error(spoilt, expected(layer)) < 0.1
+    assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+
+
+def _shaped(experts: int, top_k: int, hidden: int, intermediate: int) -> MoELayer:
+    """A layer of this shape that has no memory."""
+
+    def empty(*size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device="meta")
+
+    return replace(
+        random_layer(experts, 8, 8, top_k, place=BFLOAT16),
+        router=empty(experts, hidden),
+        gate_up=empty(experts, 2 * intermediate, hidden),
+        down=empty(experts, hidden, intermediate),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "cut"),
+    [
+        # Qwen3-30B-A3B: one round of up items, 97 % of the CTAs; OLMoE: two rounds, 88 %
+        ((128, 8, 2048, 768), (4, 3, 2)),
+        ((64, 8, 2048, 1024), (3, 4, 2)),
+        # Mixtral-8x7B: so many bytes that the other form is faster
+        ((8, 2, 4096, 14336), None),
+        # more activations than shared memory has room for
+        ((4, 1, 64, 100_000), None),
+    ],
+    ids=str,
+)
+def test_how_the_work_is_cut(
+    shape: tuple[int, int, int, int], cut: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 132)
+    assert plan.token_cut(_shaped(*shape)) == cut

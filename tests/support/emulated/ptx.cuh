@@ -1,0 +1,169 @@
+// Stands in for device/ptx.cuh where there is no GPU: a thread of the machine for each of CUDA's, in g++'s C++. Slow, and
+// no proof of the memory model; everything else of the device code runs as it is written.
+#pragma once
+#include <atomic>
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define DEVICE inline
+#define __device__
+#define __forceinline__ inline
+
+struct Index {
+    u32 x;
+};
+struct Warp {
+    std::barrier<> meets{32};
+    u64 slots[32];
+};
+struct Cta {
+    std::barrier<> meets;
+    std::barrier<> consumers{256};
+    std::vector<std::unique_ptr<Warp>> warps;
+    explicit Cta(int threads) : meets(threads) {
+        for (int i = 0; i < threads / 32; ++i) warps.push_back(std::make_unique<Warp>());
+    }
+};
+inline thread_local Index threadIdx, blockIdx, gridDim;
+inline thread_local Cta* cta;
+
+template <class T>
+u64 bits_of(T value) {
+    u64 bits = 0;
+    std::memcpy(&bits, &value, sizeof(T));
+    return bits;
+}
+template <class T>
+T value_of(u64 bits) {
+    T value;
+    std::memcpy(&value, &bits, sizeof(T));
+    return value;
+}
+// all lanes' values to all lanes
+template <class T>
+std::vector<T> share(T value) {
+    Warp& warp = *cta->warps[threadIdx.x / 32];
+    warp.slots[threadIdx.x % 32] = bits_of(value);
+    warp.meets.arrive_and_wait();
+    std::vector<T> all;
+    for (u64 bits : warp.slots) all.push_back(value_of<T>(bits));
+    warp.meets.arrive_and_wait();
+    return all;
+}
+template <class T>
+T __shfl_sync(u32, T value, int from) {
+    return share(value)[from % 32];
+}
+template <class T>
+T __shfl_xor_sync(u32, T value, int mask) {
+    return share(value)[threadIdx.x % 32 ^ mask];
+}
+template <class T>
+T __shfl_up_sync(u32, T value, int by) {
+    int lane = threadIdx.x % 32;
+    auto all = share(value);
+    return all[lane >= by ? lane - by : lane];
+}
+inline u32 __ballot_sync(u32, int predicate) {
+    u32 votes = 0;
+    auto all = share(predicate != 0);
+    for (int i = 0; i < 32; ++i) votes |= static_cast<u32>(all[i]) << i;
+    return votes;
+}
+inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) == ~0u; }
+inline int __any_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline u32 __reduce_max_sync(u32, u32 value) {
+    u32 result = 0;
+    for (u32 other : share(value)) result = std::max(result, other);
+    return result;
+}
+inline u32 __reduce_min_sync(u32, u32 value) {
+    u32 result = ~0u;
+    for (u32 other : share(value)) result = std::min(result, other);
+    return result;
+}
+inline int __reduce_add_sync(u32, int value) {
+    int result = 0;
+    for (int other : share(value)) result += other;
+    return result;
+}
+inline void __syncwarp() { cta->warps[threadIdx.x / 32]->meets.arrive_and_wait(); }
+inline void __syncthreads() { cta->meets.arrive_and_wait(); }
+inline void named_barrier(int, int) { cta->consumers.arrive_and_wait(); }
+
+template <class A, class B>
+auto min(A a, B b) {
+    using C = std::common_type_t<A, B>;
+    return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(a) : static_cast<C>(b);
+}
+template <class A, class B>
+auto max(A a, B b) {
+    using C = std::common_type_t<A, B>;
+    return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(b) : static_cast<C>(a);
+}
+inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL); }
+inline int atomicExch(int* at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
+template <class T>
+T __ldcg(const T* at) {
+    return *static_cast<const volatile T*>(at);
+}
+inline void __nanosleep(u32) { std::this_thread::yield(); }
+inline int __ffs(u32 bits) { return __builtin_ffs(static_cast<int>(bits)); }
+inline int __popc(u32 bits) { return __builtin_popcount(bits); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float x) { return std::exp(x); }
+inline float __uint_as_float(u32 bits) { return std::bit_cast<float>(bits); }
+inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline u32 __float_as_uint(float value) { return std::bit_cast<u32>(value); }
+using std::fmaf, std::fmaxf, std::fminf;
+
+inline u32 shared_address(const void*) { return 0; }
+inline int load_acquire(const int* at) {
+    std::this_thread::yield();
+    return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
+inline int load_relaxed(const int* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+inline i64 load_host(const i64* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+inline void store_host(i64* at, i64 a, i64 b) {
+    __atomic_store_n(at, a, __ATOMIC_RELAXED);
+    __atomic_store_n(at + 1, b, __ATOMIC_RELAXED);
+}
+inline void add_release(int* at, int value) { __atomic_fetch_add(at, value, __ATOMIC_RELEASE); }
+inline void add_total(i64* at, i64 value) { __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
+inline int add_acquire_release(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL); }
+struct alignas(16) Vector {
+    u32 words[4];
+};
+inline Vector load_vector(const void* at) {
+    if (reinterpret_cast<u64>(at) % 16) __builtin_trap();
+    return *static_cast<const Vector*>(at);
+}
+inline Vector stream(const void* at) { return load_vector(at); }
+inline void stream_if(bool wanted, Vector& v, const void* at) {
+    if (wanted) v = load_vector(at);
+}
+inline void store_vector(void* at, const Vector& v) { *static_cast<Vector*>(at) = v; }
+
+inline u16 to_half(float value) {
+    u32 bits = std::bit_cast<u32>(value);
+    if (value != value) return 0x7fff;
+    return static_cast<u16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float half_to_float(u16 value) { return std::bit_cast<float>(static_cast<u32>(value) << 16); }
+inline u32 pack_halves(float low, float high) { return to_half(low) | static_cast<u32>(to_half(high)) << 16; }
+inline float low_half(u32 packed) { return half_to_float(static_cast<u16>(packed)); }
+inline float high_half(u32 packed) { return half_to_float(static_cast<u16>(packed >> 16)); }
+inline float tangent(float x) { return std::tanh(x); }
+inline float exponential(float x) { return std::exp(x); }

@@ -1,0 +1,26 @@
+// The kernel for one token, by threads of this machine (ptx.cuh beside this file).
+#include "token.cuh"
+
+extern "C" void launch(const Params* params, int grid) {
+    std::vector<std::unique_ptr<Cta>> ctas;
+    std::vector<std::unique_ptr<u8[]>> shared;
+    std::vector<std::thread> threads;
+    for (int block = 0; block < grid; ++block) {
+        ctas.push_back(std::make_unique<Cta>(THREADS));
+        shared.push_back(std::make_unique<u8[]>(SHARED_BYTES + 1024));
+        u8* memory = shared.back().get();
+        memory += 1024 - reinterpret_cast<u64>(memory) % 1024;
+        // what shared memory holds at first is anybody's guess
+        std::memset(memory, 0xa5, SHARED_BYTES);
+        for (u32 thread = 0; thread < THREADS; ++thread)
+            threads.emplace_back([=, owner = ctas.back().get()] {
+                threadIdx = {thread};
+                blockIdx = {static_cast<u32>(block)};
+                gridDim = {static_cast<u32>(grid)};
+                cta = owner;
+                token_layer(*params, memory);
+            });
+    }
+    for (std::thread& thread : threads) thread.join();
+}
+extern "C" int params_bytes() { return sizeof(Params); }

@@ -1,0 +1,52 @@
+"""The Hopper form's kernel for one token on the CPU: its device code, compiled by g++ over emulated/ptx.cuh."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from played_driver import Listener
+
+from fdmoe_kernels import Fault
+from fdmoe_kernels.hopper import build
+from fdmoe_kernels.hopper.params import Params
+
+COMPILER = "g++"
+_HERE = Path(__file__).parent / "emulated"
+
+
+@functools.cache
+def token_kernel(directory: Path, fault: Fault) -> ctypes.CDLL:
+    """A library with `launch(Params*, grid)`. `directory` is where it is built."""
+    folder = directory / f"fault-{int(fault)}"
+    folder.mkdir()
+    for name, text in build.sources().items():
+        (folder / name).write_text(text)
+    for file in _HERE.iterdir():
+        (folder / file.name).write_text(file.read_text())
+    library = folder / "token.so"
+    flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-DFAULT={int(fault)}")
+    made = subprocess.run(
+        (COMPILER, *flags, "-o", library, folder / "token.cc"), capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    loaded = ctypes.CDLL(str(library))
+    assert loaded.params_bytes() <= ctypes.sizeof(Params)
+    return loaded
+
+
+@dataclass
+class Emulator(Listener):
+    """A driver that runs launches of the kernel for one token, and refuses all others."""
+
+    directory: Path = Path()
+
+    def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
+        answer = super().cuLaunchKernel(*arguments)
+        fault, kernel = divmod(arguments[0] - 77, 10)
+        assert kernel == 1, "only the kernel for one token runs here"
+        token_kernel(self.directory, Fault(fault)).launch(ctypes.byref(self.params[-1]), arguments[1])
+        return answer
