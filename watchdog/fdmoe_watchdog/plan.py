@@ -20,7 +20,8 @@ class TreePlan:
     devices         cpu, or cpu:N, or cuda:N: each once, all of one kind
     weights_command is run with `--device D --name NAME --generation N` behind it
     worker_command  is run with `--device D --weights MANIFEST --name NAME --generation N` behind it, or `--device D
-                    --spare`: then what is left comes as a JSON list on its standard input
+                    --spare FD`: then it writes a byte there once it has imported everything, and what is left comes as
+                    a JSON list on its standard input
     drain_s         how long the gateway may take to end once it was told to
     probe           what NVML is asked for; None where there is nothing to ask
     prepare         is called with run_dir once it exists, before any child starts (writes the children's settings)

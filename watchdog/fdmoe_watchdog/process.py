@@ -21,7 +21,10 @@ from fdmoe_watchdog.tracker import Tracker
 
 
 def spawn(
-    command: tuple[str, ...], environment: Mapping[str, str], stdin: int = subprocess.DEVNULL
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    stdin: int = subprocess.DEVNULL,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a child in a process group of its own: a terminal's Ctrl-C is for the watchdog alone to handle.
 
@@ -31,6 +34,7 @@ def spawn(
         command,
         env={**os.environ, **environment, "FDMOE_WATCHDOG_PID": str(os.getpid())},
         stdin=stdin,
+        pass_fds=pass_fds,
         process_group=0,
     )
 
@@ -44,10 +48,11 @@ class Child:
         environment: Mapping[str, str],
         *,
         stdin: int = subprocess.DEVNULL,
+        pass_fds: tuple[int, ...] = (),
         process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         self.started_at = time.monotonic()
-        self._process = process or spawn(command, environment, stdin)
+        self._process = process or spawn(command, environment, stdin, pass_fds)
         self.channel: Channel | None = None
 
     @property
@@ -100,22 +105,47 @@ class HolderProcess(Child):
 
 
 class Spare(Child):
-    """`command` gets `--spare` behind it, and reads the rest of its arguments from its standard input."""
+    """`command` gets `--spare FD` behind it: it writes a byte to FD once it has imported everything, and reads the rest
+    of its arguments from its standard input."""
 
     def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        super().__init__((*command, "--spare"), environment, stdin=subprocess.PIPE)
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        self._told = os.fdopen(ours, "rb", buffering=0)
+        self._ready = False
+        try:
+            super().__init__((*command, "--spare", str(theirs)), environment, stdin=subprocess.PIPE, pass_fds=(theirs,))
+        except OSError:
+            self._told.close()
+            raise
+        finally:
+            os.close(theirs)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has said so."""
+        if not self._ready and not self._told.closed:
+            self._ready = bool(self._told.read(1))
+        return self._ready
 
     def become(self, arguments: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
         """Send it to work; its process, which is somebody else's child from now on, or None if it has ended."""
         pipe = self._process.stdin
         assert pipe is not None
         try:
-            with pipe:
+            with self._told, pipe:
                 # far less than a pipe takes at once, whatever the other end does
                 pipe.write(json.dumps(arguments).encode() + b"\n")
         except BrokenPipeError:
             return None
         return self._process
+
+    def discard(self) -> None:
+        """It has ended, and becomes nothing."""
+        pipe = self._process.stdin
+        assert pipe is not None
+        self._told.close()
+        pipe.close()
 
 
 class WorkerProcess(Child):

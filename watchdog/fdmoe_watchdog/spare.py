@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from fdmoe_watchdog.events import BoundEvents
 from fdmoe_watchdog.process import Spare
+from fdmoe_watchdog.status import SpareView
 
 # one that ends by itself would do so again
 _PAUSE_S = 60.0
@@ -29,10 +30,17 @@ class SpareKeeper:
         self._wanted = wanted
         self._not_before = 0.0
 
+    @property
+    def view(self) -> SpareView:
+        if self.child is None:
+            return SpareView(state="absent" if self._wanted else "off")
+        return SpareView(self.child.pid, "ready" if self.child.ready else "starting")
+
     def tend(self, now: float, *, whole: bool) -> None:
         """`whole`: both workers serve, so that a start is in nobody's way."""
         if self.child is not None and not self.child.alive:
             self._events.add("spare_gone", level="warning", exit_code=self.child.exit_code or 0)
+            self.child.discard()
             self.child, self._not_before = None, now + _PAUSE_S
         if self.child is None and self._wanted and whole and now >= self._not_before:
             try:
@@ -44,6 +52,7 @@ class SpareKeeper:
     def reap(self) -> None:
         """One that was killed, and is not to be replaced."""
         if self.child is not None and not self.child.alive:
+            self.child.discard()
             self.child = None
 
     def take(self) -> Spare | None:

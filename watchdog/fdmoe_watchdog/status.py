@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from fdmoe_watchdog.gpu_view import GpuView
@@ -38,9 +40,15 @@ class HolderView(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class SpareView(msgspec.Struct, frozen=True):
+    """The process that waits to become a device's next worker. off: none is kept; absent: there is none now."""
+
+    pid: int = 0
+    state: Literal["off", "absent", "starting", "ready"] = "off"
+
+
 class DeviceView(msgspec.Struct, frozen=True):
-    """`buckets`: the token buckets that the fused path is proven for; None: all. `spare_pid`: of the process that waits
-    to become a worker; 0: there is none."""
+    """`buckets`: the token buckets that the fused path is proven for; None: all."""
 
     name: str
     path: str
@@ -48,7 +56,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     buckets: tuple[int, ...] | None
     restarts_left: int
     holder: HolderView
-    spare_pid: int = 0
+    spare: SpareView = SpareView()
 
 
 class GatewayView(msgspec.Struct, frozen=True):

@@ -100,7 +100,7 @@ class Tree:
         status = self.status()
         holders = (device["holder"] for device in status["devices"])
         children = (status["gateway"], *holders, *status["workers"])
-        spares = (device["spare_pid"] for device in status["devices"] if device["spare_pid"])
+        spares = (device["spare"]["pid"] for device in status["devices"] if device["spare"]["pid"])
         return [self.process.pid, *(child["pid"] for child in children), *spares]
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:

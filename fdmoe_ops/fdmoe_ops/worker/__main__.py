@@ -5,6 +5,7 @@ generation. With `--spare` instead of the last three it imports everything, and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -36,14 +37,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--spare", action="store_true", help="a JSON list of the arguments below comes on stdin")
+    parser.add_argument(
+        "--spare",
+        type=int,
+        metavar="FD",
+        help="write a byte there once all is imported; the arguments below come as a JSON list on stdin",
+    )
     parser.add_argument("--weights", type=Path, help="the manifest of the holder of weights")
     parser.add_argument("--name")
     parser.add_argument("--generation", type=int)
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(given)
-    if options.spare:
+    if options.spare is not None:
         _import_all()
+        with contextlib.suppress(BrokenPipeError), open(options.spare, "wb", buffering=0) as ready:
+            ready.write(b"\n")  # nobody may be listening any more: it is wanted already
         line = sys.stdin.readline()
         if not line:
             return 0  # it was never needed
