@@ -24,12 +24,13 @@ def test_readmes_table_is_the_results() -> None:
 
 
 def test_the_results_ratios_follow_from_their_times() -> None:
+    # the file has times to a tenth of a microsecond
     for row in read_rows(RESULT):
         assert (row.best_peer, row.best_peer_us) == best_peer(row.model, row.tokens, row.dtype, row.mode)
         assert row.best_peer_us is not None
         assert row.baseline_us is not None
-        assert row.best_peer_ratio == pytest.approx(row.best_peer_us / row.latency_us, abs=2e-3)
-        assert row.speedup == pytest.approx(row.baseline_us / row.latency_us, abs=5e-3)
+        assert row.best_peer_ratio == pytest.approx(row.best_peer_us / row.latency_us, abs=2e-3, rel=2e-3)
+        assert row.speedup == pytest.approx(row.baseline_us / row.latency_us, abs=5e-3, rel=2e-3)
         assert row.floor_share == pytest.approx(row.floor_us / row.latency_us, abs=2e-3)
 
 
