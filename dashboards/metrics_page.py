@@ -18,7 +18,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from fdmoe_ops.gateway.metrics import Metrics as GatewayMetrics
-from fdmoe_watchdog.count_metrics import ExpertLines
+from fdmoe_watchdog.count_metrics import CountLines
 from fdmoe_watchdog.counts import CountPage
 from fdmoe_watchdog.gpu_view import GpuView
 from fdmoe_watchdog.ledger import Ledger
@@ -127,7 +127,7 @@ def watchdog() -> list[Row]:
         ledger.came("a", path, ("m/layers.0",), 1)
         ledger.counts(0.0)
         registry = WatchdogMetrics(lambda: view, ledger, "", ("cuda:0",)).registry
-        return list(rows(registry, ExpertLines(ledger).text(False)))
+        return list(rows(registry, CountLines(ledger).text(False)))
 
 
 def gateway() -> list[Row]:

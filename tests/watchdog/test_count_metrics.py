@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from fdmoe_watchdog.count_metrics import CountCollector, ExpertLines
+from fdmoe_watchdog.count_metrics import CountCollector, CountLines
 from fdmoe_watchdog.counts import CountPage
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.ledger import Ledger
@@ -31,7 +31,7 @@ class Scraped:
         self.directory = directory
         registry = CollectorRegistry()
         registry.register(CountCollector(self.ledger))
-        self.application = Exposition(registry, ExpertLines(self.ledger).text if per_expert else None)
+        self.application = Exposition(registry, CountLines(self.ledger, experts=per_expert).text)
 
     def ready(self) -> None:
         self.ledger.came("a", self.directory / "c", *self.arguments)
@@ -93,7 +93,7 @@ def test_before_a_worker_is_ready_the_families_are_there_without_series(in_memor
     parse = parse_open_metrics if accept else parse_text
     families = list(parse(body.decode()))
     assert [family.name for family in families] == [
-        "fdmoe_layer_duration_seconds", "fdmoe_comm_bytes", "fdmoe_expert_imbalance_ratio", "fdmoe_expert_tokens",
+        "fdmoe_comm_bytes", "fdmoe_expert_imbalance_ratio", "fdmoe_layer_duration_seconds", "fdmoe_expert_tokens",
     ]  # fmt: skip
     assert [family.samples for family in families] == [[], [], [], []]
 

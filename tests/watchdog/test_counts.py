@@ -90,11 +90,14 @@ def test_nothing_is_lost_between_buckets(tmp_path_factory: pytest.TempPathFactor
 
 
 def test_counts_add_up_word_by_word() -> None:
-    one, two = nothing(1, 2), Counts(5, nothing(1, 2).durations, array("Q", [1, 2]))
+    durations = nothing(0, 0).words
+    one, two = nothing(1, 2), Counts.of(5, _body(durations, [1, 2]))
     total = one + two + two
-    assert (total.bytes_moved, list(total.tokens), sum(total.durations)) == (10, [2, 4], 0)
-    most = Counts(0, one.durations, array("Q", [0, 2**61 - 1]))
-    assert list((most + most + two).tokens) == [1, 2**62], "nothing reaches the next word"
+    assert (total.bytes_moved, list(total.tokens), total.launches("fused", 1)[1]) == (10, [2, 4], 0.0)
+    most = Counts.of(0, _body(durations, [0, 2**57 - 1]))
+    hundred = sum([most] * 99, most) + two
+    assert list(hundred.tokens) == [1, 100 * (2**57 - 1) + 2], "nothing reaches the next word"
+    assert list(hundred.tokens_since(most)) == [1, 99 * (2**57 - 1) + 2]
 
 
 def test_a_file_that_exists_is_not_overwritten(in_memory: Path) -> None:
@@ -111,7 +114,7 @@ def test_a_file_that_exists_is_not_overwritten(in_memory: Path) -> None:
         (lambda file: os.truncate(file, 80), "it ends after 80 bytes"),
         (lambda file: _put(file, Head.MAGIC, 7), r"are \(7, 1, 2, 3\); \(\d+, 1, 2, 3\) is needed"),
         (lambda file: _put(file, Head.LAYERS, 9), r"are \(\d+, 1, 9, 3\)"),
-        (lambda file: _put(file, 9, 1 << 61), "add up to more than anything has ever counted"),
+        (lambda file: _put(file, 9, 1 << 57), "a word of it is more than anything has ever counted"),
     ],
 )
 def test_a_damaged_page_is_named_and_what_was_read_stays(in_memory: Path, damage: object, message: str) -> None:
@@ -140,3 +143,7 @@ def _put(path: Path, word: int, value: int) -> None:
     with path.open("r+b") as file:
         file.seek(word * 8)
         file.write(struct.pack("<Q", value))
+
+
+def _body(durations: int, tokens: list[int]) -> bytes:
+    return bytes(array("Q", [0] * durations + tokens))

@@ -44,7 +44,7 @@ def desk(in_memory: Path) -> Desk:
 def test_before_a_worker_is_ready_there_is_nothing(desk: Desk) -> None:
     assert desk.ledger.counts(0.0) is None
     assert desk.ledger.layers == ()
-    assert desk.ledger.imbalance(0) is None
+    assert desk.ledger.imbalances() == {}
     desk.ledger.went("a")
 
 
@@ -105,21 +105,20 @@ def test_imbalance_is_of_the_last_minute(desk: Desk) -> None:
     page = desk.worker("a", 1)
     page.computed(0, [9000, 0, 0], 0)
     desk.counts(0.0)
-    assert desk.ledger.imbalance(0) is None, "one reading says nothing"
+    assert desk.ledger.imbalances() == {}, "one reading says nothing"
     page.computed(0, [500, 500, 500], 0)
     desk.counts(30.0)
-    assert desk.ledger.imbalance(0) == 1.0
+    assert desk.ledger.imbalances() == {LAYERS[0]: 1.0}
     page.computed(0, [0, 0, 750], 0)
     desk.counts(60.0)
-    assert desk.ledger.imbalance(0) == 1250 * 3 / 2250
+    assert desk.ledger.imbalances() == {LAYERS[0]: 1250 * 3 / 2250}
     # the first 30 s have left the minute
     page.computed(0, [0, 0, 250], 0)
     desk.counts(90.0)
-    assert desk.ledger.imbalance(0) == 1000 * 3 / 1000
-    assert desk.ledger.imbalance(1) is None, "no tokens"
+    assert desk.ledger.imbalances() == {LAYERS[0]: 1000 * 3 / 1000}, "the other has no tokens"
     desk.counts(120.0)
     desk.counts(150.0)
-    assert desk.ledger.imbalance(0) is None, "250 tokens are too few"
+    assert desk.ledger.imbalances() == {}, "250 tokens are too few"
 
 
 def test_many_readings_take_no_more_memory_than_a_few(desk: Desk) -> None:
@@ -131,4 +130,4 @@ def test_many_readings_take_no_more_memory_than_a_few(desk: Desk) -> None:
     page.computed(0, [0, 1000, 0], 0)
     desk.counts(200.0)
     # 300 readings in the last minute, and up to 5 s more
-    assert desk.ledger.imbalance(0) == pytest.approx(1000 * 3 / 1300, rel=0.03)
+    assert desk.ledger.imbalances()[LAYERS[0]] == pytest.approx(1000 * 3 / 1300, rel=0.03)

@@ -24,6 +24,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import get_args
 
@@ -40,8 +41,8 @@ TOKEN_BUCKETS = tuple(1 << power for power in range(24))
 BOUNDS = (*(round(step * 10.0**power, 6) for power in range(-5, 1) for step in (1, 1.6, 2.5, 4, 6.3)), 10.0)
 assert set(PATHS) < set(get_args(ServingPath))
 
-# nanoseconds of 90 years
-_NO_COUNT = 1 << 61
+# nanoseconds of four years; the words of a hundred workers still add up within 64 bits
+_NO_COUNT = 1 << 57
 _BOUNDS_NS = tuple(round(bound * 1e9) for bound in BOUNDS)
 _DURATION_WORDS = len(BOUNDS) + 2
 
@@ -59,35 +60,53 @@ class Head(IntEnum):
 
 
 _HEAD_WORDS = 8
-_FIRST_TOKEN_WORD = _HEAD_WORDS + len(PATHS) * len(TOKEN_BUCKETS) * _DURATION_WORDS
+_DURATIONS_WORDS = len(PATHS) * len(TOKEN_BUCKETS) * _DURATION_WORDS
+_FIRST_TOKEN_WORD = _HEAD_WORDS + _DURATIONS_WORDS
 
 
 class CountsError(ValueError):
     """The file is not a count page of this layout."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Counts:
-    """What a page holds: `durations` as laid out there, `tokens` [layers x experts]."""
+    """What a page holds, or several together: `number` is all words behind the head as one long number. To add two of
+    them takes a tenth of the time that the words one by one do; none comes near its highest bit (_NO_COUNT), so nothing is
+    carried into the next."""
 
     bytes_moved: int
-    durations: array[int]
-    tokens: array[int]
+    number: int
+    words: int
+
+    @classmethod
+    def of(cls, bytes_moved: int, body: bytes) -> Counts:
+        return cls(bytes_moved, int.from_bytes(body, sys.byteorder), len(body) // WORD_BYTES)
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.bytes_moved + other.bytes_moved, _add(self.durations, other.durations),
-                      _add(self.tokens, other.tokens))  # fmt: skip
+        return Counts(self.bytes_moved + other.bytes_moved, self.number + other.number, self.words)
+
+    def tokens_since(self, earlier: Counts) -> array[int]:
+        """[layers x experts]; words only grow."""
+        return _words(self.number - earlier.number, self.words)[_DURATIONS_WORDS:]
+
+    @cached_property
+    def _all(self) -> array[int]:
+        return _words(self.number, self.words)
+
+    @cached_property
+    def tokens(self) -> array[int]:
+        """[layers x experts]"""
+        return self._all[_DURATIONS_WORDS:]
 
     def launches(self, path: ServingPath, bucket: int) -> tuple[Sequence[int], float]:
         """Launches within each of BOUNDS and beyond, not cumulated, and the seconds of all of them."""
         start = _duration_word(path, bucket)
-        words = self.durations[start : start + _DURATION_WORDS]
+        words = self._all[start : start + _DURATION_WORDS]
         return words[:-1], words[-1] / 1e9
 
 
 def nothing(layers: int, experts: int) -> Counts:
-    return Counts(0, array("Q", bytes((_FIRST_TOKEN_WORD - _HEAD_WORDS) * WORD_BYTES)),
-                  array("Q", bytes(layers * experts * WORD_BYTES)))  # fmt: skip
+    return Counts(0, 0, _DURATIONS_WORDS + layers * experts)
 
 
 def counts_path(page: Path) -> Path:
@@ -156,15 +175,14 @@ class CountFile:
             raise CountsError(f"{self.path}: magic, version, layers and experts are {found}; {expected} is needed")
         if words[Head.CHANGES] == self._changes:
             return self._last
-        wanted = (_FIRST_TOKEN_WORD - _HEAD_WORDS + self.layers * self.experts) * WORD_BYTES
+        wanted = self._last.words * WORD_BYTES
         body = os.pread(self._descriptor, wanted, _HEAD_WORDS * WORD_BYTES)
         if len(body) != wanted:
             raise CountsError(f"{self.path}: it ends after {len(head) + len(body)} bytes")
-        all_words = array("Q", body)
-        if sum(all_words) >= _NO_COUNT:
-            raise CountsError(f"{self.path}: its words add up to more than anything has ever counted")
-        split = _FIRST_TOKEN_WORD - _HEAD_WORDS
-        self._last = Counts(words[Head.BYTES_MOVED], all_words[:split], all_words[split:])
+        counts = Counts.of(words[Head.BYTES_MOVED], body)
+        if counts.number & _no_count_bits(counts.words):
+            raise CountsError(f"{self.path}: a word of it is more than anything has ever counted")
+        self._last = counts
         self._changes = words[Head.CHANGES]
         return self._last
 
@@ -181,8 +199,12 @@ def _duration_word(path: ServingPath, bucket: int) -> int:
     return (PATHS.index(path) * len(TOKEN_BUCKETS) + bucket.bit_length() - 1) * _DURATION_WORDS
 
 
-def _add(one: array[int], other: array[int]) -> array[int]:
-    """Word by word, as two long numbers, which takes a sixth of the time: no word of a page comes near its highest bit
-    (_NO_COUNT), so nothing is carried into the next."""
-    total = int.from_bytes(one.tobytes(), sys.byteorder) + int.from_bytes(other.tobytes(), sys.byteorder)
-    return array("Q", total.to_bytes(len(one) * WORD_BYTES, sys.byteorder))
+def _words(number: int, words: int) -> array[int]:
+    return array("Q", number.to_bytes(words * WORD_BYTES, sys.byteorder))
+
+
+@lru_cache
+def _no_count_bits(words: int) -> int:
+    """The bits that no word has, of so many words."""
+    high = (1 << 8 * WORD_BYTES) - _NO_COUNT
+    return int.from_bytes(array("Q", [high]) * words, sys.byteorder)

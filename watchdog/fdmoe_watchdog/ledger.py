@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fdmoe_watchdog.background import Background
@@ -34,7 +35,7 @@ class Ledger:
         self._lost: set[str] = set()
         self.latest: Counts | None = None
         # what the experts had computed at earlier readings, with their times
-        self._samples: deque[tuple[float, Sequence[int]]] = deque()
+        self._samples: deque[tuple[float, Counts]] = deque()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -70,28 +71,32 @@ class Ledger:
             total = self._dead
             for worker, page in self._pages.items():
                 total += self._read(worker, page)
-            self._sample(now, total.tokens)
+            self._sample(now, total)
             self.latest = total
             return total
 
-    def imbalance(self, layer: int) -> float | None:
-        """Tokens of the layer's busiest expert over the mean of all, in the last minute as far as it was asked for by
-        `counts`; None if it had too few tokens."""
+    def imbalances(self) -> dict[str, float]:
+        """Tokens of a layer's busiest expert over the mean of all its experts, in the last minute as far as it was asked
+        for by `counts`; without the layers that had too few tokens."""
         with self._lock:
             if len(self._samples) < 2:
-                return None
+                return {}
             (_, then), (_, now) = self._samples[0], self._samples[-1]
-        experts = len(now) // len(self._layers)
-        part = slice(layer * experts, (layer + 1) * experts)
-        tokens = [new - old for new, old in zip(now[part], then[part], strict=True)]
-        total = sum(tokens)
-        return max(tokens) * experts / total if total >= IMBALANCE_TOKENS else None
+        tokens = now.tokens_since(then)
+        experts = len(tokens) // len(self._layers)
+        ratios = {}
+        for index, layer in enumerate(self._layers):
+            part = tokens[index * experts : (index + 1) * experts]
+            total = sum(part)
+            if total >= IMBALANCE_TOKENS:
+                ratios[layer] = max(part) * experts / total
+        return ratios
 
-    def _sample(self, now: float, tokens: Sequence[int]) -> None:
+    def _sample(self, now: float, counts: Counts) -> None:
         samples = self._samples
         if len(samples) > 1 and now - samples[-2][0] < _SAMPLE_S:
             samples.pop()
-        samples.append((now, tokens))
+        samples.append((now, replace(counts)))  # without the words that its readers have made of it
         while len(samples) > 2 and now - samples[1][0] >= IMBALANCE_S:
             samples.popleft()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
-from fdmoe_watchdog.count_metrics import ExpertLines
+from fdmoe_watchdog.count_metrics import CountLines
 from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.flights import FlightRecorder
@@ -118,13 +119,17 @@ class Supervisor:
 
     def _serve(self) -> int:
         settings = self.plan.watchdog
-        experts = ExpertLines(self._ledger)
-        scrape = Exposition(self.metrics.registry, experts.text if settings.expert_series else None)
+        lines = CountLines(self._ledger, experts=settings.expert_series)
+        scrape = Exposition(self.metrics.registry, lines.text)
         http = HttpServer(settings.host, settings.port, scrape, lambda: self._view, lambda: self._live, self._turns)
         self._http_url = http.url
         with self._stop_signals():
             self._connections = Connections(self.plan.run_dir / "watchdog.sock", self._events)
             http.start()
+            # what stays is not looked through again: a full collection would hold up a turn or a scrape by tens of
+            # milliseconds
+            gc.collect()
+            gc.freeze()
             try:
                 while self._exit is None:
                     self._turn()
