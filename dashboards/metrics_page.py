@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fdmoe_ops.gateway.metrics import Metrics as GatewayMetrics
 from fdmoe_watchdog.count_metrics import CountLines
-from fdmoe_watchdog.counts import CountPage
+from fdmoe_watchdog.counts import PATHS, CountPage
 from fdmoe_watchdog.gpu_view import GpuView
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.messages import GpuFigures, RecoveryAction
@@ -123,7 +123,9 @@ def watchdog() -> list[Row]:
     with tempfile.TemporaryDirectory() as directory:
         ledger = Ledger(print)
         path = Path(directory) / "counts"
-        CountPage(path, generation=1, layers=1, experts=1)
+        page = CountPage(path, generation=1, layers=1, experts=1)
+        for serving in PATHS:
+            page.ran(serving, 1, 10_000)
         ledger.came("a", path, ("m/layers.0",), 1)
         ledger.counts(0.0)
         registry = WatchdogMetrics(lambda: view, ledger, "", ("cuda:0",)).registry

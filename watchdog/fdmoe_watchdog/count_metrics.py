@@ -1,8 +1,8 @@
 """The families of the watchdog's metrics that workers count: layer times, tokens of the experts, bytes moved.
 
-The layer times and the single experts are many series: they are written as text by themselves (`CountLines`), which takes
-a tenth to a fiftieth of the client library's time for each. Those of the experts are layers x experts and can be switched
-off (watchdog.expert_series).
+The layer times and the single experts are many series: they are written as text by themselves (`CountLines`), which
+takes a tenth to a fiftieth of the client library's time for each. Those of the experts are layers x experts and can be
+switched off (watchdog.expert_series).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class CountCollector(Collector):
 
 
 class CountLines:
-    """The families with many series in the text format, which is the same in OpenMetrics but for a counter's name: of the
-    sum that the collector has asked for in the same scrape. `experts`: also those of single experts."""
+    """The families with many series in the text format, which is the same in OpenMetrics but for a counter's name: of
+    the sum that the collector has asked for in the same scrape. `experts`: also those of single experts."""
 
     def __init__(self, ledger: Ledger, *, experts: bool = True) -> None:
         self._ledger = ledger

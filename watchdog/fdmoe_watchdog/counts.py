@@ -71,8 +71,8 @@ class CountsError(ValueError):
 @dataclass(frozen=True)
 class Counts:
     """What a page holds, or several together: `number` is all words behind the head as one long number. To add two of
-    them takes a tenth of the time that the words one by one do; none comes near its highest bit (_NO_COUNT), so nothing is
-    carried into the next."""
+    them takes a tenth of the time that the words one by one do; none comes near its highest bit (_NO_COUNT), so nothing
+    is carried into the next."""
 
     bytes_moved: int
     number: int

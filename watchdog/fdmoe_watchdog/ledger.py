@@ -76,8 +76,8 @@ class Ledger:
             return total
 
     def imbalances(self) -> dict[str, float]:
-        """Tokens of a layer's busiest expert over the mean of all its experts, in the last minute as far as it was asked
-        for by `counts`; without the layers that had too few tokens."""
+        """Tokens of a layer's busiest expert over the mean of all its experts, in the last minute as far as it was
+        asked for by `counts`; without the layers that had too few tokens."""
         with self._lock:
             if len(self._samples) < 2:
                 return {}
