@@ -18,6 +18,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,10 +69,11 @@ def faster_expression(expression: str, factor: float) -> str:
 
 @dataclass(frozen=True)
 class Notice:
-    """One alert as the receiver got it."""
+    """One alert as the receiver got it; `began`: Unix time since when it fires."""
 
     name: str
     status: str
+    began: float
     labels: dict[str, str]
     annotations: dict[str, str]
 
@@ -89,7 +91,8 @@ class Receiver:
                 for alert in document["alerts"]:
                     labels = dict(alert["labels"])
                     name = labels.pop("alertname")
-                    receiver.notices.append(Notice(name, alert["status"], labels, alert["annotations"]))
+                    began = datetime.fromisoformat(alert["startsAt"]).timestamp()
+                    receiver.notices.append(Notice(name, alert["status"], began, labels, alert["annotations"]))
                 self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
