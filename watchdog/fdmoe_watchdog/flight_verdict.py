@@ -61,7 +61,8 @@ class Cta:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why CTAs do not go on.
+    """Why CTAs do not go on. `waiter` is the oldest of `waiting` that wait for the same, and `ctas[0]` what holds it
+    up; the younger ones may wait for more of `ctas`.
 
     held    `ctas` have taken what `waiter` waits for (or what nobody waits for: None) and do not finish it
     behind  no CTA shows it; `ctas` are still at older items, and may hold it behind them
