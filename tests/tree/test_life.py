@@ -122,7 +122,7 @@ def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: P
 
 
 def test_a_frozen_gateway_is_replaced(demo: Path, tmp_path: Path) -> None:
-    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--recovery-answer-deadline-s=3")
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--recovery-answer-deadline-s=60")
     tree.wait_until_ready()
     frozen = tree.status()["gateway"]["pid"]
     os.kill(frozen, signal.SIGSTOP)

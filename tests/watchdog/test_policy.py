@@ -259,6 +259,18 @@ def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
     assert actions[-1] == Kill("a", 1)
 
 
+@pytest.mark.parametrize("launch", [0, 7])
+def test_a_worker_that_a_signal_holds_is_replaced_sooner(launch: int) -> None:
+    """Its launch is not aborted first: nobody is there to end it, or to answer."""
+    ladder = Ladder().serving()
+    held = Seen(alive=True, ready=True, launch=launch, quiet_s=9, stall_after_s=0.05, untouched_s=0.24, stopped=True)
+    shortly = replace(held, quiet_s=0.0)
+    assert ladder.at(2.0, shortly, IDLE) == ()
+    actions = ladder.at(2.1, replace(held, untouched_s=0.25), IDLE)
+    assert actions[0] == Fence("a", 1, "frozen")
+    assert actions[-1] == Kill("a", 1)
+
+
 def test_a_worker_that_does_not_come_up_is_killed_and_tried_again() -> None:
     ladder = Ladder().holding()
     ladder.at(1, LOADING, IDLE)
@@ -322,6 +334,7 @@ def test_a_watchdog_that_was_starved_judges_nobodys_silence_and_starts_to_look_a
     assert ladder.at(4.0, stalled(7), IDLE, lag_s=1.995) == ()
     frozen = Seen(alive=True, ready=True, untouched_s=60)
     assert ladder.at(6.0, frozen, IDLE, lag_s=1.995) == ()
+    assert ladder.at(6.5, replace(frozen, stopped=True), IDLE, lag_s=1.995) == ()
     assert ladder.at(6.1, stalled(7), IDLE) == ()
     assert ladder.at(6.2, stalled(7), IDLE)[0] == Abort("a", 7, "stall")
 

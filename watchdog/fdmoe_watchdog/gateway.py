@@ -9,8 +9,9 @@ from fdmoe_watchdog import policy
 from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.messages import Traffic
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.process import Child
+from fdmoe_watchdog.process import STOPPED_ASKED_S, Child
 from fdmoe_watchdog.status import GatewayView
+from fdmoe_watchdog.tracker import COUNTED_POLLS
 
 # half a minute of reports: a watchdog that was stopped for longer tells of no more
 _REPORTS = 60
@@ -28,7 +29,9 @@ class GatewayKeeper:
         self._restarts: tuple[float, ...] = ()
         self._start_at = now
         self._knows: set[str] = set()
-        self._beat_at = now
+        self._counted_s = plan.watchdog.poll_interval_s * COUNTED_POLLS
+        self._tended_at = now
+        self._silent_s = self._held_s = 0.0
         self._traffic: deque[Traffic] = deque(maxlen=_REPORTS)
         self.draining = False
 
@@ -38,15 +41,17 @@ class GatewayKeeper:
 
     def tend(self, now: float) -> None:
         """Start it if it is time to, and end it if it says nothing any more. While it drains it is left to end."""
-        silent_s = now - self._beat_at
-        if (
-            self.child is not None
-            and self.child.channel is not None
-            and silent_s > self._plan.recovery.answer_deadline_s
-        ):
-            self._events.add("gateway_frozen", level="error", pid=self.child.pid, silent_s=round(silent_s, 3))
-            self._beat_at = now
-            self.child.signal(signal.SIGKILL)
+        settings, child = self._plan.recovery, self.child
+        # who was held up itself counts a long gap as a short one
+        elapsed_s, self._tended_at = min(now - self._tended_at, self._counted_s), now
+        self._silent_s += elapsed_s
+        if child is not None and child.channel is not None:
+            held = self._silent_s >= STOPPED_ASKED_S and child.stopped
+            self._held_s = self._held_s + elapsed_s if held else 0.0
+            if self._silent_s > settings.answer_deadline_s or self._held_s > settings.stopped_deadline_s:
+                self._events.add("gateway_frozen", level="error", pid=child.pid, silent_s=round(self._silent_s, 3))
+                self._silent_s = self._held_s = 0.0
+                child.signal(signal.SIGKILL)
         if self.child is not None and not self.child.alive:
             self._events.add("gateway_exit", level="warning", exit_code=self.child.exit_code or 0)
             self.child = None
@@ -60,10 +65,10 @@ class GatewayKeeper:
                 self._events.add("gateway_not_started", level="error", reason=str(error))
                 self._retry(now)
 
-    def connected(self, now: float) -> None:
+    def connected(self) -> None:
         """A gateway process has said hello: it knows nothing yet."""
         self._knows.clear()
-        self._beat_at = now
+        self._silent_s = self._held_s = 0.0
 
     def drain(self) -> None:
         """It is to finish what it has and to end; none is started after it."""
@@ -71,8 +76,8 @@ class GatewayKeeper:
         if self.child is not None:
             self.child.signal(signal.SIGTERM)
 
-    def beat(self, now: float, traffic: Traffic | None) -> None:
-        self._beat_at = now
+    def beat(self, traffic: Traffic | None) -> None:
+        self._silent_s = 0.0
         if traffic is not None:
             self._traffic.append(traffic)
 

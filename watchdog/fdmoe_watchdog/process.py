@@ -17,7 +17,11 @@ from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
 from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
+from fdmoe_watchdog.proc import PROC, text_of
 from fdmoe_watchdog.tracker import Tracker
+
+# who has been silent for so long is looked at: the state of one that works is nobody's question
+STOPPED_ASKED_S = 0.05
 
 
 def spawn(
@@ -66,6 +70,11 @@ class Child:
     @property
     def exit_code(self) -> int | None:
         return self._process.returncode
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal holds it (SIGSTOP and its like, no debugger), as far as /proc tells."""
+        return text_of(PROC / str(self.pid) / "stat").rpartition(")")[2].split()[:1] == ["T"]
 
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to whatever it has started, such as a compiler."""
@@ -219,6 +228,7 @@ class WorkerProcess(Child):
             quiet_s=tracker.quiet_s,
             stall_after_s=tracker.stall_after_s(),
             untouched_s=tracker.untouched_s,
+            stopped=tracker.untouched_s >= STOPPED_ASKED_S and self.stopped,
             trial_s=tracker.trial_s,
             checks=checks,
             slow=slow,

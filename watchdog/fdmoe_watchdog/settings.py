@@ -84,6 +84,12 @@ class RecoverySettings(Group):
         gt=0,
         description="How long the baseline path may work on one batch, and how long a worker may leave one untouched.",
     )
+    stopped_deadline_s: float = Field(
+        0.25,
+        gt=0,
+        description="How long a worker or the gateway may be held by a signal (SIGSTOP, a terminal's) until it counts "
+        "as frozen.",
+    )
     kill_deadline_s: float = Field(10.0, gt=0, description="Rung 3: how long a killed process may take to be reaped.")
     reclaim_deadline_s: float = Field(
         10.0, gt=0, description="Rung 3: how long a killed process's memory may stay taken on the device."

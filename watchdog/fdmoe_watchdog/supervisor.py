@@ -269,7 +269,7 @@ class Supervisor:
         match message:
             case messages.Hello(role="gateway") if self._gateway.child is not None:
                 self._gateway.child.channel = channel
-                self._gateway.connected(time.monotonic())
+                self._gateway.connected()
             case messages.Hello(role="worker" | "weights", name=name, generation=generation):
                 if not any(pair.adopt(channel, message) for pair in self._pairs):
                     raise ChannelClosed(f"{name} generation {generation} is not expected")
@@ -298,7 +298,7 @@ class Supervisor:
                 self._gateway.listening(host, port)
                 self._announce()
             case messages.GatewayBeat(traffic=traffic):
-                self._gateway.beat(time.monotonic(), traffic)
+                self._gateway.beat(traffic)
             case messages.InFlight():
                 if self._gateway.child is None or self._gateway.child.channel is not channel:
                     raise ChannelClosed("word of requests in flight from somebody who is no gateway")

@@ -16,7 +16,7 @@ from fdmoe_watchdog.slot_clock import SlotClock
 
 # A reading that comes later than this many poll intervals says more of the watchdog than of the worker: only so much
 # of the time counts as silence.
-_COUNTED_POLLS = 5
+COUNTED_POLLS = 5
 # silences are remembered for so long at least, and twice as long at most
 _MEMORY_S = 60.0
 
@@ -72,7 +72,7 @@ class Tracker:
 
     def __init__(self, stall_times: StallTimes, poll_interval_s: float) -> None:
         self._stall_times = stall_times
-        self._counted_s = poll_interval_s * _COUNTED_POLLS
+        self._counted_s = poll_interval_s * COUNTED_POLLS
         self._last: Snapshot | None = None
         self._last_at = 0.0
         self._clock_s = 0.0

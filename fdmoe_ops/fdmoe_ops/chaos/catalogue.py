@@ -105,9 +105,9 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "stop-active", Place.TREE, Means.WATCHDOG,
         "The active worker is stopped (SIGSTOP): it lives and does nothing.",
-        "A batch that nobody works on for recovery.answer_deadline_s is taken away: fence, replay, kill, restart. With "
-        "a launch outstanding its silence is seen like any other.",
-        "stall with cause frozen or stall, a flight record with the process's state.",
+        "It shows no sign of work, and the kernel of the system says that a signal holds it: after "
+        "recovery.stopped_deadline_s its batch is taken away: fence, replay, kill, restart.",
+        "stall with cause frozen, a flight record with the process's state.",
         "Look who stops processes: a debugger, a cgroup that is frozen.",
     ),
     FaultInfo(
@@ -120,7 +120,7 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "stop-standby", Place.TREE, Means.WATCHDOG,
         "The standby is stopped.",
-        "Its loop shows no beat for recovery.answer_deadline_s: it is killed and started again.",
+        "It shows no beat, and a signal holds it, for recovery.stopped_deadline_s: it is killed and started again.",
         "stall with cause frozen, of the standby.",
         _NOTHING,
     ),
@@ -169,7 +169,7 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "stop-gateway", Place.TREE, Means.WATCHDOG,
         "The gateway is stopped.",
-        "It says nothing for recovery.answer_deadline_s, is killed and started again.",
+        "A signal holds it for recovery.stopped_deadline_s: it is killed and started again.",
         "gateway_frozen, gateway_exit.",
         "Look who stops processes.",
     ),

@@ -129,10 +129,13 @@ def _start_when_due(turn: Turn, name: str, seen: Seen) -> None:
 
 
 def _judge(turn: Turn, name: str, seen: Seen) -> None:
-    """Silence of a worker that should be at work. A launch is stopped at the second reading that finds it silent."""
+    """Silence of a worker that should be at work. A launch is stopped at the second reading that finds it silent; a
+    process that is held by a signal can end none."""
     worker = turn.worker(name)
     if turn.starved:
         turn.change_worker(name, suspect=0)
+    elif seen.stopped and seen.untouched_s >= turn.settings.stopped_deadline_s:
+        kill(turn, name, "frozen")
     elif seen.launch and seen.quiet_s >= seen.stall_after_s:
         if worker.suspect != seen.launch:
             turn.change_worker(name, suspect=seen.launch)
