@@ -65,6 +65,7 @@ def test_its_constants_are_those_of_the_page_the_faults_and_the_portable_form() 
     assert _constant("TOTAL_LAUNCHES") == portable_kernel.LAUNCHES.value
     assert _constant("TOTAL_BYTES") == portable_kernel.MOVED.value
     assert _constant("TOTAL_EXPERT_TOKENS") == portable_kernel.ENTERED.value
+    assert f"constexpr int ALL_EXPERTS = {beat_page.ALL_EXPERTS};" in PARAMS
     for name in ("PAGE_ABORT", "PAGE_EXIT", "PAGE_SLOTS"):
         assert _constant(name) == getattr(portable_kernel, name).value, name
     for phase in beat_page.Phase:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fdmoe_watchdog import flight
 from fdmoe_watchdog.flight_verdict import Cause
 from fdmoe_watchdog.messages import LayerInfo
-from fdmoe_watchdog.page import Exit, Phase, Snapshot, Stage, Wait
+from fdmoe_watchdog.page import ALL_EXPERTS, Exit, Phase, Snapshot, Stage, Wait
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 NOBODY = bytes(64)
@@ -116,6 +116,16 @@ ENDLESS = page(
             "ago and does not finish it; 2 more CTAs behind it; launch 7 of layer 3 with 16 tokens: 3 waiting, "
             "1 working, 0 left, of 4 CTAs",
             id="combine waits for down for up for the tile that sorts the rows",
+        ),
+        pytest.param(
+            page(
+                slot(93, Phase.DOWN, ALL_EXPERTS % 2**64, (0, 4), wait=Wait.UP_TILES, target=128, seen=127),
+                slot(17, Phase.UP, 93, (0, 2)),
+            ),
+            "CTA 0 waits in down, all experts, tile (0, 4), for 1 of 128 up tiles: CTA 1 took up, expert 93, tile (0, "
+            "2) 412 ms ago and does not finish it; launch 7 of layer 3 with 16 tokens: 1 waiting, 1 working, 0 left, of "
+            "2 CTAs",
+            id="one token: down waits for the up items of all its experts",
         ),
         pytest.param(
             page(

@@ -4,7 +4,8 @@ A waiting CTA's slot names what it waits for, a working CTA's what it has taken,
 
     slot waits for    it is held by CTAs whose slot shows
     ROUTE_TILES       any route item
-    UP_TILES          an up item of the same expert and row tile; for an up item that of column 0, which sorts the rows
+    UP_TILES          an up item of the same expert and row tile; for an up item that of column 0, which sorts the rows;
+                      for a down item of all experts any up item
     DOWN_TILES        any down item
 
 Only an item with an older ticket can be waited for, since tickets are numbered in topological order. So the waits are
@@ -23,7 +24,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fdmoe_watchdog.page import LINE_BYTES, LINE_WORDS, Phase, Slot, SlotWord, Snapshot, Stage, Wait, parse_slots
+from fdmoe_watchdog.page import (
+    ALL_EXPERTS,
+    LINE_BYTES,
+    LINE_WORDS,
+    Phase,
+    Slot,
+    SlotWord,
+    Snapshot,
+    Stage,
+    Wait,
+    parse_slots,
+)
 
 _CAUSES_TOLD = 2
 _NO_TICKET = 1 << 64
@@ -198,7 +210,8 @@ def _held(cta: Cta) -> tuple[Thing, ...]:
             return (("route",),)
         case Phase.UP:
             rows = (slot.expert, slot.row_tile)
-            return (("up", *rows), ("first up", *rows)) if slot.column_tile == 0 else (("up", *rows),)
+            first = (("first up", *rows),) if slot.column_tile == 0 else ()
+            return (("up", *rows), *first, ("any up",))
         case Phase.DOWN:
             return (("down",),)
         case _:
@@ -208,6 +221,8 @@ def _held(cta: Cta) -> tuple[Thing, ...]:
 def _awaited(cta: Cta) -> Thing:
     slot = cta.slot
     match slot.wait:
+        case Wait.UP_TILES if slot.phase is Phase.DOWN and slot.expert == ALL_EXPERTS:
+            return ("any up",)
         case Wait.UP_TILES:
             return ("first up" if slot.phase is Phase.UP else "up", slot.expert, slot.row_tile)
         case Wait.DOWN_TILES:
@@ -283,7 +298,8 @@ def _item(slot: Slot) -> str:
     tile = f"tile ({slot.row_tile}, {slot.column_tile})"
     match slot.phase:
         case Phase.UP | Phase.DOWN:
-            return f"{slot.phase.name.lower()}, expert {slot.expert}, {tile}"
+            experts = "all experts" if slot.expert == ALL_EXPERTS else f"expert {slot.expert}"
+            return f"{slot.phase.name.lower()}, {experts}, {tile}"
         case Phase.ROUTE:
             return f"route, tile {slot.row_tile}"
         case _:

@@ -17,6 +17,7 @@ worker. Little-endian 64-bit words in lines of 64 bytes, one writer a line:
 - begun > ended: a launch is outstanding. Launches are numbered from 1 in the order of the worker's stream.
 - exit: launch number << 8 | Exit, so that a reader can tell a fresh exit code from the last launch's.
 - route, up, down, combine: work items finished since the worker started, counted by the kernel.
+- expert: its number; all bits: the item is of all experts, as a down item of one token may be.
 - tile: row tile << 32 | column tile. wait: Wait << 32 | the count that is waited for; seen: the count when last looked.
 - host beats: rises with every turn of the worker's loop. answered, submitted: batches.
 
@@ -157,6 +158,11 @@ class Slot:
     target: int
     seen: int
     items: int
+
+
+# the expert of an item that is of all of them
+ALL_EXPERTS = -1
+_ALL_EXPERTS_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +424,7 @@ def _slot(words: list[int]) -> Slot:
         launch=words[SlotWord.LAUNCH],
         ticket=words[SlotWord.TICKET] - 1 if words[SlotWord.TICKET] else None,
         phase=Phase(phase) if phase in Phase._value2member_map_ else Phase.NONE,
-        expert=words[SlotWord.EXPERT],
+        expert=words[SlotWord.EXPERT] if words[SlotWord.EXPERT] != _ALL_EXPERTS_WORD else ALL_EXPERTS,
         row_tile=words[SlotWord.TILE] >> 32,
         column_tile=words[SlotWord.TILE] & 0xFFFFFFFF,
         wait=Wait(wait) if wait in Wait._value2member_map_ else Wait.NONE,

@@ -70,6 +70,7 @@ constexpr int TOTAL_EXPERT_TOKENS = 6;
 constexpr int PAGE_ABORT = 8;
 constexpr int PAGE_EXIT = 24;
 constexpr int PAGE_SLOTS = 64;
+constexpr int ALL_EXPERTS = -1;  // the expert of an item that is of all of them
 enum Phase { PHASE_ROUTE = 1, PHASE_UP = 2, PHASE_DOWN = 3, PHASE_COMBINE = 4, PHASE_LEFT = 5 };
 enum Wait { WAIT_NONE = 0, WAIT_ROUTE = 1, WAIT_UP = 2, WAIT_DOWN = 3 };
 enum Exit { EXIT_DONE = 1, EXIT_ABORTED = 2 };

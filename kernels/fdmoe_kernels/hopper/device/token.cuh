@@ -351,6 +351,7 @@ struct Token {
         __syncthreads();
         if (threadIdx.x < entries && s.experts[threadIdx.x] >= 0) c.s.counts[s.experts[threadIdx.x]] = 1;
     }
+
     DEVICE void run() {
         const Params& p = c.p;
         for (int i = threadIdx.x * 8; i < p.hidden; i += THREADS * 8)
@@ -379,6 +380,8 @@ struct Token {
             }
             if (threadIdx.x == 0) next = atomicAdd(p.control + TICKET, 1);  // it takes its time beside the item
             item.column_tile = index;
+            if (item.phase == PHASE_UP) item.expert = max(s.experts[index / blocks], 0);
+            if (item.phase == PHASE_DOWN) item.expert = ALL_EXPERTS;
             if (warp == 0) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
 #if FAULT
             item.faulty = item.phase == PHASE_UP && index == 0;
