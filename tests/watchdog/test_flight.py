@@ -122,9 +122,9 @@ ENDLESS = page(
                 slot(93, Phase.DOWN, ALL_EXPERTS % 2**64, (0, 4), wait=Wait.UP_TILES, target=128, seen=127),
                 slot(17, Phase.UP, 93, (0, 2)),
             ),
-            "CTA 0 waits in down, all experts, tile (0, 4), for 1 of 128 up tiles: CTA 1 took up, expert 93, tile (0, "
-            "2) 412 ms ago and does not finish it; launch 7 of layer 3 with 16 tokens: 1 waiting, 1 working, 0 left, of "
-            "2 CTAs",
+            "CTA 0 waits in down, all experts, tile (0, 4), for 1 of 128 up tiles: CTA 1 took up, expert 93, tile "
+            "(0, 2) 412 ms ago and does not finish it; launch 7 of layer 3 with 16 tokens: 1 waiting, 1 working, "
+            "0 left, of 2 CTAs",
             id="one token: down waits for the up items of all its experts",
         ),
         pytest.param(
