@@ -82,8 +82,10 @@ def _prove(
 
 
 def _token_count_of_each_form(workspace: Workspace) -> list[int]:
-    """One token, two, and the most: among them is every form of the kernel that the workspace uses."""
-    return sorted({1, min(2, workspace.max_tokens), workspace.max_tokens})
+    """One token and the most, and where the Hopper form serves some counts, two: among them is every form of the kernel
+    that the workspace uses."""
+    small = set() if workspace.hopper is None else {min(2, workspace.max_tokens)}
+    return sorted({1, workspace.max_tokens} | small)
 
 
 def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
