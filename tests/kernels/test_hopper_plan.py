@@ -54,21 +54,8 @@ def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(tokens: in
     x = random_tokens(layer, tokens, seed=0)
     out = torch.empty_like(x)
     made.launch(x, out, programs=3)
-    assert listener.launched == [
-        (
-            78 if tokens == 1 else 77,
-            3,
-            1,
-            1,
-            _constant("GROUP_THREADS") * 3,
-            1,
-            1,
-            build.SHARED_BYTES,
-            55,
-            made._address,
-            0,
-        )
-    ]
+    function, threads = 78 if tokens == 1 else 77, _constant("GROUP_THREADS") * 3
+    assert listener.launched == [(function, 3, 1, 1, threads, 1, 1, build.SHARED_BYTES, 55, made._address, 0)]
     params, tiles = listener.params[0], made.tiles(tokens)
     assert (params.x, params.y, params.tokens) == (x.data_ptr(), out.data_ptr(), tokens)
     assert (params.page, params.given_experts, params.router_bias) == (0, 0, 0)

@@ -35,13 +35,12 @@ def emulator(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     return emulator
 
 
-def launch(layer: MoELayer, workspace: Workspace, tokens: int = 1, **more: object) -> torch.Tensor:
-    x = random_tokens(layer, tokens, seed=3)
-    return fused_moe(x, layer, workspace, **more)  # type: ignore[arg-type]
+def launch(layer: MoELayer, workspace: Workspace, **more: object) -> torch.Tensor:
+    return fused_moe(random_tokens(layer, 1, seed=3), layer, workspace, **more)  # type: ignore[arg-type]
 
 
-def expected(layer: MoELayer, tokens: int = 1, routing: Routing | None = None) -> torch.Tensor:
-    return reference_moe(random_tokens(layer, tokens, seed=3), layer, routing=routing)
+def expected(layer: MoELayer, routing: Routing | None = None) -> torch.Tensor:
+    return reference_moe(random_tokens(layer, 1, seed=3), layer, routing=routing)
 
 
 RULES = {

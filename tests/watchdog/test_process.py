@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
+from waiting import wait_until
 
 from fdmoe_watchdog.process import Child
 
@@ -20,19 +20,12 @@ def child() -> Iterator[Child]:
     assert child.wait(10)
 
 
-def _becomes(child: Child, stopped: bool) -> None:
-    deadline = time.monotonic() + 10
-    while child.stopped is not stopped:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_whether_a_signal_holds_it(child: Child) -> None:
     assert not child.stopped
     child.signal(signal.SIGSTOP)
-    _becomes(child, stopped=True)
+    wait_until(lambda: child.stopped)
     child.signal(signal.SIGCONT)
-    _becomes(child, stopped=False)
+    wait_until(lambda: not child.stopped)
 
 
 def test_one_that_has_ended_is_not_held(child: Child) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
+from waiting import wait_until
 
 from fdmoe_watchdog.events import BoundEvents, EventLog
 from fdmoe_watchdog.spare import SpareKeeper
@@ -53,10 +53,7 @@ def test_it_is_started_once_both_workers_serve_and_becomes_a_worker_once(events:
     spares.tend(1.0, whole=True)
     first = spares.child
     assert first is not None
-    deadline = time.monotonic() + 10
-    while spares.view.state != "ready":
-        assert time.monotonic() < deadline, spares.view
-        time.sleep(0.01)
+    wait_until(lambda: spares.view.state == "ready")
     assert spares.view.pid == first.pid
     spares.tend(2.0, whole=True)
     assert spares.child is first

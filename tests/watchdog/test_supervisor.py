@@ -17,6 +17,7 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from fdmoe_watchdog import events, flight, flights, messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
@@ -236,8 +237,8 @@ def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_me
 
     def look() -> None:
         try:
-            _wait_until(lambda: supervisor._linger_until is not None, 60)
-            _wait_until(lambda: {worker.state for worker in supervisor._view.workers} == {"absent"})
+            wait_until(lambda: supervisor._linger_until is not None, 60)
+            wait_until(lambda: {worker.state for worker in supervisor._view.workers} == {"absent"})
             with urllib.request.urlopen(f"{supervisor._http_url}/status", timeout=5) as answer:
                 said.update(json.load(answer))
             with urllib.request.urlopen(f"{supervisor._http_url}/metrics", timeout=5) as answer:
@@ -246,7 +247,7 @@ def test_a_node_that_must_be_looked_at_is_told_of_until_somebody_says_stop(in_me
                 said["live"] = answer.read()
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
-            _wait_until(lambda: supervisor._exit is not None)
+            wait_until(lambda: supervisor._exit is not None)
             # an impatient second one changes nothing: do not restart me here
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -390,7 +391,7 @@ def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> 
     port = int(server.url.rpartition(":")[2])
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
     try:
-        _wait_until(lambda: _handlers() == 32)
+        wait_until(lambda: _handlers() == 32)
         # the hundredth connection has been refused by then, or would have a handler
         assert idle[-1].recv(1) == b""
         assert _handlers() == 32
@@ -403,7 +404,7 @@ def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> 
         with urllib.request.urlopen(f"{server.url}/status", timeout=5) as answer:
             return bool(json.load(answer)["version"] == "1.2.3")
 
-    _wait_until(lambda: _without_refusal(status))
+    wait_until(lambda: _without_refusal(status))
     server.stop()
 
 
@@ -430,7 +431,7 @@ def test_a_connection_for_which_there_is_no_thread_gives_its_place_back(
         with urllib.request.urlopen(f"{server.url}/livez", timeout=5) as answer:
             return bool(answer.read() == b"ok\n")
 
-    _wait_until(lambda: _without_refusal(live), 30)
+    wait_until(lambda: _without_refusal(live), 30)
     assert len(refused) == 40
     server.stop()
 
@@ -444,10 +445,3 @@ def _without_refusal(ask: Callable[[], bool]) -> bool:
         return ask()
     except OSError:
         return False
-
-
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline, pause = time.monotonic() + timeout_s, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        pause.wait(0.01)

@@ -70,12 +70,6 @@ template <class T>
 T __shfl_xor_sync(u32, T value, int mask) {
     return share(value)[threadIdx.x % 32 ^ mask];
 }
-template <class T>
-T __shfl_up_sync(u32, T value, int by) {
-    int lane = threadIdx.x % 32;
-    auto all = share(value);
-    return all[lane >= by ? lane - by : lane];
-}
 inline u32 __ballot_sync(u32, int predicate) {
     u32 votes = 0;
     auto all = share(predicate != 0);
@@ -121,7 +115,6 @@ T __ldcg(const T* at) {
 }
 inline void __nanosleep(u32) { std::this_thread::yield(); }
 inline int __ffs(u32 bits) { return __builtin_ffs(static_cast<int>(bits)); }
-inline int __popc(u32 bits) { return __builtin_popcount(bits); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __uint_as_float(u32 bits) { return std::bit_cast<float>(bits); }

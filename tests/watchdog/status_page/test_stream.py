@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import status_views
 from page_server import PageServer, serving
+from waiting import wait_until
 
 from fdmoe_watchdog.status_page import stream
 
@@ -61,13 +62,6 @@ class Reader:
 
 def _streams() -> int:
     return sum("process_request" in thread.name for thread in threading.enumerate())
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        pause.wait(0.01)
 
 
 def test_documents_come_in_order_and_only_what_changed(server: PageServer) -> None:
@@ -119,7 +113,7 @@ def test_there_are_so_many_readers_and_the_next_is_told_when_to_come(server: Pag
         with contextlib.closing(reader):
             return reader.answer.status == 200
 
-    _wait_until(served)
+    wait_until(served, DEADLINE_S)
     for reader in readers:
         reader.close()
 
@@ -135,7 +129,7 @@ def test_a_reader_that_does_not_read_is_let_go_and_holds_up_nobody(
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     slow.connect(("127.0.0.1", server.port))
     slow.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-    _wait_until(lambda: _streams() == 1)
+    wait_until(lambda: _streams() == 1, DEADLINE_S)
     reader = Reader(server)
     reader.event()
     # documents of 15 kB, until what the two systems keep for the one that does not read is full
@@ -154,7 +148,7 @@ def test_a_reader_that_leaves_gives_its_place_back(server: PageServer) -> None:
     reader.event()
     assert _streams() == 1
     reader.close()
-    _wait_until(lambda: _streams() == 0)
+    wait_until(lambda: _streams() == 0, DEADLINE_S)
 
 
 def test_streams_end_with_the_last_view_when_the_watchdog_stops() -> None:
@@ -168,7 +162,7 @@ def test_streams_end_with_the_last_view_when_the_watchdog_stops() -> None:
             documents.append(reader.event()[1])
     assert documents[-1]["headline"]["badge"] == "Draining"
     reader.close()
-    _wait_until(lambda: _streams() == 0)
+    wait_until(lambda: _streams() == 0, DEADLINE_S)
 
 
 def test_a_stuck_loop_shows_in_the_age_of_the_view(server: PageServer) -> None:

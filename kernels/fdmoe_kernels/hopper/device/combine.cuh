@@ -1,15 +1,7 @@
 // The last steps: sum each token's rows in the order of k, and leave the counters as the next launch wants them.
 #pragma once
+#include "fault.cuh"
 #include "page.cuh"
-
-DEVICE void add_weighted(float (&sums)[8], float weight, const Vector& row) {
-    bool absent = __float_as_uint(weight) == ABSENT;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        sums[2 * j] += absent ? 0.0f : weight * low_half(row.words[j]);
-        sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
-    }
-}
 
 // y[token] = sum over k of weight * part, for a tile of tokens and one block of columns. CONSUMER_THREADS threads.
 DEVICE void combine(const Context& c, const Item& item) {
@@ -25,12 +17,17 @@ DEVICE void combine(const Context& c, const Item& item) {
         float sums[8] = {};
 #pragma unroll 8
         for (int k = 0; k < per_token; ++k) {
-            add_weighted(sums, __ldcg(weights + k), load_vector(rows + static_cast<i64>(k) * p.hidden));
+            float weight = __ldcg(weights + k);
+            bool absent = __float_as_uint(weight) == ABSENT;
+            Vector row = load_vector(rows + static_cast<i64>(k) * p.hidden);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                sums[2 * j] += absent ? 0.0f : weight * low_half(row.words[j]);
+                sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
+            }
         }
-#if FAULT == 3 || FAULT == 4
         if (item.row_tile == 0 && item.column_tile == 0)
-            for (int j = 0; j < 8; ++j) sums[j] = FAULT == FAULT_NAN ? __int_as_float(0x7fc00000) : 1 - 2 * sums[j];
-#endif
+            for (int j = 0; j < 8; ++j) sums[j] = spoilt(sums[j]);
         Vector result;
 #pragma unroll
         for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[2 * j], sums[2 * j + 1]);

@@ -1,6 +1,7 @@
 // A mixture-of-experts layer in one launch, for GPUs of compute capability 9.0. The public op is fdmoe_kernels/fused.py;
 // its portable form, with the same rules, is _fused_kernel.py.
 #include "combine.cuh"
+#include "fault.cuh"
 #include "gemm.cuh"
 #include "route.cuh"
 #include "schedule.cuh"
@@ -18,17 +19,7 @@ DEVICE void consume(const Context& c) {
         if (thread < 32) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
         if (item.phase == PHASE_LEFT) break;
         const int* entries = c.s.entry[reader.slot];
-#if FAULT == 2
-        if (item.faulty)
-            while (load_relaxed(p.control + NEVER) == 0) {
-            }
-#elif FAULT == 5
-        // a tile takes 6 to 20 us
-        if (item.phase == PHASE_UP || item.phase == PHASE_DOWN)
-            for (int i = 0; i < 100; ++i) __nanosleep(1000);
-#elif FAULT == 6
-        if (item.faulty && load_relaxed(p.control + NEVER) == 0) *reinterpret_cast<volatile int*>(64) = 1;
-#endif
+        go_wrong(p, item, 100);  // a tile takes 6 to 20 us
         if (item.discard) {
             drain(c, at, item.k_steps);
         } else if (item.phase == PHASE_COMBINE) {

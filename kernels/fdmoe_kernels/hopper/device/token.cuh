@@ -12,6 +12,7 @@
 #pragma once
 #include "activation.cuh"
 #include "combine.cuh"
+#include "fault.cuh"
 #include "route.cuh"
 
 constexpr int TOKEN_WARPS = THREADS / 32;
@@ -296,9 +297,7 @@ struct Token {
                     if (s.experts[entry] >= 0)
                         y += s.weights[entry] *
                              half_to_float(p.down_bias[static_cast<i64>(s.experts[entry]) * p.hidden + wanted]);
-#if FAULT == 3 || FAULT == 4
-            if (index == 0) y = FAULT == FAULT_NAN ? __int_as_float(0x7fc00000) : 1 - 2 * y;
-#endif
+            if (index == 0) y = spoilt(y);
             p.y[wanted] = static_cast<u16>(pack_halves(y, 0.0f));
         }
     }
@@ -386,16 +385,7 @@ struct Token {
 #if FAULT
             item.faulty = item.phase == PHASE_UP && index == 0;
 #endif
-#if FAULT == 2
-            if (item.faulty)
-                while (load_relaxed(p.control + NEVER) == 0) {
-                }
-#elif FAULT == 5
-            if (item.phase == PHASE_UP || item.phase == PHASE_DOWN)
-                for (int i = 0; i < 20; ++i) __nanosleep(1000);
-#elif FAULT == 6
-            if (item.faulty && load_relaxed(p.control + NEVER) == 0) *reinterpret_cast<volatile int*>(64) = 1;
-#endif
+            go_wrong(p, item, 20);
             work(item, index);
             __syncthreads();
             if (s.aborted) break;
