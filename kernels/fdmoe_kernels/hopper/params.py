@@ -22,7 +22,7 @@ _POINTERS = (
 _INTEGERS = (
     "tokens", "hidden", "intermediate", "experts", "shared_experts", "top_k", "capacity", "given_is_64_bit",
     "token_tile", "slots", "route_tokens", "route_splits", "row_group", "column_blocks", "combine_tokens",
-    "sort", "token_pairs", "token_sharers", "token_rows",
+    "sort", "paired", "token_pairs", "token_sharers", "token_rows",
     "counts_at", "route_at", "up_at", "sorted_at", "control_words",
     "sigmoid", "renormalize", "groups", "top_groups", "group_scores",
 )  # fmt: skip

@@ -189,6 +189,8 @@ class Plan:
             self._fill_in(x, out, routing, tiles)
             if one:
                 self._params.route_splits = 1
+            if one or grid == 1:
+                self._params.paired = 0
             if torch.cuda.current_device() == self._device_index:
                 make_current(self._device_index)
                 self._launch(function, grid)
@@ -206,7 +208,7 @@ class Plan:
         params.route_splits = math.ceil(self._steps / share)
         params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
         params.combine_tokens = tiles.combine_tokens
-        params.sort = tiles.sort
+        params.sort, params.paired = tiles.sort, tiles.paired
         row_tiles = _row_tiles(tokens * self._entries_per_token, self._experts, tiles.token_tile)
         params.up_at = params.route_at + math.ceil(tokens / params.route_tokens)
         params.sorted_at = params.up_at + row_tiles
@@ -217,12 +219,32 @@ class Plan:
             params.given_is_64_bit = routing.experts.dtype == torch.int64
 
     def _launch(self, function: int, grid: int) -> None:
+        driver = self._driver
         stream = torch.cuda.current_stream(self._device_index).cuda_stream
-        (error,) = self._driver.cuLaunchKernel(
-            function, grid, 1, 1, _THREADS, 1, 1, SHARED_BYTES, stream, self._address, 0
-        )
+        if self._params.paired:
+            config = self._pairs
+            config.gridDimX, config.hStream = grid // 2 * 2, stream
+            (error,) = driver.cuLaunchKernelEx(config, function, self._address, 0)
+        else:
+            (error,) = driver.cuLaunchKernel(
+                function, grid, 1, 1, _THREADS, 1, 1, SHARED_BYTES, stream, self._address, 0
+            )
         if int(error) != 0:
             raise RuntimeError(f"the launch failed: {error!r}")
+
+    @functools.cached_property
+    def _pairs(self) -> Any:
+        """How clusters of two CTAs are launched; the grid and the stream are each launch's own."""
+        driver = self._driver
+        cluster = driver.CUlaunchAttribute()
+        cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        cluster.value.clusterDim.x, cluster.value.clusterDim.y, cluster.value.clusterDim.z = 2, 1, 1
+        config = driver.CUlaunchConfig()
+        config.gridDimY = config.gridDimZ = 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = _THREADS, 1, 1
+        config.sharedMemBytes = SHARED_BYTES
+        config.attrs, config.numAttrs = [cluster], 1
+        return config
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -33,6 +33,7 @@ class HopperTiles:
     column_blocks   parts of H that are combined one by one, 1 to 8
     combine_tokens  tokens of a combine item
     sort            the first up tile of some rows leaves them sorted by expert for the others
+    paired          clusters of two CTAs compute neighbouring columns of the same rows, which are loaded once for both
     """
 
     token_tile: int
@@ -43,11 +44,13 @@ class HopperTiles:
     column_blocks: int
     combine_tokens: int
     sort: bool
+    paired: bool
 
 
 @dataclass(frozen=True, slots=True)
 class HopperRow:
-    """One row of the tuning table: fields of HopperTiles, 0 for what `default_tiles` finds; sort 1 is no, 2 is yes."""
+    """One row of the tuning table: fields of HopperTiles, 0 for what `default_tiles` finds; sort and
+    paired: 1 is no, 2 is yes."""
 
     token_tile: int = 0
     slots: int = 0
@@ -57,6 +60,7 @@ class HopperRow:
     column_blocks: int = 0
     combine_tokens: int = 0
     sort: int = 0
+    paired: int = 0
 
 
 def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, multiprocessors: int) -> HopperTiles:
@@ -78,6 +82,7 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
         column_blocks=2 if tokens >= 4096 else 1,
         combine_tokens=max(1, min(16, math.ceil(tokens / multiprocessors))),
         sort=token_tile > 176,
+        paired=token_tile > 176,
     )
 
 
@@ -101,8 +106,7 @@ def complete(row: HopperRow, layer: MoELayer, tokens: int) -> HopperTiles:
         multiprocessors=multiprocessors(layer.device),
     )
     given = {field.name: value for field in fields(row) if (value := getattr(row, field.name))}
-    if "sort" in given:
-        given["sort"] = given["sort"] == 2
+    given |= {name: given[name] == 2 for name in ("sort", "paired") if name in given}
     return replace(tiles, **given)
 
 
@@ -127,6 +131,7 @@ HOPPER = Form(
         "column_blocks": (0, 1, 2, 4, 8),
         "combine_tokens": (0, 1, 2, 4, 8, 16, 32),
         "sort": (0, 1, 2),
+        "paired": (0, 1, 2),
     },
     fitted=complete,
     neighbours=_neighbours,

@@ -6,7 +6,7 @@
 // y[token] = sum over k of weight * part, for a tile of tokens and one block of columns. CONSUMER_THREADS threads.
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
-    int block = ceil_div(c.down_tiles(), p.column_blocks) * WEIGHT_ROWS;
+    int block = c.block_tiles() * WEIGHT_ROWS;
     int column = item.column_tile * block, vectors = min(block, p.hidden - column) / 8;
     int per_token = c.entries_per_token();
     for (int i = threadIdx.x - CONSUMER_FIRST; i < item.rows * vectors; i += CONSUMER_THREADS) {

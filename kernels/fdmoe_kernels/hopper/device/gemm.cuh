@@ -23,9 +23,16 @@ DEVICE void save_rows(const Context& c, u32 rows, const Item& item, int step) {
     stores_commit();
 }
 
+// What a stage held is read by this warp. A pair's rows come to both CTAs at once, so both must have read theirs.
+DEVICE void release(const Context& c, int stage) {
+    int lane = threadIdx.x % 32;
+    if (lane == 0) barrier_arrive(c.empty(stage));
+    if (lane == 1 && c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
+}
+
 template <int N>
 DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const Item& item, int group) {
-    int lane = threadIdx.x % 32, before = 0, steps = item.k_steps;
+    int before = 0, steps = item.k_steps;
     bool gathered = !item.by_tile;
     bool saves = item.save && threadIdx.x == CONSUMER_FIRST;
     for (int step = 0; step < steps; ++step) {
@@ -40,13 +47,13 @@ DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const
         if (saves) save_rows(c, c.rows_at(at.stage), item, step);
         products_wait<1>();
         if (saves) stores_wait_read<1>();
-        if (step > 0 && lane == 0) barrier_arrive(c.empty(before));
+        if (step > 0) release(c, before);
         before = at.stage;
         at.next(c.stages);
     }
     products_wait<0>();
     if (saves) stores_wait_read<0>();
-    if (steps > 0 && lane == 0) barrier_arrive(c.empty(before));
+    if (steps > 0) release(c, before);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
@@ -54,7 +61,7 @@ DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const
 DEVICE void drain(const Context& c, Position& at, int steps) {
     for (int step = 0; step < steps; ++step) {
         barrier_wait(c.full(at.stage), at.parity);
-        if (threadIdx.x % 32 == 0) barrier_arrive(c.empty(at.stage));
+        release(c, at.stage);
         at.next(c.stages);
     }
 }

@@ -63,19 +63,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer(const __grid_
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < c.stages; ++stage) {
             barrier_init(c.full(stage), 1 + GATHER_THREADS);
-            barrier_init(c.empty(stage), CONSUMER_THREADS / 32);
+            barrier_init(c.empty(stage), c.ctas() * CONSUMER_THREADS / 32);
         }
         for (int slot = 0; slot < p.slots; ++slot) {
             barrier_init(shared_address(&s.known[slot]), 1);
             barrier_init(shared_address(&s.ready[slot]), 1);
             barrier_init(shared_address(&s.done[slot]), CONSUMER_THREADS / 32);
             barrier_init(shared_address(&s.over[slot]), 1 + GATHER_THREADS);
+            barrier_init(shared_address(&s.tickets[slot].come), 1);
+            barrier_init(shared_address(&s.verdicts[slot].come), 1);
+            barrier_init(shared_address(&s.heard[slot]), 1);
         }
+        barrier_init(shared_address(&s.route_verdict.come), 1);
         barrier_init(shared_address(&s.quiet), 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
+    if (p.paired) cluster_barrier();
     int warp = threadIdx.x / 32;
     if (threadIdx.x < CONSUMER_FIRST) {
         registers_down<72>();
@@ -89,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) moe_layer(const __grid_
         registers_up<216>();
         consume(c);
     }
+    if (p.paired) cluster_barrier();  // the other CTA may still reach into this one's memory
 }
 
 // The same for one token. A kernel of its own: beside the other's code the registers did not suffice.

@@ -60,10 +60,13 @@ DEVICE void load_weights(const Context& c) {
 DEVICE int box_rows(int rows) { return rows >= 32 ? 32 : rows >= 16 ? 16 : 8; }
 
 // Rows that lie together: one thread asks the tensor copy engine. Other CTAs stored the rows of `act` the ordinary way.
+// Of a pair, each CTA asks for one half, and the copy engine gives it to both.
 DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int padded, int steps, int thread) {
     const Params& p = c.p;
     const TensorMap* maps = phase == PHASE_DOWN ? &p.act_8 : &p.sorted_8;
     if (thread == 0) fence_async_proxy_global();
+    int half = round_up(padded, 16) / 2;
+    int begin = c.rank() * half, end = p.paired && begin == 0 ? half : padded;
     for (int step = 0; step < steps; ++step) {
         barrier_wait(c.empty(at.stage), at.parity ^ 1);
         u32 full = c.full(at.stage);
@@ -71,8 +74,14 @@ DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int pa
             barrier_arrive(full);
         } else {
             barrier_arrive_expecting(full, padded * 128);
-            for (int i = 0; i < padded; i += box_rows(padded - i))
-                load_tile_2d(c.rows_at(at.stage) + i * 128, maps + box_rows(padded - i) / 16, full, step * DEPTH, row + i);
+            for (int i = begin, box; i < end; i += box) {
+                box = box_rows(end - i);
+                u32 target = c.rows_at(at.stage) + i * 128;
+                if (p.paired)
+                    load_tile_2d_in_both(target, maps + box / 16, full, step * DEPTH, row + i);
+                else
+                    load_tile_2d(target, maps + box / 16, full, step * DEPTH, row + i);
+            }
         }
         at.next(c.stages);
     }

@@ -39,6 +39,7 @@ struct Params {
     // how the work is cut: tiles.py
     int token_tile, slots, route_tokens, route_splits, row_group, column_blocks, combine_tokens;
     int sort;      // the first up tile of some rows leaves them sorted for the others
+    int paired;    // clusters of two CTAs: neighbouring column tiles of the same rows, which the copy engine gives to both
     int token_pairs, token_sharers, token_rows;  // token.cuh: columns a warp of an up item; of a down item, warps that
                                                  // share a row, and rows that they have
     // where counters are in `control`
@@ -125,11 +126,20 @@ struct Item {
     int discard;              // aborted while its weights were on their way: let them land, and forget them
 };
 
+struct Letter {
+    u64 come;
+    int value;
+};
+
 struct Shared {
     u64 full[MAX_STAGES], empty[MAX_STAGES];
     u64 known[MAX_SLOTS], ready[MAX_SLOTS], done[MAX_SLOTS], over[MAX_SLOTS];
     Item items[MAX_SLOTS];
     u64 quiet;  // all that this CTA had to tell others is told
+    // what the first CTA of a pair tells the second: tickets, and of each item whether it is discarded; and in the first,
+    // that the second has read it
+    Letter tickets[MAX_SLOTS], verdicts[MAX_SLOTS], route_verdict;
+    u64 heard[MAX_SLOTS];
     int left;   // CTAs that had left before this one
     int counts[MAX_EXPERTS];  // entries of each expert
     int ends[MAX_EXPERTS];    // row tiles of the experts up to and including it
@@ -175,6 +185,10 @@ struct Context {
     DEVICE int route_parts() const { return p.given_experts ? 1 : p.route_splits * ceil_div(p.experts, WEIGHT_ROWS); }
     DEVICE int up_tiles() const { return ceil_div(p.intermediate, UP_COLUMNS); }
     DEVICE int down_tiles() const { return ceil_div(p.hidden, WEIGHT_ROWS); }
+    DEVICE int ctas() const { return 1 + p.paired; }  // of a cluster
+    DEVICE int rank() const { return p.paired ? blockIdx.x % 2 : 0; }
+    // column tiles of a column block
+    DEVICE int block_tiles() const { return ceil_div(ceil_div(down_tiles(), ctas()), p.column_blocks) * ctas(); }
     DEVICE int combine_items() const { return ceil_div(p.tokens, p.combine_tokens); }
     DEVICE u32 stage_bytes() const { return WEIGHT_BYTES + p.token_tile * 128; }
     DEVICE u32 weights_at(int stage) const { return ring + stage * stage_bytes(); }

@@ -52,6 +52,36 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
     while (!barrier_passed(barrier, parity)) {
     }
 }
+// ---- a cluster of two CTAs: each reaches the other's shared memory, at the address that its own has
+DEVICE u32 address_in(u32 cta, u32 address) {
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(cta));
+    return there;
+}
+DEVICE void barrier_arrive_in(u32 cta, u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(cta, barrier)) : "memory");
+}
+// `value` to `address` there, 4 bytes that `barrier` beside it expects. What else was stored may arrive later.
+DEVICE void send_in(u32 cta, u32 address, u32 barrier, int value) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address_in(cta, address)),
+                 "r"(value), "r"(address_in(cta, barrier))
+                 : "memory");
+}
+DEVICE bool barrier_tested_in_cluster(u32 barrier, u32 parity) {
+    u32 passed;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(passed)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return passed != 0;
+}
+// all threads of the cluster that have not ended
+DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
 // hardware barrier `name` (1..15) among `threads` threads
 DEVICE void named_barrier(int name, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
@@ -64,6 +94,14 @@ DEVICE void load_tile_2d(u32 target, const void* map, u32 barrier, int c0, int c
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
             target),
         "l"(map), "r"(barrier), "r"(c0), "r"(c1)
+        : "memory");
+}
+// the same into both CTAs of a cluster, and to the barriers of both
+DEVICE void load_tile_2d_in_both(u32 target, const void* map, u32 barrier, int c0, int c1) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], "
+        "[%2], %5;" ::"r"(target),
+        "l"(map), "r"(barrier), "r"(c0), "r"(c1), "h"(static_cast<unsigned short>(3))
         : "memory");
 }
 DEVICE void load_tile_3d(u32 target, const void* map, u32 barrier, int c0, int c1, int c2) {

@@ -10,6 +10,9 @@
 // A column block is a part of H: its rows are combined while the next block is multiplied, out of L2.
 // The oldest unfinished item never waits for a younger one, and a CTA works its items off in the order of their tickets,
 // so a launch ends with any number of CTAs, co-resident or not.
+//
+// Two CTAs of a pair have each ticket in common and work in step: items of one rank and the next, an even number of all
+// kinds. The first takes the ticket, does the waiting, and says whether the item is discarded; the second hears of it.
 #pragma once
 #include "page.cuh"
 
@@ -20,14 +23,17 @@ struct Scheduler {
     int items = 0;  // handed out
     int told = 0, told_slot = 0;  // of them, done and told to the other CTAs
     u32 told_parity = 0;
-    int route_items, row_tiles = 0, up_tiles, down_tiles, block_tiles;
+    int route_items, route_tickets, row_tiles = 0, up_tiles, down_tiles, block_tiles, ctas, rank;
     bool mapped = false;
 
     DEVICE explicit Scheduler(const Context& context) : c(context) {
+        ctas = c.ctas();
+        rank = c.rank();
         route_items = c.route_tiles() * c.route_parts();
+        route_tickets = ceil_div(route_items, ctas);
         up_tiles = c.up_tiles();
         down_tiles = c.down_tiles();
-        block_tiles = ceil_div(down_tiles, c.p.column_blocks);
+        block_tiles = c.block_tiles();
     }
 
     // Lanes that read the same word may read different values, and the warp must go one way.
@@ -35,9 +41,32 @@ struct Scheduler {
         return __all_sync(~0u, barrier_tested(shared_address(barrier), parity));
     }
 
-    DEVICE int take() const {
+    // From the first of a pair to the second.
+    DEVICE void send(Letter& letter, int value) const {
+        if (c.p.paired && rank == 0 && threadIdx.x == 0)
+            send_in(1, shared_address(&letter.value), shared_address(&letter.come), value);
+    }
+    DEVICE void expect(Letter& letter) const {
+        if (threadIdx.x == 0) barrier_arrive_expecting(shared_address(&letter.come), sizeof(int));
+        __syncwarp();
+    }
+    DEVICE static bool has_come(const Letter& letter, u32 parity) {
+        return __all_sync(~0u, barrier_tested_in_cluster(shared_address(&letter.come), parity));
+    }
+
+    DEVICE int take() {
+        Letter& letter = c.s.tickets[slot];
+        if (rank == 1) {
+            expect(letter);
+            while (!has_come(letter, parity)) tell_done();
+            return letter.value;
+        }
         int ticket = 0;
         if (threadIdx.x == 0) ticket = atomicAdd(c.p.control + TICKET, 1);
+        if (c.p.paired) {  // the other has read what came with this slot before
+            while (!all_tested(&c.s.heard[slot], parity ^ 1)) tell_done();
+        }
+        send(letter, ticket);
         return __shfl_sync(~0u, ticket, 0);
     }
 
@@ -47,7 +76,7 @@ struct Scheduler {
         if (told == items || !all_tested(&c.s.done[told_slot], told_parity)) return;
         if (threadIdx.x == 0) {
             const Item& item = c.s.items[told_slot];
-            bool counts = (item.phase == PHASE_UP || item.phase == PHASE_DOWN) && !item.discard;
+            bool counts = item.phase != PHASE_ROUTE && item.done != NEVER && !item.discard;
 #if FAULT == 1
             counts = counts && !item.faulty;
 #endif
@@ -66,21 +95,30 @@ struct Scheduler {
     // Wait until control word `counter` reaches `target`; true if the launch was aborted meanwhile.
     // The host's abort word is a PCIe read of 4 us: a waiting CTA looks at the device's word every 16 spins, and at the
     // host's only in its turn. The line names the wait once nothing else is left to do here.
-    DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason) {
+    // Of a pair, the first decides, and the other waits for its word as well: both must do the same.
+    DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason, Letter& verdict, u32 verdict_parity) {
         const Params& p = c.p;
-        bool shown = false;
+        bool shown = false, heard = rank == 0;
+        if (!heard) expect(verdict);
         for (u32 spins = 1;; ++spins) {
             int seen = load_acquire(p.control + counter);
-            if (__all_sync(~0u, seen >= target)) return false;
-            if (spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT))) return true;
-            if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
+            if (!heard && has_come(verdict, verdict_parity)) {
+                if (verdict.value) return true;
+                heard = true;
+            }
+            if (heard && __all_sync(~0u, seen >= target)) {
+                send(verdict, false);
+                return false;
+            }
+            if (rank == 0 && spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT))) break;
+            if (rank == 0 && p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
                 int aborted = 0;
                 if (threadIdx.x == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
                     if (atomicExch(p.control + ABORT, 1) == 0) atomicAdd(p.control + TICKET, CLOSED);
                     aborted = 1;
                 }
                 shown = false;
-                if (__shfl_sync(~0u, aborted, 0)) return true;
+                if (__shfl_sync(~0u, aborted, 0)) break;
             }
             tell_done();
             if (!shown && told == items) {
@@ -88,6 +126,8 @@ struct Scheduler {
                 shown = true;
             }
         }
+        send(verdict, true);
+        return true;
     }
 
     // tiles of one expert are alike: no short last one
@@ -164,9 +204,10 @@ struct Scheduler {
         __syncwarp();
     }
 
-    // item `index` of a matrix product over all row tiles, each in `columns` column tiles from `first_column` on:
-    // per expert, groups of row tiles whose CTAs share the weights in L2
-    DEVICE void locate(Item& item, int index, int columns, int first_column) const {
+    // item `index` of a matrix product over all row tiles, each in `columns` column tiles, or pairs of them, from
+    // `first_column` on: per expert, groups of row tiles whose CTAs share the weights in L2. Returns which of all row
+    // tiles it is. A pair's second column tile may be one too many: it computes zeros, which are nowhere stored.
+    DEVICE int locate(Item& item, int index, int columns, int first_column) const {
         const Params& p = c.p;
         int expert = 0;
 #pragma unroll 1
@@ -182,72 +223,71 @@ struct Scheduler {
         local -= group * p.row_group * columns;
         item.expert = expert;
         item.row_tile = group * p.row_group + local % rows;
-        item.column_tile = first_column + local / rows;
+        item.column_tile = first_column + local / rows * ctas + rank;
         int width = tile_width(count, tiles);
         item.first = item.row_tile * width;
         item.rows = min(width, count - item.first);
         item.padded = padded_width(item.rows);
         item.sorted_row = c.s.starts[expert] + item.row_tile * padded_width(width);
         item.k_begin = 0;
-        item.done = p.up_at + first + item.row_tile;
+        return first + item.row_tile;
     }
 
     // What comes after routing. Returns the wait's counter in `counter` and its target, 0 for none.
     DEVICE void decode(Item& item, int index, int& counter, int& target) const {
         const Params& p = c.p;
-        item.phase = PHASE_LEFT;
-        item.done = NEVER;
-        target = 0;
-        if (index < row_tiles * up_tiles) {
+        int up_shares = ceil_div(up_tiles, ctas), row_tile;
+        if (index < row_tiles * up_shares) {
             item.phase = PHASE_UP;
             bool first = p.sort && index < row_tiles;
             if (!p.sort)
-                locate(item, index, up_tiles, 0);
+                row_tile = locate(item, index, up_shares, 0);
             else if (first)
-                locate(item, index, 1, 0);
+                row_tile = locate(item, index, 1, 0);
             else
-                locate(item, index - row_tiles, up_tiles - 1, 1);
-            item.save = first;
+                row_tile = locate(item, index - row_tiles, up_shares - 1, ctas);
+            item.save = first && rank == 0;
             if (p.sort && !first) {
                 item.by_tile = 1;
-                counter = item.done - p.up_at + p.sorted_at;
+                counter = p.sorted_at + row_tile;
                 target = 1;
             }
 #if FAULT
-            item.faulty = index == 0;
+            item.faulty = index == 0 && rank == 0;
 #endif
             item.k_steps = ceil_div(p.hidden, DEPTH);
+            if (item.column_tile < up_tiles) item.done = p.up_at + row_tile;
             return;
         }
-        index -= row_tiles * up_tiles;
-        int combines = c.combine_items();
+        index -= row_tiles * up_shares;
+        int combine_shares = ceil_div(c.combine_items(), ctas);
 #pragma unroll 1
         for (int block = 0; block <= p.column_blocks; ++block) {
-            int columns = max(0, min(block_tiles, down_tiles - block * block_tiles));  // none: H is too narrow for it
+            // none: H is too narrow for it
+            int columns = ceil_div(max(0, min(block_tiles, down_tiles - block * block_tiles)), ctas);
             if (block < p.column_blocks && index < row_tiles * columns) {
                 item.phase = PHASE_DOWN;
-                locate(item, index, columns, block * block_tiles);
+                counter = p.up_at + locate(item, index, columns, block * block_tiles);
+                target = up_tiles;
                 item.k_steps = ceil_div(p.intermediate, DEPTH);
                 item.by_tile = 1;
-                counter = item.done;
-                target = up_tiles;
-                item.done = DOWN_DONE + 32 * block;
+                if (item.column_tile < down_tiles) item.done = DOWN_DONE + 32 * block;
                 return;
             }
             if (block < p.column_blocks) index -= row_tiles * columns;
             if (block == 0) continue;
-            if (index < combines) {
+            if (index < combine_shares) {
                 int finished = min(block_tiles, down_tiles - (block - 1) * block_tiles);
                 item.phase = PHASE_COMBINE;
-                item.row_tile = index;
+                item.row_tile = index * ctas + rank;
                 item.column_tile = block - 1;
-                item.first = index * p.combine_tokens;
+                item.first = item.row_tile * p.combine_tokens;
                 item.rows = min(p.combine_tokens, p.tokens - item.first);
                 counter = DOWN_DONE + 32 * (block - 1);
                 target = row_tiles * finished;
                 return;
             }
-            index -= combines;
+            index -= combine_shares;
         }
     }
 
@@ -255,8 +295,8 @@ struct Scheduler {
         const Params& p = c.p;
         int blocks = p.given_experts ? 1 : ceil_div(p.experts, WEIGHT_ROWS);
         int splits = p.given_experts ? 1 : p.route_splits;
-        int tile = item.ticket / (blocks * splits), rest = item.ticket % (blocks * splits);
-        int steps = ceil_div(p.hidden, DEPTH), share = ceil_div(steps, splits);
+        int index = item.ticket * ctas + rank;
+        int tile = index / (blocks * splits), rest = index % (blocks * splits);
         item.phase = PHASE_ROUTE;
         item.row_tile = tile;
         item.expert = rest % blocks;      // the block of experts
@@ -264,9 +304,11 @@ struct Scheduler {
         item.first = tile * p.route_tokens;
         item.rows = min(p.route_tokens, p.tokens - item.first);
         item.padded = padded_width(item.rows);
-        item.k_begin = item.column_tile * share;
-        item.k_steps = p.given_experts ? 0 : max(0, min(share, steps - item.k_begin));
+        // beyond H there are zeros: all parts have the same steps
+        item.k_steps = p.given_experts ? 0 : ceil_div(ceil_div(p.hidden, DEPTH), splits);
+        item.k_begin = item.column_tile * item.k_steps;
         item.done = p.route_at + tile;
+        item.discard = index >= route_items;  // a pair's second, one too many
     }
 
     DEVICE void run() {
@@ -277,19 +319,20 @@ struct Scheduler {
             int ticket = take();
             Item item = {};
             item.ticket = ticket;
+            item.done = NEVER;
             int counter = 0, target = 0, phase;
-            if (ticket < route_items) {
+            if (ticket < route_tickets) {
                 route_item(item);
             } else if (ticket >= CLOSED) {
                 item.phase = PHASE_LEFT;
                 aborted = true;
             } else {
                 if (!mapped) {
-                    aborted = wait(item, PHASE_UP, ROUTE_DONE, c.route_tiles(), WAIT_ROUTE);
+                    aborted = wait(item, PHASE_UP, ROUTE_DONE, c.route_tiles(), WAIT_ROUTE, c.s.route_verdict, 0);
                     if (!aborted) map_experts();
                 }
                 item.phase = PHASE_LEFT;
-                if (!aborted) decode(item, ticket - route_items, counter, target);
+                if (!aborted) decode(item, ticket - route_tickets, counter, target);
             }
             phase = item.phase;
             if (item.k_steps > 0 && !(item.phase == PHASE_UP && item.by_tile)) find_rows(item);
@@ -297,12 +340,16 @@ struct Scheduler {
                 c.s.items[slot] = item;
                 barrier_arrive(shared_address(&c.s.known[slot]));
             }
-            if (target > 0 && wait(item, phase, counter, target, phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP)) {
+            int reason = phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP;
+            bool dropped =
+                (target > 0 || p.paired) && wait(item, phase, counter, target, reason, c.s.verdicts[slot], parity);
+            if (dropped) {
                 aborted = true;
                 if (threadIdx.x == 0) c.s.items[slot].discard = 1;
             }
             __syncwarp();
             if (threadIdx.x == 0) barrier_arrive(shared_address(&c.s.ready[slot]));
+            if (rank == 1 && threadIdx.x == 0) barrier_arrive_in(0, shared_address(&c.s.heard[slot]));
             if (phase == PHASE_LEFT) break;
             ++items;
             if (++slot == p.slots) {
