@@ -66,20 +66,27 @@ DEVICE void drain(const Context& c, Position& at, int steps) {
     }
 }
 
-// A warpgroup's results, [tokens][BYTES] in its scratch, go to rows of `target`: one after another, or those of
-// `entries`. BYTES: 64 or 128 a token.
-template <int BYTES>
-DEVICE void copy_out(u32 scratch, u16* target, i64 row_length, int column, int columns, const int* entries, int tokens) {
-    constexpr int CHUNKS = BYTES / 16;
-    for (int i = threadIdx.x % GROUP_THREADS; i < tokens * CHUNKS; i += GROUP_THREADS) {
-        int token = i / CHUNKS, chunk = i % CHUNKS;
+// A warpgroup's results, [TOKENS][BYTES] in its scratch, of which `tokens` are wanted, go to rows of `target`: one after
+// another, or those of `entries`. BYTES: 64 or 128 a token. All is read before anything is stored: one by one, the reads
+// took their time one after another, and half of the epilogue.
+template <int BYTES, int TOKENS>
+DEVICE void copy_out(u32 scratch, u16* target, int row_length, int column, int columns, const int* entries, int tokens) {
+    constexpr int CHUNKS = BYTES / 16, AT_ONCE = GROUP_THREADS / CHUNKS, PASSES = (TOKENS + AT_ONCE - 1) / AT_ONCE;
+    int thread = threadIdx.x % GROUP_THREADS, chunk = thread % CHUNKS, first = thread / CHUNKS;
+    if (column + chunk * 8 >= columns) tokens = 0;
+    Vector vectors[PASSES];
+    int rows[PASSES];
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i) {
+        int token = first + i * AT_ONCE;
         int swizzled = BYTES == 128 ? chunk ^ (token & 7) : chunk ^ (token >> 1 & 3);
-        if (column + chunk * 8 < columns)
-            store_vector(
-                target + (entries == nullptr ? token : entries[token]) * row_length + column + chunk * 8,
-                load_shared_vector(scratch + token * BYTES + swizzled * 16)
-            );
+        vectors[i] = load_shared_vector(scratch + token * BYTES + swizzled * 16);
+        rows[i] = entries == nullptr ? token : entries[token];
     }
+#pragma unroll
+    for (int i = 0; i < PASSES; ++i)
+        if (first + i * AT_ONCE < tokens)
+            store_vector(target + static_cast<i64>(rows[i]) * row_length + column + chunk * 8, vectors[i]);
 }
 
 template <int N>
@@ -130,7 +137,7 @@ DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, 
         }
         named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
         u16* target = p.act + (item.sorted_row + start) * static_cast<i64>(p.intermediate);
-        copy_out<64>(scratch, target, p.intermediate, column, p.intermediate, nullptr, min(CHUNK, item.rows - start));
+        copy_out<64, CHUNK>(scratch, target, p.intermediate, column, p.intermediate, nullptr, min(CHUNK, item.rows - start));
     }
     if (item.save && threadIdx.x == CONSUMER_FIRST) stores_wait();
 }
@@ -167,7 +174,7 @@ DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item
             );
         }
         named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
-        copy_out<128>(scratch, p.part, p.hidden, column, p.hidden, entries + start, min(CHUNK, item.rows - start));
+        copy_out<128, CHUNK>(scratch, p.part, p.hidden, column, p.hidden, entries + start, min(CHUNK, item.rows - start));
     }
 }
 
