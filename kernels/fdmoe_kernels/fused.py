@@ -31,7 +31,8 @@ def fused_moe(
     precision of the experts' products in a float32 layer: "ieee", or "tf32" with tensor cores. The router's are always
               IEEE, so that both choose the same experts
     out       [T, H] like x, or None for a new tensor
-    programs  the number of CTAs, from 1 up; 0: what fills the device. Any number gives the same bits.
+    programs  the number of CTAs, from 1 up; 0: what fills the device. Any number gives the same bits. With many
+              tokens on Hopper they work in pairs: an odd number above 1 is one less.
 
     Returns out [T, H]. T = 0 launches nothing. After a launch that was aborted, out is not defined: the page says so
     (Page.exit_of). Where a device has a form of the kernel of its own and it cannot be built, the portable form serves

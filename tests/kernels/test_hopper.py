@@ -294,6 +294,44 @@ def test_it_counts_what_the_portable_form_counts(experts: int, shared: int, give
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("experts", "shared", "hidden", "intermediate", "tokens"),
+    [(8, 0, 256, 192, 900), (33, 1, 712, 328, 3000), (5, 0, 64, 64, 801), (3, 2, 200, 120, 1)],
+    ids=str,
+)
+def test_pairs_of_ctas_compute_the_same_bits_as_each_by_itself(
+    experts: int, shared: int, hidden: int, intermediate: int, tokens: int, half: Place
+) -> None:
+    """An odd number of items of all kinds among them: a pair's second item may be one too many."""
+    layer = random_layer(experts, hidden, intermediate, 2, shared=shared, place=half)
+    workspace = _always(Workspace(layer, tokens))
+    plan = workspace.hopper_plan(layer, tokens)
+    assert plan is not None
+    x = random_tokens(layer, tokens, seed=1)
+    y = torch.empty_like(x)
+    alone = replace(plan.tiles(tokens), paired=False)
+    plan.launch(x, y, tiles=alone)
+    assert relative_error(y, reference_moe(x, layer)) < half.tolerance
+    for tiles in (
+        alone,
+        replace(alone, sort=True),
+        replace(alone, sort=False),
+        replace(alone, slots=4, column_blocks=4),
+        replace(alone, slots=3, row_group=1, route_splits=1, route_tokens=8, combine_tokens=1),
+    ):
+        totals = workspace.totals.clone()
+        plan.launch(x, y, tiles=tiles)
+        expected, counted = y.clone(), workspace.totals - totals
+        for programs in (0, 2, 3, 64):
+            totals = workspace.totals.clone()
+            plan.launch(x, y.fill_(float("nan")), tiles=replace(tiles, paired=True), programs=programs)
+            assert torch.equal(y, expected), (tiles, programs)
+            assert torch.equal(workspace.totals - totals, counted), (tiles, programs)
+            assert workspace.control.count_nonzero().item() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", HALVES)
 def test_items_one_after_the_other_in_one_cta_keep_their_results_apart(half: Place) -> None:
     """One CTA works off all items, so that each puts its results where the item before had its own; every width."""
     layer = random_layer(4, 256, 192, 2, place=half)

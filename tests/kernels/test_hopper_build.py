@@ -42,8 +42,8 @@ def test_products_run_on_tensor_cores_without_a_spill(dtype: torch.dtype, tmp_pa
     for first in range(0, len(products), 4):
         loop = lines[products[first][0] : products[first + 3][0]]
         assert not [line for line in loop if re.search(r"\b(LDL|STL)\b", line)]
-    # a handful where the widest tile's results are finished, and no more
-    assert len([line for line in lines if re.search(r"\b(LDL|STL)\b", line)]) <= 10
+    # a handful where a tile's results are finished, and no more
+    assert len([line for line in lines if re.search(r"\b(LDL|STL)\b", line)]) <= 20
 
 
 def test_rows_of_weights_are_in_registers_while_they_are_on_their_way(tmp_path: Path) -> None:

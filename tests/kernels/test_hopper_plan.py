@@ -71,6 +71,22 @@ def test_a_launch_says_how_the_work_is_cut_and_where_its_counters_are(tokens: in
     assert params.control_words == params.sorted_at + row_tiles <= plan.control_words(layer, 300)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "programs", "grid", "paired"),
+    [(1000, 0, 4, True), (1000, 5, 4, True), (1000, 1, 1, False), (100, 3, 3, False)],
+)
+def test_pairs_of_ctas_are_launched_together_and_a_cta_alone_is_not_one(
+    tokens: int, programs: int, grid: int, paired: bool, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = _layer()
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 5)
+    fused_moe(random_tokens(layer, tokens, seed=0), layer, Workspace(layer, tokens), programs=programs)
+    (launched,), (params,) = listener.launched, listener.params
+    assert launched[:10] == (77, grid, 1, 1, _constant("GROUP_THREADS") * 3, 1, 1, build.SHARED_BYTES, 55, launched[9])
+    assert bool(params.paired) == paired
+    assert listener.clusters == ([2] if paired else [])
+
+
 def test_a_page_with_fewer_slots_than_multiprocessors_bounds_the_launch(listener: Listener) -> None:
     layer = _layer()
     words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)

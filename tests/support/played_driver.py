@@ -17,11 +17,12 @@ from fdmoe_kernels.hopper.params import Params, TensorMap
 
 @dataclass
 class Listener:
-    """The driver: what was asked of it, by thread, and the arguments of each launch."""
+    """The driver: what was asked of it, by thread, the arguments of each launch, and the CTAs of each cluster."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     launched: list[tuple[int, ...]] = field(default_factory=list)
     params: list[Params] = field(default_factory=list)
+    clusters: list[int] = field(default_factory=list)
 
     def note(self, name: str, *answer: object) -> Any:
         self.calls.append((name, threading.get_ident()))
@@ -30,10 +31,24 @@ class Listener:
     def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
         self.note("launch")
         self.launched.append(arguments)
-        address = ctypes.c_void_p.from_address(arguments[9]).value
+        self._keep(arguments[9])
+        return (0,)
+
+    def cuLaunchKernelEx(self, config: Any, function: int, address: int, extra: int) -> tuple[int]:
+        self.note("launch")
+        grid = (config.gridDimX, config.gridDimY, config.gridDimZ)
+        block = (config.blockDimX, config.blockDimY, config.blockDimZ)
+        stream = int(config.hStream)
+        self.launched.append((function, *grid, *block, config.sharedMemBytes, stream, address, extra))
+        (attribute,) = config.attrs
+        self.clusters.append(attribute.value.clusterDim.x)
+        self._keep(address)
+        return (0,)
+
+    def _keep(self, arguments: int) -> None:
+        address = ctypes.c_void_p.from_address(arguments).value
         assert address is not None
         self.params.append(Params.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(Params))))
-        return (0,)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.calls]

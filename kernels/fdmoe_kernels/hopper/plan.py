@@ -235,7 +235,8 @@ class Plan:
     @functools.cached_property
     def _pairs(self) -> Any:
         """How clusters of two CTAs are launched; the grid and the stream are each launch's own."""
-        driver = self._driver
+        from cuda.bindings import driver
+
         cluster = driver.CUlaunchAttribute()
         cluster.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
         cluster.value.clusterDim.x, cluster.value.clusterDim.y, cluster.value.clusterDim.z = 2, 1, 1
