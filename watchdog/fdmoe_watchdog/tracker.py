@@ -127,6 +127,12 @@ class Tracker:
         self.stages_s[snapshot.stage] += elapsed
 
     @property
+    def computing(self) -> bool:
+        """Whether a path runs, by what the page said last."""
+        page = self._last
+        return page is not None and (page.outstanding or page.baseline_begun > page.baseline_ended)
+
+    @property
     def trial_s(self) -> float:
         """How long the worker has been at its trial kernel; 0 when it is not."""
         at_it = self._last is not None and self._last.stage is Stage.TRIAL
