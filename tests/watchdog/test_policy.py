@@ -253,7 +253,7 @@ def test_a_worker_without_a_proven_fused_path_serves_on_the_baseline_for_good() 
 
 def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
     ladder = Ladder().serving()
-    at_it = Seen(alive=True, ready=True, computing=True)
+    at_it = Seen(alive=True, ready=True)
     assert ladder.at(2.0, replace(at_it, untouched_s=4.9), IDLE) == ()
     actions = ladder.at(2.1, replace(at_it, untouched_s=5.0), IDLE)
     assert actions[0] == Fence("a", 1, "frozen")
@@ -261,12 +261,12 @@ def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(("answer_deadline_s", "deadline_s"), [(5.0, 0.4), (0.3, 0.3)])
-def test_a_worker_on_which_no_path_runs_is_replaced_sooner(answer_deadline_s: float, deadline_s: float) -> None:
+def test_a_worker_that_takes_up_no_batch_is_replaced_sooner(answer_deadline_s: float, deadline_s: float) -> None:
     ladder = Ladder(settings=SETTINGS.model_copy(update={"answer_deadline_s": answer_deadline_s})).serving()
-    idle = Seen(alive=True, ready=True)
-    assert ladder.at(2.0, replace(idle, untouched_s=deadline_s - 0.01), IDLE) == ()
-    assert ladder.at(2.1, replace(idle, untouched_s=deadline_s), IDLE, lag_s=0.2) == (), "the watchdog was late itself"
-    assert ladder.at(2.2, replace(idle, untouched_s=deadline_s), IDLE) == (
+    stuck = Seen(alive=True, ready=True, untaken=True)
+    assert ladder.at(2.0, replace(stuck, untouched_s=deadline_s - 0.01), IDLE) == ()
+    assert ladder.at(2.1, replace(stuck, untouched_s=deadline_s), IDLE, lag_s=0.2) == (), "the watchdog was late itself"
+    assert ladder.at(2.2, replace(stuck, untouched_s=deadline_s), IDLE) == (
         Fence("a", 1, "frozen"),
         SetPath("", "baseline", "fused", "frozen", ()),
         SetPath("b", "baseline", "baseline", "route", ()),
@@ -611,8 +611,8 @@ class AnyOrder(RuleBasedStateMachine):
                     self.fenced.add((name, generation))
                     if cause == "frozen":
                         seen = observation.workers[name]
-                        least_s = SETTINGS.answer_deadline_s if seen.computing else SETTINGS.host_deadline_s
-                        assert seen.untouched_s >= least_s, "who computes has the long deadline"
+                        least_s = SETTINGS.host_deadline_s if seen.untaken else SETTINGS.answer_deadline_s
+                        assert seen.untouched_s >= least_s, "who computes or has nothing to do has the long deadline"
                         assert self.lag_s <= SETTINGS.watchdog_lag_max_s
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
@@ -680,10 +680,10 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             self.seen[name] = ended(5, checks=(Check(bucket, ok, late),))
 
-    @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), computing=st.booleans())
-    def freeze(self, name: str, untouched_s: float, computing: bool) -> None:
+    @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), untaken=st.booleans())
+    def freeze(self, name: str, untouched_s: float, untaken: bool) -> None:
         if self.seen[name].ready:
-            self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, computing=computing)
+            self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, untaken=untaken)
 
     @rule(name=st.sampled_from("ab"))
     def be_slow(self, name: str) -> None:

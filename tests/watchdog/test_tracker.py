@@ -136,15 +136,17 @@ def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> No
     assert follow(beating).untouched_s == 0
 
 
-def test_a_path_runs_from_its_begin_to_its_end_as_the_page_says_last() -> None:
-    assert not follow([]).computing
-    for words, computing in (
+def test_a_batch_is_untaken_while_it_waits_and_neither_path_runs() -> None:
+    assert not follow([]).untaken
+    waiting = {"submitted": 5, "answered": 4}
+    for words, untaken in (
         ({}, False),
-        ({"begun": 3, "ended": 3, "baseline_begun": 2, "baseline_ended": 2}, False),
-        ({"begun": 4, "ended": 3}, True),
-        ({"baseline_begun": 3, "baseline_ended": 2}, True),
+        (waiting, True),
+        ({"begun": 3, "ended": 3, "baseline_begun": 2, "baseline_ended": 2, **waiting}, True),
+        ({"begun": 4, "ended": 3, **waiting}, False),
+        ({"baseline_begun": 3, "baseline_ended": 2, **waiting}, False),
     ):
-        assert follow([(0.0, page(begun=1)), (0.02, page(**words))]).computing == computing, words
+        assert follow([(0.0, page(begun=1)), (0.02, page(**words))]).untaken == untaken, words
 
 
 def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:

@@ -127,10 +127,12 @@ class Tracker:
         self.stages_s[snapshot.stage] += elapsed
 
     @property
-    def computing(self) -> bool:
-        """Whether a path runs, by what the page said last."""
+    def untaken(self) -> bool:
+        """Whether a batch waits and neither path runs, by what the page said last."""
         page = self._last
-        return page is not None and (page.outstanding or page.baseline_begun > page.baseline_ended)
+        if page is None or page.submitted <= page.answered:
+            return False
+        return not page.outstanding and page.baseline_begun <= page.baseline_ended
 
     @property
     def trial_s(self) -> float:

@@ -153,7 +153,7 @@ def _judge(turn: Turn, name: str, seen: Seen) -> None:
 
 def _host_deadline_s(settings: RecoverySettings, seen: Seen) -> float:
     longest_s = settings.answer_deadline_s
-    return longest_s if seen.computing else min(settings.host_deadline_s, longest_s)
+    return min(settings.host_deadline_s, longest_s) if seen.untaken else longest_s
 
 
 def _blame(turn: Turn, name: str, failed: tuple[str, str]) -> None:
