@@ -169,6 +169,7 @@ class Measured:
                     # the played workers import nothing
                     spare_process=False,
                     answer_deadline_s=3600,
+                    host_deadline_s=3600,
                     startup_deadline_s=3600,
                     stall_floor_s=3600,
                     stall_ceiling_s=3600,

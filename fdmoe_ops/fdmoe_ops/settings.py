@@ -335,11 +335,13 @@ def _gateway(gateway: GatewaySettings, arena: ArenaSettings) -> GatewaySettings:
 
 def _recovery(recovery: RecoverySettings, devices: tuple[str, ...]) -> RecoverySettings:
     """On the CPU the interpreter needs 4 to 7 ms for a 64x64x64 dot product, so a work item is slow and not stuck; and
-    its pace is taken in the thread's own time, which no neighbour changes."""
+    its pace is taken in the thread's own time, which no neighbour changes. A host thread waits for its processor behind
+    the interpreters of the others."""
     given = recovery.model_fields_set
     if are_cpu(devices):
         stall = {"stall_floor_s": 2.0, "stall_first_s": 5.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
-        recovery = _defaults_for(recovery, {**stall, "slow_checks": 3, "spare_process": False})
+        host = {"host_deadline_s": recovery.answer_deadline_s}
+        recovery = _defaults_for(recovery, {**stall, **host, "slow_checks": 3, "spare_process": False})
     floor, ceiling = recovery.stall_floor_s, recovery.stall_ceiling_s
     if floor > ceiling:
         if {"stall_floor_s", "stall_ceiling_s"} <= given:

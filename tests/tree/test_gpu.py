@@ -38,12 +38,12 @@ def test_stalls_under_load_cost_no_request(demo: Path, blocks: list[torch.nn.Mod
 
 def test_the_watchdog_and_the_gateway_have_no_cuda(demo: Path) -> None:
     with running_tree(f"--model-path={demo}", "--devices=cuda") as tree:
-        tree.wait_until("the spare process", lambda: tree.status()["devices"][0]["spare"]["pid"])
+        tree.wait_until("the spare processes", tree.has_its_spares)
         status = tree.status()
         for pid in (tree.process.pid, status["gateway"]["pid"]):
             assert "libcuda" not in Path(f"/proc/{pid}/maps").read_text()
         for worker in status["workers"]:
             assert "libcuda" in Path(f"/proc/{worker['pid']}/maps").read_text()
         # whatever libraries torch has loaded: a context is an open device
-        assert not has_opened_a_gpu(status["devices"][0]["spare"]["pid"])
+        assert not any(has_opened_a_gpu(spare["pid"]) for spare in status["devices"][0]["spares"])
         assert all(has_opened_a_gpu(worker["pid"]) for worker in status["workers"])

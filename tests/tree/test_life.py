@@ -83,7 +83,7 @@ def test_a_second_tree_in_the_same_run_directory_is_refused(tree: Tree, demo: Pa
 def test_a_stopped_tree_leaves_nothing(demo: Path, tmp_path: Path, number: signal.Signals) -> None:
     tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--enable-recovery-spare-process")
     tree.wait_until_ready()
-    tree.wait_until("the spare process", lambda: tree.status()["devices"][0]["spare"]["pid"])
+    tree.wait_until("the spare processes", tree.has_its_spares)
     processes = tree.processes()
     assert tree.stop(number) == 0
     assert not any(is_running(pid) for pid in processes)
@@ -108,7 +108,7 @@ def test_a_stopped_tree_finishes_what_is_in_flight(demo: Path, tmp_path: Path) -
 def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: Path, tmp_path: Path) -> None:
     tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--enable-recovery-spare-process")
     tree.wait_until_ready()
-    tree.wait_until("the spare process", lambda: tree.status()["devices"][0]["spare"]["pid"])
+    tree.wait_until("the spare processes", tree.has_its_spares)
     processes = tree.processes()
     os.kill(tree.process.pid, signal.SIGKILL)
     tree.process.wait(10)

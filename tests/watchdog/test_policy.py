@@ -253,10 +253,26 @@ def test_a_worker_without_a_proven_fused_path_serves_on_the_baseline_for_good() 
 
 def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
     ladder = Ladder().serving()
-    assert ladder.at(2.0, Seen(alive=True, ready=True, untouched_s=4.9), IDLE) == ()
-    actions = ladder.at(2.1, Seen(alive=True, ready=True, untouched_s=5.0), IDLE)
+    at_it = Seen(alive=True, ready=True)
+    assert ladder.at(2.0, replace(at_it, untouched_s=4.9), IDLE) == ()
+    actions = ladder.at(2.1, replace(at_it, untouched_s=5.0), IDLE)
     assert actions[0] == Fence("a", 1, "frozen")
     assert actions[-1] == Kill("a", 1)
+
+
+@pytest.mark.parametrize(("answer_deadline_s", "deadline_s"), [(5.0, 0.4), (0.3, 0.3)])
+def test_a_worker_that_takes_up_no_batch_is_replaced_sooner(answer_deadline_s: float, deadline_s: float) -> None:
+    ladder = Ladder(settings=SETTINGS.model_copy(update={"answer_deadline_s": answer_deadline_s})).serving()
+    stuck = Seen(alive=True, ready=True, untaken=True)
+    assert ladder.at(2.0, replace(stuck, untouched_s=deadline_s - 0.01), IDLE) == ()
+    assert ladder.at(2.1, replace(stuck, untouched_s=deadline_s), IDLE, lag_s=0.2) == (), "the watchdog was late itself"
+    assert ladder.at(2.2, replace(stuck, untouched_s=deadline_s), IDLE) == (
+        Fence("a", 1, "frozen"),
+        SetPath("", "baseline", "fused", "frozen", ()),
+        SetPath("b", "baseline", "baseline", "route", ()),
+        Route("b", 1),
+        Kill("a", 1),
+    )
 
 
 @pytest.mark.parametrize("launch", [0, 7])
@@ -591,8 +607,13 @@ class AnyOrder(RuleBasedStateMachine):
                 case Abort(worker=name, launch=launch):
                     assert before.workers[name].suspect == launch, "confirmed by a second reading"
                     assert self.lag_s <= SETTINGS.watchdog_lag_max_s, "not by a watchdog that was starved itself"
-                case Fence(worker=name, generation=generation):
+                case Fence(worker=name, generation=generation, cause=cause):
                     self.fenced.add((name, generation))
+                    if cause == "frozen":
+                        seen = observation.workers[name]
+                        least_s = SETTINGS.host_deadline_s if seen.untaken else SETTINGS.answer_deadline_s
+                        assert seen.untouched_s >= least_s, "who computes or has nothing to do has the long deadline"
+                        assert self.lag_s <= SETTINGS.watchdog_lag_max_s
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
                     assert self.state.workers[name].generation == generation
@@ -658,6 +679,11 @@ class AnyOrder(RuleBasedStateMachine):
     def end(self, name: str, bucket: int, ok: bool, late: bool) -> None:
         if self.seen[name].ready:
             self.seen[name] = ended(5, checks=(Check(bucket, ok, late),))
+
+    @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), untaken=st.booleans())
+    def freeze(self, name: str, untouched_s: float, untaken: bool) -> None:
+        if self.seen[name].ready:
+            self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, untaken=untaken)
 
     @rule(name=st.sampled_from("ab"))
     def be_slow(self, name: str) -> None:

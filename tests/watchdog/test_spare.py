@@ -1,4 +1,4 @@
-"""The spare process: kept while both workers serve, used once, and never in the way."""
+"""Spare processes: started while both workers serve, used once, and never in the way."""
 
 from __future__ import annotations
 
@@ -41,22 +41,30 @@ def events() -> Iterator[EventLog]:
     log.close()
 
 
-def keeper(events: EventLog, script: str = TOLD, *, wanted: bool = True) -> SpareKeeper:
+def keeper(events: EventLog, script: str = TOLD, *, wanted: int = 1) -> SpareKeeper:
     return SpareKeeper((sys.executable, "-c", script), {}, BoundEvents(events, device="cpu"), wanted=wanted)
+
+
+def states(spares: SpareKeeper) -> list[str]:
+    return [view.state for view in spares.views]
+
+
+def end(spares: SpareKeeper) -> None:
+    for spare in spares.there:
+        spare.signal(signal.SIGKILL)
+        assert spare.wait(10)
 
 
 def test_it_is_started_once_both_workers_serve_and_becomes_a_worker_once(events: EventLog) -> None:
     spares = keeper(events)
     spares.tend(0.0, whole=False)
     assert spares.take() is None
-    assert spares.view == SpareView(state="absent")
+    assert spares.views == (SpareView(0, "absent"),)
     spares.tend(1.0, whole=True)
-    first = spares.child
-    assert first is not None
-    wait_until(lambda: spares.view.state == "ready")
-    assert spares.view.pid == first.pid
+    (first,) = spares.there
+    wait_until(lambda: spares.views == (SpareView(first.pid, "ready"),))
     spares.tend(2.0, whole=True)
-    assert spares.child is first
+    assert spares.there == [first]
     taken = spares.take()
     assert taken is first
     assert spares.take() is None
@@ -64,34 +72,73 @@ def test_it_is_started_once_both_workers_serve_and_becomes_a_worker_once(events:
     assert process is not None
     assert process.wait(10) == 6
     spares.tend(3.0, whole=False)
-    assert spares.child is None, "the worker comes first"
+    assert spares.there == [], "the worker comes first"
     spares.tend(4.0, whole=True)
-    assert spares.child is not None
-    spares.child.signal(signal.SIGKILL)
-    assert spares.child.wait(10)
+    assert len(spares.there) == 1
+    end(spares)
     assert list(events.last) == []
+
+
+def test_two_are_started_one_after_the_other_and_both_workers_may_die_at_once(events: EventLog) -> None:
+    spares = keeper(events, wanted=2)
+    spares.tend(0.0, whole=True)
+    (first,) = spares.there
+    wait_until(lambda: states(spares) == ["ready", "absent"])
+    spares.tend(1.0, whole=True)
+    wait_until(lambda: states(spares) == ["ready", "ready"])
+    second = spares.there[1]
+    spares.tend(2.0, whole=True)
+    assert spares.there == [first, second]
+    assert [spares.take(), spares.take(), spares.take()] == [first, second, None]
+    for spare in (first, second):
+        process = spare.become(("--weights", "m"))
+        assert process is not None
+        assert process.wait(10) == 2
+
+
+def test_the_second_waits_until_the_first_has_imported(events: EventLog) -> None:
+    spares = keeper(events, LATE, wanted=2)
+    spares.tend(0.0, whole=True)
+    spares.tend(1.0, whole=True)
+    assert states(spares) == ["starting", "absent"]
+    end(spares)
+    spares.tend(2.0, whole=False)
+    assert [event["event"] for event in events.last] == ["spare_gone"]
+
+
+def test_one_of_two_that_was_killed_takes_nothing_from_the_other(events: EventLog) -> None:
+    spares = keeper(events, wanted=2)
+    spares.tend(0.0, whole=True)
+    wait_until(lambda: states(spares) == ["ready", "absent"])
+    spares.tend(1.0, whole=True)
+    first, second = spares.there
+    first.signal(signal.SIGKILL)
+    assert first.wait(10)
+    assert spares.take() is second
+    second.signal(signal.SIGKILL)
+    assert second.wait(10)
+    assert spares.reap() == [first]
+    assert spares.there == []
 
 
 def test_one_that_ends_by_itself_is_news_and_not_tried_again_at_once(events: EventLog) -> None:
     spares = keeper(events, ENDS)
     spares.tend(0.0, whole=True)
-    assert spares.child is not None
-    assert spares.child.wait(10)
+    assert spares.there[0].wait(10)
     assert spares.take() is None
     spares.tend(1.0, whole=True)
     assert [(event["event"], event["exit_code"]) for event in events.last] == [("spare_gone", 5)]
     spares.tend(60.9, whole=True)
-    assert spares.child is None
+    assert spares.there == []
     spares.tend(61.0, whole=True)
-    assert spares.child is not None
-    assert spares.child.wait(10)
+    assert spares.there[0].wait(10)
 
 
 def test_one_that_still_imports_becomes_a_worker_all_the_same(events: EventLog) -> None:
     """Nobody listens any more when it says that it is ready."""
     spares = keeper(events, LATE)
     spares.tend(0.0, whole=True)
-    assert spares.view.state == "starting"
+    assert states(spares) == ["starting"]
     spare = spares.take()
     assert spare is not None
     process = spare.become(("--name", "a"))
@@ -102,18 +149,16 @@ def test_one_that_still_imports_becomes_a_worker_all_the_same(events: EventLog) 
 def test_one_that_has_just_ended_becomes_nothing(events: EventLog) -> None:
     spares = keeper(events, ENDS)
     spares.tend(0.0, whole=True)
-    spare = spares.child
-    assert spare is not None
+    (spare,) = spares.there
     assert spare.wait(10)
     assert spare.become(("--weights", "m")) is None
 
 
 def test_without_a_program_or_a_wish_there_is_none(events: EventLog) -> None:
-    unwanted = keeper(events, wanted=False)
+    unwanted = keeper(events, wanted=0)
     unwanted.tend(0.0, whole=True)
-    assert unwanted.child is None
-    assert unwanted.view == SpareView(state="off")
-    missing = SpareKeeper(("/nonexistent",), {}, BoundEvents(events, device="cpu"), wanted=True)
+    assert (unwanted.there, unwanted.views) == ([], ())
+    missing = SpareKeeper(("/nonexistent",), {}, BoundEvents(events, device="cpu"), wanted=2)
     missing.tend(0.0, whole=True)
     missing.tend(1.0, whole=True)
     assert [event["event"] for event in events.last] == ["spare_not_started"]

@@ -199,16 +199,15 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
         ("a0", "b0", "weights0"), ("a1", "b1", "weights1"),
     ]  # fmt: skip
     process = first.processes["a0"] = first._spawn("a0", 1)
-    first.spare.tend(0.0, whole=True)
-    spare = first.spare.child
-    assert spare is not None
+    first.spares.tend(0.0, whole=True)
+    (spare,) = first.spares.there
     first.ended = GiveUp("Xid 79", Ending.NODE, "drain_node")
     supervisor._leave_out_what_ended()
     assert process.wait(10)
     assert spare.wait(10)
     first.reap()
     assert first.processes == {}
-    assert first.spare.child is None
+    assert first.spares.there == []
     assert {worker.life for worker in first.state.workers.values()} == {Life.ABSENT}
     assert supervisor._exit is None
     out = supervisor._events.last[0]

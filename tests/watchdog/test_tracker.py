@@ -136,6 +136,19 @@ def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> No
     assert follow(beating).untouched_s == 0
 
 
+def test_a_batch_is_untaken_while_it_waits_and_neither_path_runs() -> None:
+    assert not follow([]).untaken
+    waiting = {"submitted": 5, "answered": 4}
+    for words, untaken in (
+        ({}, False),
+        (waiting, True),
+        ({"begun": 3, "ended": 3, "baseline_begun": 2, "baseline_ended": 2, **waiting}, True),
+        ({"begun": 4, "ended": 3, **waiting}, False),
+        ({"baseline_begun": 3, "baseline_ended": 2, **waiting}, False),
+    ):
+        assert follow([(0.0, page(begun=1)), (0.02, page(**words))]).untaken == untaken, words
+
+
 def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:
     frozen = [(0.02 * turn, page(host_beats=7)) for turn in range(6)]
     assert follow(frozen).untouched_s == pytest.approx(0.1)

@@ -76,9 +76,8 @@ class Pair:
         self._stall_times = StallTimes(plan.recovery)
         self._recovery = RecoveryClock()
         self._worker_command = (*plan.worker_command, "--device", device)
-        self.spare = SpareKeeper(
-            self._worker_command, plan.environment, self._events, wanted=plan.recovery.spare_process
-        )
+        wanted = len(self.workers) if plan.recovery.spare_process else 0
+        self.spares = SpareKeeper(self._worker_command, plan.environment, self._events, wanted=wanted)
         self._started_ns = time.monotonic_ns()
         self._killed_at: dict[str, float] = {}
         # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
@@ -102,7 +101,7 @@ class Pair:
         for action in actions:
             self._act(action, now)
         whole = all(worker.life is policy.Life.READY for worker in self.state.workers.values())
-        self.spare.tend(now, whole=whole and self.ended is None)
+        self.spares.tend(now, whole=whole and self.ended is None)
         return bool(actions)
 
     def children(self) -> Iterator[Child]:
@@ -110,8 +109,7 @@ class Pair:
         yield from self.processes.values()
         if self.holder is not None:
             yield self.holder
-        if self.spare.child is not None:
-            yield self.spare.child
+        yield from self.spares.there
 
     def end(self) -> None:
         """This device is out: its processes are killed, and nothing of it is listened to any more. Reap it from then
@@ -132,7 +130,7 @@ class Pair:
             self._tell_gateway(messages.Gone(name, generation))
         if self.holder is not None and not self.holder.alive:
             self._bury_holder()
-        self.spare.reap()
+        self.spares.reap()
 
     @property
     def dying(self) -> bool:
@@ -336,7 +334,7 @@ class Pair:
             run_dir=plan.run_dir,
             slots=_CPU_SLOTS if self.device.startswith("cpu") else _GPU_SLOTS,
             tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
-            spare=self.spare.take(),
+            spare=self.spares.take(),
         )
 
     def _spawn_holder(self, generation: int) -> HolderProcess:

@@ -82,7 +82,14 @@ class RecoverySettings(Group):
     answer_deadline_s: float = Field(
         10.0,
         gt=0,
-        description="How long the baseline path may work on one batch, and how long a worker may leave one untouched.",
+        description="How long the baseline path may work on one batch, and the longest that a worker may leave one "
+        "untouched.",
+    )
+    host_deadline_s: float = Field(
+        0.4,
+        ge=0.2,
+        description="How long a worker may leave a batch untouched while neither path runs: its host thread has only "
+        "copies to do then. On the CPU the answer deadline unless it is given.",
     )
     stopped_deadline_s: float = Field(
         0.25,
@@ -106,7 +113,7 @@ class RecoverySettings(Group):
     restart_period_s: float = Field(600.0, gt=0, description="Rung 4: the period in which restarts are counted.")
     spare_process: bool = Field(
         True,
-        description="Rung 4: keep a process on each device that has imported everything and waits to become a worker: "
+        description="Rung 4: keep a process for each worker that has imported everything and waits to take its place: "
         "a restart takes seconds less. It takes memory of the host and none of the device. On the CPU not unless it is "
         "given.",
     )

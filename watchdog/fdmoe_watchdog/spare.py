@@ -1,8 +1,8 @@
-"""A process of a device that has everything imported and waits to be told which worker it is to be.
+"""Processes of a device that have everything imported and wait to be told which worker they are to be.
 
 To import torch's CUDA build takes 4 of the 6 seconds that a worker needs to start. A spare has done it before it is
 needed, and has neither a page nor a CUDA context yet: it costs some hundred megabytes of the host's memory, and nothing
-on the device.
+on the device. There is one for each worker, for both may die at once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _PAUSE_S = 60.0
 
 
 class SpareKeeper:
-    """Keeps one spare, if `wanted` by the settings."""
+    """Keeps `wanted` spares; `there` are those that have been started, the oldest first."""
 
     def __init__(
-        self, command: tuple[str, ...], environment: Mapping[str, str], events: BoundEvents, *, wanted: bool
+        self, command: tuple[str, ...], environment: Mapping[str, str], events: BoundEvents, *, wanted: int
     ) -> None:
-        self.child: Spare | None = None
+        self.there: list[Spare] = []
         self._command = command
         self._environment = environment
         self._events = events
@@ -31,34 +31,35 @@ class SpareKeeper:
         self._not_before = 0.0
 
     @property
-    def view(self) -> SpareView:
-        if self.child is None:
-            return SpareView(state="absent" if self._wanted else "off")
-        return SpareView(self.child.pid, "ready" if self.child.ready else "starting")
+    def views(self) -> tuple[SpareView, ...]:
+        views = [SpareView(spare.pid, "ready" if spare.ready else "starting") for spare in self.there]
+        return (*views, *[SpareView()] * (self._wanted - len(views)))
 
     def tend(self, now: float, *, whole: bool) -> None:
-        """`whole`: both workers serve, so that a start is in nobody's way."""
-        if self.child is not None and not self.child.alive:
-            self._events.add("spare_gone", level="warning", exit_code=self.child.exit_code or 0)
-            self.child.discard()
-            self.child, self._not_before = None, now + _PAUSE_S
-        if self.child is None and self._wanted and whole and now >= self._not_before:
+        """`whole`: both workers serve, so that a start is in nobody's way. One starts after the other: to import is
+        work, and two at once take twice as long."""
+        for gone in self.reap():
+            self._events.add("spare_gone", level="warning", exit_code=gone.exit_code or 0)
+            self._not_before = now + _PAUSE_S
+        wanted = len(self.there) < self._wanted and all(spare.ready for spare in self.there)
+        if wanted and whole and now >= self._not_before:
             try:
-                self.child = Spare(self._command, self._environment)
+                self.there.append(Spare(self._command, self._environment))
             except OSError as error:
                 self._events.add("spare_not_started", level="warning", reason=str(error))
                 self._not_before = now + _PAUSE_S
 
-    def reap(self) -> None:
-        """One that was killed, and is not to be replaced."""
-        if self.child is not None and not self.child.alive:
-            self.child.discard()
-            self.child = None
+    def reap(self) -> list[Spare]:
+        """Those that have ended, which are kept no longer."""
+        gone = [spare for spare in self.there if not spare.alive]
+        for spare in gone:
+            spare.discard()
+            self.there.remove(spare)
+        return gone
 
     def take(self) -> Spare | None:
-        """The spare, which is the caller's from now on; None if there is none that lives."""
-        spare = self.child
-        if spare is None or not spare.alive:
-            return None
-        self.child = None
+        """The oldest, which is the caller's from now on; None if there is none that lives."""
+        spare = next((spare for spare in self.there if spare.alive), None)
+        if spare is not None:
+            self.there.remove(spare)
         return spare

@@ -41,14 +41,15 @@ class HolderView(msgspec.Struct, frozen=True):
 
 
 class SpareView(msgspec.Struct, frozen=True):
-    """The process that waits to become a device's next worker. off: none is kept; absent: there is none now."""
+    """A process that waits to become one of a device's workers. absent: it is wanted, and there is none now."""
 
     pid: int = 0
-    state: Literal["off", "absent", "starting", "ready"] = "off"
+    state: Literal["absent", "starting", "ready"] = "absent"
 
 
 class DeviceView(msgspec.Struct, frozen=True):
-    """`buckets`: the token buckets that the fused path is proven for; None: all."""
+    """`buckets`: the token buckets that the fused path is proven for; None: all. `spares`: one for each worker, or none
+    where the settings want none."""
 
     name: str
     path: str
@@ -56,7 +57,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     buckets: tuple[int, ...] | None
     restarts_left: int
     holder: HolderView
-    spare: SpareView = SpareView()
+    spares: tuple[SpareView, ...] = ()
 
 
 class GatewayView(msgspec.Struct, frozen=True):

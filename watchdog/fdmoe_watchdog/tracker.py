@@ -127,6 +127,14 @@ class Tracker:
         self.stages_s[snapshot.stage] += elapsed
 
     @property
+    def untaken(self) -> bool:
+        """Whether a batch waits and neither path runs, by what the page said last."""
+        page = self._last
+        if page is None or page.submitted <= page.answered:
+            return False
+        return not page.outstanding and page.baseline_begun <= page.baseline_ended
+
+    @property
     def trial_s(self) -> float:
         """How long the worker has been at its trial kernel; 0 when it is not."""
         at_it = self._last is not None and self._last.stage is Stage.TRIAL

@@ -63,7 +63,7 @@ def _device(plan: TreePlan, pair: Pair, now: float) -> DeviceView:
             state=state.holder.life.value,
             size_bytes=pair.holder.ready.size_bytes if pair.holder and pair.holder.ready else 0,
         ),
-        spare=pair.spare.view,
+        spares=pair.spares.views,
     )
 
 

@@ -309,8 +309,8 @@ class Stage:
             return bool(status["path"] == path)
         up = [worker["state"] for worker in status["workers"]]
         up += [device["holder"]["state"] for device in status["devices"]]
-        # a fault while it still imports would find the last one's restart half way
-        up += [device["spare"]["state"] for device in status["devices"] if device["spare"]["state"] != "off"]
+        # a fault while one still imports would find the last one's restart half way
+        up += [spare["state"] for device in status["devices"] for spare in device["spares"]]
         return status["path"] == "fused" and set(up) == {"ready"} and self.tree.get("/readyz")[0] == 200
 
     def _fused_batches(self) -> int:

@@ -100,8 +100,12 @@ class Tree:
         status = self.status()
         holders = (device["holder"] for device in status["devices"])
         children = (status["gateway"], *holders, *status["workers"])
-        spares = (device["spare"]["pid"] for device in status["devices"] if device["spare"]["pid"])
+        spares = (spare["pid"] for device in status["devices"] for spare in device["spares"] if spare["pid"])
         return [self.process.pid, *(child["pid"] for child in children), *spares]
+
+    def has_its_spares(self) -> bool:
+        """All processes that wait to become workers have imported everything."""
+        return all(spare["state"] == "ready" for device in self.status()["devices"] for spare in device["spares"])
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """End it as Ctrl-C does; returns the exit code."""

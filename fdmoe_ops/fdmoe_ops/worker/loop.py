@@ -53,6 +53,8 @@ class Loop:
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ, self._on_control)
             selector.register(self._listener, selectors.EVENT_READ, lambda: self._on_connection(selector))
+            # who is ready is judged by its beats, and those of the start are old
+            self._page.add(Line.HOST, Host.BEATS)
             self._control.send(self._ready)
             while True:
                 self._page.add(Line.HOST, Host.BEATS)
@@ -98,8 +100,7 @@ class Loop:
             self._hang_up(selector)
         self._gateway = channel
         selector.register(channel, selectors.EVENT_READ, None)
-        # what an earlier gateway had sent and did not get through does not count as waiting any more
-        self._page.write(Line.HOST, Host.ANSWERED, self._page.read(Line.GATEWAY, 0))
+        self._forget_what_was_sent()
         try:
             channel.send(self._ready)
         except ChannelClosed as error:
@@ -112,6 +113,12 @@ class Loop:
         selector.unregister(self._gateway)
         self._gateway.close()
         self._gateway = None
+        self._forget_what_was_sent()
+
+    def _forget_what_was_sent(self) -> None:
+        """What a gateway that is gone had sent, or only counted, does not wait any more: the next one may take seconds
+        to come, and this worker would look frozen."""
+        self._page.write(Line.HOST, Host.ANSWERED, self._page.read(Line.GATEWAY, 0))
 
     def _on_gateway(self, selector: selectors.BaseSelector) -> None:
         assert self._gateway is not None

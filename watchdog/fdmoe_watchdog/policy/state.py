@@ -44,6 +44,7 @@ class Seen:
     quiet_s       how long some CTA of the outstanding launch has shown no beat
     stall_after_s the stall time that was learned for its layer and size
     untouched_s   how long batches have waited in the worker without any sign of work
+    untaken       a batch waits and neither path runs: its host thread has only copies to do
     stopped       a signal holds its process, which shows no sign of work
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
@@ -62,6 +63,7 @@ class Seen:
     quiet_s: float = 0.0
     stall_after_s: float = math.inf
     untouched_s: float = 0.0
+    untaken: bool = False
     stopped: bool = False
     trial_s: float = 0.0
     checks: tuple[Check, ...] = ()

@@ -18,6 +18,7 @@ from fdmoe_watchdog.policy.actions import (
 )
 from fdmoe_watchdog.policy.state import FIRST_START, Life, Seen
 from fdmoe_watchdog.policy.turn import Turn, restart_delay_s
+from fdmoe_watchdog.settings import RecoverySettings
 
 # a worker that makes way for one with new weights has done nothing wrong
 NEW_WEIGHTS = "weights"
@@ -144,10 +145,15 @@ def _judge(turn: Turn, name: str, seen: Seen) -> None:
         turn.do(Abort(name, seen.launch, "stall"))
         if name == turn.state.active and turn.state.path != "baseline":
             turn.fall_back(name, "stall")
-    elif seen.untouched_s >= turn.settings.answer_deadline_s:
+    elif seen.untouched_s >= _host_deadline_s(turn.settings, seen):
         kill(turn, name, "frozen")
     elif worker.suspect:
         turn.change_worker(name, suspect=0)
+
+
+def _host_deadline_s(settings: RecoverySettings, seen: Seen) -> float:
+    longest_s = settings.answer_deadline_s
+    return min(settings.host_deadline_s, longest_s) if seen.untaken else longest_s
 
 
 def _blame(turn: Turn, name: str, failed: tuple[str, str]) -> None:
