@@ -43,7 +43,8 @@ def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
 def warm_up(
     layer: MoELayer, workspace: Workspace, *, precision: Precision = "ieee", given: Collection[torch.dtype] = ()
 ) -> float:
-    """Run both paths over every row of the tuning table; returns the largest difference between them.
+    """Run both paths over every row of the tuning tables, and every form of the kernel; returns the largest difference
+    between them.
 
     `given` names the dtypes of the experts in routings made elsewhere that will be served (torch.int32, torch.int64):
     each is a build of its own, beside that of the layer's own router, as another `precision` is.
@@ -52,7 +53,8 @@ def warm_up(
     """
     generator = torch.Generator(device=layer.device).manual_seed(0)
     worst = 0.0
-    for tokens in token_counts_of_all_rows(layer, workspace.max_tokens, precision):
+    counts = {*token_counts_of_all_rows(layer, workspace.max_tokens, precision), *_token_count_of_each_form(workspace)}
+    for tokens in sorted(counts):
         x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
         worst = max(worst, _prove(x, layer, workspace, precision=precision))
         for dtype in given:

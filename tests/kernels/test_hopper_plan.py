@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from moe_layers import Place, random_layer, random_tokens, relative_error
 from played_driver import Listener, play_hopper
 
-from fdmoe_kernels import BuildError, Fault, MoELayer, RoutingRule, Workspace, fused, fused_moe, reference_moe
+from fdmoe_kernels import BuildError, Fault, MoELayer, RoutingRule, Workspace, fused, fused_moe, reference_moe, warmup
 from fdmoe_kernels.hopper import build, driver, plan, scratch
 from fdmoe_kernels.hopper.params import TensorMap
 from fdmoe_kernels.hopper.tiles import HOPPER, HopperRow
+from fdmoe_kernels.tiles import Tiles, tiles_for
 from fdmoe_kernels.tuning.tables import pinned
 from fdmoe_watchdog import page as beat_page
 
@@ -312,6 +314,25 @@ def test_what_is_not_built_is_no_surprise_in_a_capture_and_no_row_of_a_tuning_ta
     # what was settled before a capture holds in it
     monkeypatch.setattr(scratch, "capturing", lambda *_: True)
     assert relative_error(fused_moe(x, layer, workspace), reference_moe(x, layer)) < HALF.tolerance
+
+
+@pytest.mark.usefixtures("listener")
+@pytest.mark.parametrize("most", [1, 2, 20, 500])
+def test_a_warm_up_runs_every_row_that_the_portable_form_serves_beside_this_one(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token has this form, and so have many: what is between is not served by the first count of its row."""
+    layer = _layer()
+    workspace = Workspace(layer, most)
+    ran: list[int] = []
+    monkeypatch.setattr(warmup, "_prove", lambda x, *_, **__: ran.append(x.shape[0]) or 0.0)
+    warmup.warm_up(layer, workspace)
+
+    def served(counts: Iterable[int]) -> set[Tiles | str]:
+        forms = {tokens: workspace.form(layer, tokens) for tokens in counts}
+        return {form if form == "hopper" else tiles_for(layer, tokens) for tokens, form in forms.items()}
+
+    assert served(ran) == served(range(1, most + 1))
 
 
 def test_a_fault_is_of_the_form_that_serves_or_a_build_error(

@@ -11,9 +11,9 @@ import triton
 
 from fdmoe_kernels.baseline import baseline_moe
 from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
-from fdmoe_kernels.bench.peers import Mode, best_peer
+from fdmoe_kernels.bench.peers import Mode, best_peer, chosen_experts
 from fdmoe_kernels.bench.rows import Key, Row
-from fdmoe_kernels.bench.work import Work, work_of
+from fdmoe_kernels.bench.work import Work, touched_experts, work_of
 from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.hardware import device_name, grouped_mm_supported
 from fdmoe_kernels.layer import MoELayer
@@ -27,6 +27,8 @@ MODES: tuple[Mode, ...] = ("eager", "graph")
 # the float32 reference of more rows takes seconds and gigabytes; these are drawn at random from the batch
 COMPARED_TOKENS = 512
 _SLOTS = 528
+# one in 30 has as many experts as the peers' batch of 16 tokens of Qwen3, one in 200 as that of OLMoE
+_DRAWS = 2000
 # the beats cost less than the noise of a few runs
 _PAIR_RUNS = 3
 
@@ -68,9 +70,20 @@ def measure_model(
     for workspace in (with_beats, without):
         warm_up(layer, workspace)
     for tokens in missing:
-        x = random_tokens(layer, tokens)
+        x = _batch(name, tokens, layer)
         wanted = tuple(mode for mode in modes if (name, tokens, dtype, mode) not in done)
         yield from _measure_batch(name, dtype, x, layer, _variants(x, layer, with_beats, without), wanted, plan)
+
+
+def _batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
+    """Random tokens that choose as many experts as the peers' did; if none are found, any, whose floor says so."""
+    wanted = chosen_experts(name, tokens)
+    x = random_tokens(layer, tokens)
+    for _ in range(_DRAWS):
+        if wanted is None or touched_experts(layer, x) == wanted:
+            break
+        x = random_tokens(layer, tokens)
+    return x
 
 
 def new_page(device: torch.device) -> torch.Tensor:

@@ -11,6 +11,9 @@ from typing import Literal
 
 Mode = Literal["eager", "graph"]
 DTYPE = "bfloat16"
+# Experts that somebody chose in the peers' batches, by their weight GB/s: with a few tokens chance decides how many
+# weights are read. In all other cells K for one token, and for more tokens every expert.
+_CHOSEN_EXPERTS = {("qwen3-30b-a3b", 16): 88, ("qwen3-30b-a3b", 64): 125, ("olmoe", 16): 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,11 @@ def load_peers() -> tuple[Peer, ...]:
         )
         for row in csv.DictReader(text.splitlines())
     )
+
+
+def chosen_experts(model: str, tokens: int) -> int | None:
+    """How many experts the batch of a cell's peers chose, where that was left to chance."""
+    return _CHOSEN_EXPERTS.get((model, tokens))
 
 
 def best_peer(model: str, tokens: int, dtype: str, mode: Mode) -> tuple[str, float] | None:

@@ -33,10 +33,15 @@ class Work:
         return self.weight_bytes / latency_us / 1e3
 
 
-def work_of(layer: MoELayer, x: torch.Tensor) -> Work:
-    """The router and the experts that the tokens of `x` choose: those with the largest logits."""
+def touched_experts(layer: MoELayer, x: torch.Tensor) -> int:
+    """How many experts the tokens of `x` choose: those with the largest logits."""
     logits = x.float() @ layer.router.float().T
-    touched = torch.unique(torch.topk(logits, layer.routing.top_k).indices).numel()
+    return int(torch.unique(torch.topk(logits, layer.routing.top_k).indices).numel())
+
+
+def work_of(layer: MoELayer, x: torch.Tensor) -> Work:
+    """The router and the experts that the tokens of `x` choose."""
+    touched = touched_experts(layer, x)
     expert = 3 * layer.hidden_size * layer.intermediate_size
     router = layer.router.numel()
     return Work(

@@ -61,6 +61,15 @@ def test_a_row_a_mode_with_results_that_were_compared() -> None:
     assert timer.captures == 2
 
 
+@pytest.mark.parametrize("wanted", [2, 3, 4])
+def test_a_batch_chooses_as_many_experts_as_the_peers_did(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "chosen_experts", lambda model, tokens: {("tiny", 3): wanted}[model, tokens])
+    monkeypatch.setattr(measuring, "warm_up", lambda *_: 0.0)
+    row = next(measure_model("tiny", "float32", [3], ("eager",), _plan(FakeTimer(TIMES.__getitem__)), done=set()))
+    weight_bytes = (wanted * 3 * 32 * 16 + 4 * 32) * 4
+    assert row.weight_gbps == round(weight_bytes / row.latency_us / 1e3, 1)
+
+
 def test_a_result_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = measuring.fused_moe
     monkeypatch.setattr(measuring, "fused_moe", lambda *args, **kwargs: right(*args, **kwargs).mul_(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fdmoe_kernels.bench.models import MODELS, TOKENS
-from fdmoe_kernels.bench.peers import Mode, best_peer, load_peers
+from fdmoe_kernels.bench.peers import Mode, best_peer, chosen_experts, load_peers
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,12 @@ def test_the_best_peer_is_the_fastest_of_the_same_mode(
 )
 def test_a_cell_the_table_does_not_have_has_no_best_peer(model: str, tokens: int, dtype: str) -> None:
     assert best_peer(model, tokens, dtype, "graph") is None
+
+
+def test_which_experts_a_few_tokens_chose() -> None:
+    assert chosen_experts("qwen3-30b-a3b", 16) == 88
+    assert chosen_experts("olmoe", 16) == 50
+    assert chosen_experts("mixtral-8x7b", 16) is chosen_experts("olmoe", 256) is None
 
 
 def test_each_cell_has_ten_peers_or_more_and_a_peer_at_most_once() -> None:
