@@ -14,6 +14,8 @@ from fdmoe_watchdog.settings import RecoverySettings
 
 LAYER = "m/layers.0"
 USUAL = (100, 300)
+SLOW = (1000, 300)
+SHARED, SLOW_SHARED = (800, 900), (4000, 900)
 FINE, SUSPECT = Verdict(suspect=False), Verdict(suspect=True)
 
 
@@ -21,6 +23,19 @@ def both(pace: Pace, fused_ns: int, baseline_ns: int, layer: str = LAYER) -> Ver
     """A batch in the shadow, or one that the trickle compares."""
     pace.ran(layer, 16, fused_ns)
     return pace.compared(layer, 16, fused_ns, baseline_ns)
+
+
+def asked(pace: Pace, pairs: list[tuple[int, int]]) -> dict[int, Verdict]:
+    """By the batch's number, from 1 on, where the baseline runs on no batch that nobody asks for."""
+    return {
+        number: pace.compared(LAYER, 16, fused_ns, baseline_ns)
+        for number, (fused_ns, baseline_ns) in enumerate(pairs, start=1)
+        if pace.ran(LAYER, 16, fused_ns)
+    }
+
+
+def slow_at(pace: Pace, pairs: list[tuple[int, int]]) -> list[int]:
+    return [number for number, verdict in asked(pace, pairs).items() if verdict.slow]
 
 
 def learned(checks: int = 3) -> Pace:
@@ -82,6 +97,7 @@ def test_a_path_that_is_usually_the_slower_one_must_lose_the_factor_too(
         ([(1000, 3000)] * 9, "a neighbour: both lost as much"),
         ([(1000, 3000), (1000, 300), (1000, 3000)] * 3, "a neighbour that takes turns with both"),
         ([(1000, 1001)] * 9, "slow, and still the faster path"),
+        ([(1499, 1000)] * 9, "time slices, that both paths wait for: their ratio is near to 1"),
         ([(800, 300), (800, 300), (200, 300)] * 3, "never three in a row"),
     ],
 )
@@ -98,13 +114,102 @@ def test_a_batch_in_time_that_only_the_fused_path_served_ends_the_row() -> None:
     assert both(pace, 1000, 300) == SUSPECT
 
 
-def test_a_device_that_is_slower_for_all_becomes_the_usual_and_a_faster_one_again() -> None:
+def test_what_is_usual_follows_the_batches_in_time() -> None:
     pace = learned()
-    assert [both(pace, 1000, 3000) for _ in range(4)] == [SUSPECT, SUSPECT, FINE, FINE]
-    assert both(pace, 2999, 9000) == FINE
     for _ in range(9):
-        assert both(pace, *USUAL) == FINE
+        assert both(pace, 200, 600) == FINE
+    assert both(pace, 599, 300) == FINE
+    assert both(pace, 600, 300) == SUSPECT
+
+
+def test_a_row_that_both_paths_lost_is_no_suspicion_any_more_and_the_limit_stays() -> None:
+    pace = learned()
+    assert [both(pace, *SHARED) for _ in range(9)] == [SUSPECT, SUSPECT] + [FINE] * 7
+    assert both(pace, *USUAL) == FINE
     assert both(pace, 300, 900) == SUSPECT
+
+
+@pytest.mark.parametrize(
+    ("before", "count", "why"),
+    [
+        ([], 50, "alone"),
+        ([SHARED] * 25, 25, "the neighbour leaves as the baseline is asked"),
+        ([SHARED] * 49, 101, "it leaves with one batch missing, and the row is excused"),
+        ([SHARED] * 50, 100, "it leaves as the kernel becomes slow"),
+        ([SHARED] * 60, 90, "it has just been excused"),
+        ([SHARED] * 1000, 50, "it was there for long"),
+        ([SHARED] * 60 + [USUAL] * 3, 50, "it left shortly before"),
+        ([SHARED] * 60 + [USUAL] * 500, 50, "it left long before"),
+        (([SHARED] * 99 + [USUAL]) * 5, 50, "it came and went"),
+        ([SHARED] * 60 + [SLOW_SHARED] * 40, 50, "it leaves while the kernel is slow"),
+    ],
+)
+def test_a_slow_kernel_is_found_beside_a_neighbour_and_after_it(
+    before: list[tuple[int, int]], count: int, why: str
+) -> None:
+    """With its batch of that number. Were the neighbour's times the usual ones, the slow kernel would be in time."""
+    pace = learned(checks=50)
+    assert slow_at(pace, [*before, *[SLOW] * 150])[:1] == [len(before) + count], why
+
+
+@pytest.mark.parametrize("beside", [0, 10, 25, 40, 49, 60, 75, 99])
+def test_and_when_the_neighbour_of_a_slow_kernel_leaves(beside: int) -> None:
+    """At any time: 150 slow batches are what a fault gives the bucket."""
+    pace = learned(checks=50)
+    assert slow_at(pace, [SHARED] * 60) == []
+    assert slow_at(pace, [SLOW_SHARED] * beside + [SLOW] * (150 - beside))
+
+
+@pytest.mark.parametrize("row", [50, 51, 99, 150, 1000])
+def test_a_neighbour_that_comes_and_goes_is_no_slow_kernel(row: int) -> None:
+    assert slow_at(learned(checks=50), ([SHARED] * row + [USUAL] * 3) * 20) == []
+
+
+def test_the_figures_beside_a_neighbour_are_those_of_now_and_the_usual_ones() -> None:
+    pace = learned()
+    verdicts = [both(pace, *pair) for pair in [SHARED] * 3 + [SLOW] * 6]
+    assert verdicts == [SUSPECT, SUSPECT] + [FINE] * 6 + [Verdict(suspect=True, slow=Figures(*SLOW, *USUAL))]
+
+
+@pytest.mark.parametrize(
+    ("usual", "excused", "fused_ns", "slow"),
+    [
+        ((100, 300), (800, 800), 2999, False),
+        ((100, 300), (800, 800), 3000, True),
+        ((100, 100), (800, 2400), 2999, False),
+        ((100, 100), (800, 2400), 3000, True),
+    ],
+)
+def test_a_row_after_an_excused_one_must_lose_against_the_worse_of_usual_and_excused(
+    usual: tuple[int, int], excused: tuple[int, int], fused_ns: int, slow: bool
+) -> None:
+    pace = Pace(3.0, 3)
+    for _ in range(6):
+        both(pace, *usual)
+    for _ in range(3):
+        both(pace, *excused)
+    assert not pace.ran(LAYER, 16, 100)
+    assert [both(pace, fused_ns, 1000).slow is not None for _ in range(3)] == [False, False, slow]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "numbers", "why"),
+    [
+        ([SHARED] * 40, [5, 6, 7, 8, 23, 24, 39, 40], "half of the first row, then a quarter of 8 in each 16"),
+        ([SHARED] * 8 + [USUAL] + [SHARED] * 8, [5, 6, 7, 8, 16, 17], "a new row, and the same neighbour"),
+    ],
+)
+def test_a_neighbour_that_stays_costs_few_comparisons(
+    pairs: list[tuple[int, int]], numbers: list[int], why: str
+) -> None:
+    assert list(asked(learned(checks=8), pairs)) == numbers, why
+
+
+def test_a_comparison_in_time_forgets_what_was_excused() -> None:
+    pace = learned(checks=8)
+    asked(pace, [SHARED] * 8)
+    assert both(pace, *USUAL) == FINE
+    assert list(asked(pace, [SHARED] * 8)) == [5, 6, 7, 8]
 
 
 def test_one_layer_says_nothing_of_another() -> None:

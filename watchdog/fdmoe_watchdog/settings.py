@@ -145,7 +145,7 @@ class RecoverySettings(Group):
         2.5,
         ge=1.5,
         description="The fused path is slow if its batches take this many times their usual, by themselves and "
-        "against the baseline on the same batches.",
+        "against the baseline on the same batches, and half as long again as the baseline.",
     )
     slow_checks: int = Field(
         50,

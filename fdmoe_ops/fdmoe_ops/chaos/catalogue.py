@@ -86,11 +86,11 @@ FAULTS: tuple[FaultInfo, ...] = (
         "Every tile takes about ten times as long, and beats all the same; seven launches for each that must say so.",
         "Nothing is ended, for it makes progress. After some batches in a row that took recovery.slow_factor times "
         "their usual, the next ones run on the baseline, too. recovery.slow_checks in a row that lost as much against "
-        "the baseline make the fused path slow: the baseline serves, and the fused path comes back by way of the "
-        "shadow, where a bucket must be right and in time. What makes both paths slow, such as a neighbour or a "
-        "throttled GPU, changes nothing. A worker learns "
-        "what is usual from its own batches, six of a bucket at least: a kernel that is slow from its first launch on "
-        "is not found.",
+        "the baseline, and take half as long again as it, make the fused path slow: the baseline serves, and the fused "
+        "path comes back by way of the shadow, where a bucket must be right and in time. What makes both paths slow, "
+        "such as a neighbour or a throttled GPU, is no reason, and the row is judged again while it lasts. A worker "
+        "learns what is usual from its own batches, six of a bucket at least: a kernel that is slow from its first "
+        "launch on is not found.",
         "slow in the events, with the times of both paths now and before; "
         "fdmoe_path_switches_total{reason=\"slow\"}.",
         "Nothing for one. If it comes again, look at clocks and power (fdmoe_gpu_throttled), and keep the baseline.",
