@@ -1,17 +1,46 @@
-"""Launches the portable form of the kernel: Triton, on any device that Triton has, and in its interpreter."""
+"""Launches the portable form of the kernel: Triton, on any device that Triton has, and in its interpreter.
+
+Triton finds the build of a launch by all of its arguments, each time, which takes longer than the whole layer of a few
+tokens. So it is asked once for each build and layer of a workspace, and what it has found is launched from then on.
+"""
 
 from __future__ import annotations
 
+import inspect
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
 import torch
 import triton
+from triton.compiler import CompiledKernel
 
 from fdmoe_kernels import _fused_kernel as kernel
 from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.hardware import interpreted, multiprocessors
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing, Scores
-from fdmoe_kernels.tiles import Precision, tiles_for
+from fdmoe_kernels.tiles import Precision, Tiles, tiles_for
 from fdmoe_kernels.workspace import Workspace
+
+_NAMES = tuple(inspect.signature(kernel.moe_layer_kernel.fn).parameters)
+# the arguments that each launch has of its own
+_OWN = ("x", "y", "chosen", "given", "T", "row_tiles_bound")
+_OWN_PLACES = tuple(_NAMES.index(name) for name in _OWN)
+
+
+class _Found(NamedTuple):
+    """compiled   the build that Triton has found
+    addresses  of the layer's tensors at that time: elsewhere they may be aligned otherwise, and need another one
+    arguments  of any launch, in their order; tensors by their addresses, so that none is kept alive
+    """
+
+    compiled: CompiledKernel
+    addresses: tuple[int, ...]
+    arguments: tuple[Any, ...]
+
+
+_Key = tuple[int, Tiles, Precision, Fault, torch.dtype | None]
+_found: WeakKeyDictionary[Workspace, WeakKeyDictionary[MoELayer, dict[_Key, _Found]]] = WeakKeyDictionary()
 
 
 def launch(
@@ -29,66 +58,84 @@ def launch(
     tokens = x.shape[0]
     # a faulty build is made once, for the smallest row of the table, which serves any token count
     tiles = tiles_for(layer, tokens if fault is Fault.NONE else 1, precision)
-    rule = layer.routing
-    fill = multiprocessors(layer.device) * tiles.programs
-    grid = programs or fill
+    grid = programs or multiprocessors(layer.device) * tiles.programs
     if workspace.page is not None:
         grid = min(grid, workspace.slots)
-    kernel.moe_layer_kernel[(grid,)](
-        x,
-        layer.router,
-        layer.router_bias,
-        layer.correction_bias,
-        layer.gate_up,
-        layer.gate_up_bias,
-        layer.down,
-        layer.down_bias,
-        layer.shared_gate,
-        None if routing is None else routing.experts,
-        None if routing is None else routing.weights,
-        out,
-        workspace.lists,
-        workspace.weights,
-        workspace.norms,
-        workspace.act,
-        workspace.part,
-        workspace.control,
-        workspace.totals,
-        workspace.totals if workspace.page is None else workspace.page,
-        tokens,
-        workspace.max_tokens,
-        workspace.row_tiles_bound(tokens, tiles.rows),
-        H=layer.hidden_size,
-        I=layer.intermediate_size,
-        E=layer.experts,
-        K=rule.top_k,
-        S=layer.shared_experts,
-        SIGMOID=rule.scores is Scores.SIGMOID,
-        RENORMALIZE=rule.renormalize,
-        SCALING=rule.scaling,
-        GROUPS=rule.groups,
-        TOP_GROUPS=rule.top_groups,
-        GROUP_SCORES=rule.group_scores,
-        ALPHA=layer.activation.alpha,
-        LIMIT=layer.activation.limit,
-        UP_OFFSET=layer.activation.up_offset,
-        EXPERT_LANES=triton.next_power_of_2(layer.all_experts),
-        GROUP_LANES=triton.next_power_of_2(rule.groups),
-        K_LANES=triton.next_power_of_2(rule.top_k),
-        ROUTE_TOKENS=tiles.route_tokens,
-        ROUTE_EXPERTS=max(16, triton.next_power_of_2(layer.experts)),
-        ROUTE_DEPTH=tiles.route_depth,
-        ROWS=tiles.rows,
-        UP_COLUMNS=tiles.up_columns,
-        UP_DEPTH=tiles.up_depth,
-        DOWN_COLUMNS=tiles.down_columns,
-        DOWN_DEPTH=tiles.down_depth,
-        COMBINE_TOKENS=tiles.combine_tokens,
-        COMBINE_COLUMNS=tiles.combine_columns,
-        PRECISION=precision,
-        POLL=1 if interpreted() else 64,
-        BEATS=workspace.page is not None,
-        FAULT=int(fault),
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )
+    experts, weights = (None, None) if routing is None else (routing.experts, routing.weights)
+    own = (x, out, experts, weights, tokens, workspace.row_tiles_bound(tokens, tiles.rows))
+    device = torch.cuda.current_device() if layer.device.type == "cuda" else -1
+    key = (device, tiles, precision, fault, None if experts is None else experts.dtype)
+    found = _found.setdefault(workspace, WeakKeyDictionary()).setdefault(layer, {})
+    addresses = tuple(map(torch.Tensor.data_ptr, layer.tensors.values()))
+    known = found.get(key)
+    if known is not None and known.addresses == addresses:
+        arguments = list(known.arguments)
+        for place, value in zip(_OWN_PLACES, own, strict=True):
+            arguments[place] = _by_address(value)
+        known.compiled[grid, 1, 1](*arguments)
+        return
+    by_name = _arguments(layer, workspace, tiles, precision, fault) | dict(zip(_OWN, own, strict=True))
+    compiled = kernel.moe_layer_kernel[grid,](**by_name, num_warps=tiles.warps, num_stages=tiles.stages)
+    if isinstance(compiled, CompiledKernel):  # the interpreter compiles nothing
+        found[key] = _Found(compiled, addresses, tuple(_by_address(by_name[name]) for name in _NAMES))
+
+
+def _by_address(value: Any) -> Any:
+    return value.data_ptr() if isinstance(value, torch.Tensor) else value
+
+
+def _arguments(
+    layer: MoELayer, workspace: Workspace, tiles: Tiles, precision: Precision, fault: Fault
+) -> dict[str, Any]:
+    """Those that launches have in common."""
+    rule = layer.routing
+    return {
+        "router": layer.router,
+        "router_bias": layer.router_bias,
+        "correction_bias": layer.correction_bias,
+        "gate_up": layer.gate_up,
+        "gate_up_bias": layer.gate_up_bias,
+        "down": layer.down,
+        "down_bias": layer.down_bias,
+        "shared_gate": layer.shared_gate,
+        "lists": workspace.lists,
+        "weights": workspace.weights,
+        "norms": workspace.norms,
+        "act": workspace.act,
+        "part": workspace.part,
+        "control": workspace.control,
+        "totals": workspace.totals,
+        "page": workspace.totals if workspace.page is None else workspace.page,
+        "capacity": workspace.max_tokens,
+        "H": layer.hidden_size,
+        "I": layer.intermediate_size,
+        "E": layer.experts,
+        "K": rule.top_k,
+        "S": layer.shared_experts,
+        "SIGMOID": rule.scores is Scores.SIGMOID,
+        "RENORMALIZE": rule.renormalize,
+        "SCALING": rule.scaling,
+        "GROUPS": rule.groups,
+        "TOP_GROUPS": rule.top_groups,
+        "GROUP_SCORES": rule.group_scores,
+        "ALPHA": layer.activation.alpha,
+        "LIMIT": layer.activation.limit,
+        "UP_OFFSET": layer.activation.up_offset,
+        "EXPERT_LANES": triton.next_power_of_2(layer.all_experts),
+        "GROUP_LANES": triton.next_power_of_2(rule.groups),
+        "K_LANES": triton.next_power_of_2(rule.top_k),
+        "ROUTE_TOKENS": tiles.route_tokens,
+        "ROUTE_EXPERTS": max(16, triton.next_power_of_2(layer.experts)),
+        "ROUTE_DEPTH": tiles.route_depth,
+        "ROWS": tiles.rows,
+        "UP_COLUMNS": tiles.up_columns,
+        "UP_DEPTH": tiles.up_depth,
+        "DOWN_COLUMNS": tiles.down_columns,
+        "DOWN_DEPTH": tiles.down_depth,
+        "COMBINE_TOKENS": tiles.combine_tokens,
+        "COMBINE_COLUMNS": tiles.combine_columns,
+        "PRECISION": precision,
+        "POLL": 1 if interpreted() else 64,
+        "BEATS": workspace.page is not None,
+        "FAULT": int(fault),
+    }
