@@ -31,7 +31,7 @@ _OWN_PLACES = tuple(_NAMES.index(name) for name in _OWN)
 class _Found(NamedTuple):
     """compiled   the build that Triton has found
     addresses  of the layer's tensors at that time: elsewhere they may be aligned otherwise, and need another one
-    arguments  of any launch, in their order; tensors by their addresses, so that none is kept alive
+    arguments  of any launch, in their order; tensors by their addresses, but for the page, which may be the host's
     """
 
     compiled: CompiledKernel
@@ -39,7 +39,8 @@ class _Found(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-_Key = tuple[int, Tiles, Precision, Fault, torch.dtype | None]
+# the device, what is compiled for it, and what else Triton makes builds by: ROCm's, rows that 32 bits cannot reach
+_Key = tuple[int, Tiles, Precision, Fault, torch.dtype | None, bool]
 _found: WeakKeyDictionary[Workspace, WeakKeyDictionary[MoELayer, dict[_Key, _Found]]] = WeakKeyDictionary()
 
 
@@ -64,8 +65,13 @@ def launch(
     experts, weights = (None, None) if routing is None else (routing.experts, routing.weights)
     own = (x, out, experts, weights, tokens, workspace.row_tiles_bound(tokens, tiles.rows))
     device = torch.cuda.current_device() if layer.device.type == "cuda" else -1
-    key = (device, tiles, precision, fault, None if experts is None else experts.dtype)
-    found = _found.setdefault(workspace, WeakKeyDictionary()).setdefault(layer, {})
+    key = (device, tiles, precision, fault, None if experts is None else experts.dtype, x.nbytes >= 2**31)
+    layers = _found.get(workspace)
+    if layers is None:
+        layers = _found[workspace] = WeakKeyDictionary()
+    found = layers.get(layer)
+    if found is None:
+        found = layers[layer] = {}
     addresses = tuple(map(torch.Tensor.data_ptr, layer.tensors.values()))
     known = found.get(key)
     if known is not None and known.addresses == addresses:
@@ -77,7 +83,8 @@ def launch(
     by_name = _arguments(layer, workspace, tiles, precision, fault) | dict(zip(_OWN, own, strict=True))
     compiled = kernel.moe_layer_kernel[grid,](**by_name, num_warps=tiles.warps, num_stages=tiles.stages)
     if isinstance(compiled, CompiledKernel):  # the interpreter compiles nothing
-        found[key] = _Found(compiled, addresses, tuple(_by_address(by_name[name]) for name in _NAMES))
+        kept = {name: value if name == "page" else _by_address(value) for name, value in by_name.items()}
+        found[key] = _Found(compiled, addresses, tuple(kept[name] for name in _NAMES))
 
 
 def _by_address(value: Any) -> Any:

@@ -308,7 +308,8 @@ def test_pairs_of_ctas_compute_the_same_bits_as_each_by_itself(
     plan = workspace.hopper_plan(layer, tokens)
     assert plan is not None
     x = random_tokens(layer, tokens, seed=1)
-    y = torch.empty_like(x)
+    room = torch.full((tokens + 200, hidden), 7.0, dtype=x.dtype, device=x.device)
+    y = room[:tokens]
     alone = replace(plan.tiles(tokens), paired=False)
     plan.launch(x, y, tiles=alone)
     assert relative_error(y, reference_moe(x, layer)) < half.tolerance
@@ -316,7 +317,7 @@ def test_pairs_of_ctas_compute_the_same_bits_as_each_by_itself(
         alone,
         replace(alone, sort=True),
         replace(alone, sort=False),
-        replace(alone, slots=4, column_blocks=4),
+        replace(alone, slots=4, column_blocks=4, combine_tokens=7),
         replace(alone, slots=3, row_group=1, route_splits=1, route_tokens=8, combine_tokens=1),
     ):
         totals = workspace.totals.clone()
@@ -326,6 +327,7 @@ def test_pairs_of_ctas_compute_the_same_bits_as_each_by_itself(
             totals = workspace.totals.clone()
             plan.launch(x, y.fill_(float("nan")), tiles=replace(tiles, paired=True), programs=programs)
             assert torch.equal(y, expected), (tiles, programs)
+            assert (room[tokens:] == 7).all(), "it writes nothing beyond"
             assert torch.equal(workspace.totals - totals, counted), (tiles, programs)
             assert workspace.control.count_nonzero().item() == 0
 

@@ -45,7 +45,9 @@ def test_a_row_for_each_number_of_ctas(tmp_path: Path, monkeypatch: pytest.Monke
     for row in rows:
         alone, beside = float(row["neighbour_alone_us"]), float(row["neighbour_beside_us"])
         assert alone > 0
-        assert float(row["neighbour_share"]) == pytest.approx(alone / beside, abs=0.02)
+        # times have a tenth of a microsecond, and a small product on the CPU takes few of them
+        assert (alone - 0.05) / (beside + 0.05) - 0.001 <= float(row["neighbour_share"])
+        assert float(row["neighbour_share"]) <= (alone + 0.05) / (beside - 0.05) + 0.001
         assert float(row["latency_beside_us"]) > 100  # the interpreter
         assert (row["commit"], row["command"]) == (
             "abc1234",

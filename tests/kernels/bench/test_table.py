@@ -26,11 +26,15 @@ def test_readmes_table_is_the_results() -> None:
 def test_the_results_ratios_follow_from_their_times() -> None:
     # the file has times to a tenth of a microsecond
     for row in read_rows(RESULT):
-        assert (row.best_peer, row.best_peer_us) == best_peer(row.model, row.tokens, row.dtype, row.mode)
-        assert row.best_peer_us is not None
-        assert row.baseline_us is not None
-        assert row.best_peer_ratio == pytest.approx(row.best_peer_us / row.latency_us, abs=2e-3, rel=2e-3)
-        assert row.speedup == pytest.approx(row.baseline_us / row.latency_us, abs=5e-3, rel=2e-3)
+        peer = best_peer(row.model, row.tokens, row.dtype, row.mode)
+        assert (row.best_peer, row.best_peer_us) == (peer or (None, None))
+        assert (peer is None) == (row.dtype == "float32")
+        # in float32 torch has no grouped product, and the loop in its place is not for a graph
+        assert (row.baseline_us is None) == (row.dtype == "float32" and row.mode == "graph")
+        if row.best_peer_us is not None:
+            assert row.best_peer_ratio == pytest.approx(row.best_peer_us / row.latency_us, abs=2e-3, rel=2e-3)
+        if row.baseline_us is not None:
+            assert row.speedup == pytest.approx(row.baseline_us / row.latency_us, abs=5e-3, rel=2e-3)
         assert row.floor_share == pytest.approx(row.floor_us / row.latency_us, abs=2e-3)
 
 

@@ -7,7 +7,7 @@
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
     int block = c.block_tiles() * WEIGHT_ROWS;
-    int column = item.column_tile * block, vectors = min(block, p.hidden - column) / 8;
+    int column = item.column_tile * block, vectors = max(0, min(block, p.hidden - column)) / 8;
     int per_token = c.entries_per_token();
     for (int i = threadIdx.x - CONSUMER_FIRST; i < item.rows * vectors; i += CONSUMER_THREADS) {
         i64 token = item.first + i / vectors;

@@ -23,11 +23,12 @@ DEVICE void save_rows(const Context& c, u32 rows, const Item& item, int step) {
     stores_commit();
 }
 
-// What a stage held is read by this warp. A pair's rows come to both CTAs at once, so both must have read theirs.
+// What a stage held is read by this warp, and stored by its first lane if it is saved. A pair's rows come to both CTAs at
+// once, so both must have read theirs.
 DEVICE void release(const Context& c, int stage) {
-    int lane = threadIdx.x % 32;
-    if (lane == 0) barrier_arrive(c.empty(stage));
-    if (lane == 1 && c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
+    if (threadIdx.x % 32 != 0) return;
+    barrier_arrive(c.empty(stage));
+    if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
 }
 
 template <int N>

@@ -98,6 +98,7 @@ struct Scheduler {
     // Of a pair, the first decides, and the other waits for its word as well: both must do the same.
     DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason, Letter& verdict, u32 verdict_parity) {
         const Params& p = c.p;
+        u32 turns = gridDim.x >> p.paired, turn = blockIdx.x >> p.paired;
         bool shown = false, heard = rank == 0;
         if (!heard) expect(verdict);
         for (u32 spins = 1;; ++spins) {
@@ -111,9 +112,9 @@ struct Scheduler {
                 return false;
             }
             if (rank == 0 && spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT))) break;
-            if (rank == 0 && p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
+            if (p.page != nullptr && spins % (POLL * turns) == POLL * (turn + 1) - 1) {
                 int aborted = 0;
-                if (threadIdx.x == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
+                if (threadIdx.x == 0 && rank == 0 && load_host(p.page + PAGE_ABORT) == c.launch) {
                     if (atomicExch(p.control + ABORT, 1) == 0) atomicAdd(p.control + TICKET, CLOSED);
                     aborted = 1;
                 }
@@ -121,7 +122,7 @@ struct Scheduler {
                 if (__shfl_sync(~0u, aborted, 0)) break;
             }
             tell_done();
-            if (!shown && told == items) {
+            if (!shown && told == items && target > 0) {
                 beat(c, item, phase, reason, target, seen, items);
                 shown = true;
             }
@@ -282,7 +283,7 @@ struct Scheduler {
                 item.row_tile = index * ctas + rank;
                 item.column_tile = block - 1;
                 item.first = item.row_tile * p.combine_tokens;
-                item.rows = min(p.combine_tokens, p.tokens - item.first);
+                item.rows = max(0, min(p.combine_tokens, p.tokens - item.first));  // none: a pair's second, one too many
                 counter = DOWN_DONE + 32 * (block - 1);
                 target = row_tiles * finished;
                 return;
