@@ -12,8 +12,8 @@ the baseline, too, and takes half as long again as the baseline now. Otherwise t
 
 What excused a row is no new usual: by a neighbour's times a kernel that is ten times as slow would be in time. So the
 limit stays, and the row is judged again for as long as it lasts: the neighbour may leave, and the kernel be slow. That
-needs fewer comparisons, and none of them is a suspicion. The next row of a bucket must also lose against what was
-excused before it, until a batch in time has run on both paths.
+needs fewer comparisons, and none of them is a suspicion. While the baseline is slow as well, the row must also lose
+against what was excused, and so must the bucket's next ones, until a batch in time has run on both paths.
 
 One neighbour that takes turns with us makes some batches late and others not, of both paths: it costs no comparison.
 Several make whole rows late, but not of one path and most of the other not.
@@ -40,6 +40,8 @@ _SLOW_RATIO = 1.5
 # An excused row is judged again after so many times `checks`. With fewer a neighbour that stays costs more comparisons,
 # now 13 % of the batches with 50 checks; with more a kernel that becomes slow beside it is found later.
 _AGAIN_AFTER = 2
+# The baseline takes so many times its usual where a neighbour is at work (simulated, two slices in turn: three times).
+_SHARED = 1.3
 
 
 class _Times(NamedTuple):
@@ -152,7 +154,9 @@ class Pace:
         if bucket.late < self._due(bucket):
             return Verdict(suspect=not bucket.excuses)
         now, usual = _medians(bucket.suspects), _medians(bucket.usual)
-        before = max(usual.ratio, (bucket.excused or usual).ratio)
+        before = usual.ratio
+        if bucket.excused is not None and now.baseline > _SHARED * usual.baseline:
+            before = max(before, bucket.excused.ratio)
         if now.ratio >= max(_SLOW_RATIO, self._factor * before):
             bucket.end_row()
             return Verdict(suspect=True, slow=Figures(*now, *usual))
