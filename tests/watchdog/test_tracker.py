@@ -149,6 +149,15 @@ def test_a_batch_is_untaken_while_it_waits_and_neither_path_runs() -> None:
         assert follow([(0.0, page(begun=1)), (0.02, page(**words))]).untaken == untaken, words
 
 
+@pytest.mark.parametrize("host_beats", [7, 8])
+def test_the_silence_of_an_idle_worker_is_none_about_the_batch_that_comes(host_beats: int) -> None:
+    idle = [(0.02 * turn, page(host_beats=7, submitted=4, answered=4)) for turn in range(21)]
+    come = page(host_beats=host_beats, submitted=5, answered=4)
+    tracker = follow([*idle, (0.42, come)])
+    assert (tracker.untaken, tracker.untouched_s) == (True, 0.0)
+    assert follow([*idle, (0.42, come), (0.44, come)]).untouched_s == pytest.approx(0.02)
+
+
 def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:
     frozen = [(0.02 * turn, page(host_beats=7)) for turn in range(6)]
     assert follow(frozen).untouched_s == pytest.approx(0.1)

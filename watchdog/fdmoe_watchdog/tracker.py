@@ -123,7 +123,10 @@ class Tracker:
         waiting = snapshot.submitted > snapshot.answered
         # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
         words = _work_words if waiting else _life_words
-        self.untouched_s = 0.0 if words(snapshot) != words(last) else self.untouched_s + elapsed
+        touched = words(snapshot) != words(last)
+        # what an idle worker was silent before is no silence about the batch that has just come
+        came = waiting and last.submitted <= last.answered
+        self.untouched_s = 0.0 if touched or came else self.untouched_s + elapsed
         self.stages_s[snapshot.stage] += elapsed
 
     @property
