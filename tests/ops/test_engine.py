@@ -70,6 +70,19 @@ def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
     assert bench.engine.fused_ns > bench.engine.baseline_ns > 0, "the interpreter takes a hundred times as long"
 
 
+def test_the_host_thread_beats_after_each_wait_for_the_device(bench: Bench) -> None:
+    batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
+    beats = [bench.page.read(Line.HOST, Host.BEATS)]
+    x = bench.engine.load(batch)
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
+    y = bench.engine.run_baseline(x, NAME)
+    bench.engine.store(y, batch)
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
+    bench.engine.compare(y, y)
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
+    assert sorted(set(beats)) == beats, beats
+
+
 def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: Bench) -> None:
     assert bench.engine.warm_up(faults=True) < 1e-5
     snapshot = bench.page.snapshot()

@@ -260,13 +260,12 @@ def test_a_worker_that_leaves_a_batch_untouched_is_replaced() -> None:
     assert actions[-1] == Kill("a", 1)
 
 
-@pytest.mark.parametrize(("answer_deadline_s", "deadline_s"), [(5.0, 0.4), (0.3, 0.3)])
-def test_a_worker_that_takes_up_no_batch_is_replaced_sooner(answer_deadline_s: float, deadline_s: float) -> None:
-    ladder = Ladder(settings=SETTINGS.model_copy(update={"answer_deadline_s": answer_deadline_s})).serving()
-    stuck = Seen(alive=True, ready=True, untaken=True)
-    assert ladder.at(2.0, replace(stuck, untouched_s=deadline_s - 0.01), IDLE) == ()
-    assert ladder.at(2.1, replace(stuck, untouched_s=deadline_s), IDLE, lag_s=0.2) == (), "the watchdog was late itself"
-    assert ladder.at(2.2, replace(stuck, untouched_s=deadline_s), IDLE) == (
+def test_a_worker_whose_host_thread_is_held_is_replaced_sooner() -> None:
+    ladder = Ladder().serving()
+    stuck = Seen(alive=True, ready=True, untouched_s=0.4, host_still_s=0.4)
+    assert ladder.at(2.0, replace(stuck, host_still_s=0.39), IDLE) == ()
+    assert ladder.at(2.1, stuck, IDLE, lag_s=0.2) == (), "the watchdog was late itself"
+    assert ladder.at(2.2, stuck, IDLE) == (
         Fence("a", 1, "frozen"),
         SetPath("", "baseline", "fused", "frozen", ()),
         SetPath("b", "baseline", "baseline", "route", ()),
@@ -611,8 +610,9 @@ class AnyOrder(RuleBasedStateMachine):
                     self.fenced.add((name, generation))
                     if cause == "frozen":
                         seen = observation.workers[name]
-                        least_s = SETTINGS.host_deadline_s if seen.untaken else SETTINGS.answer_deadline_s
-                        assert seen.untouched_s >= least_s, "who computes or has nothing to do has the long deadline"
+                        if seen.host_still_s < SETTINGS.host_deadline_s:
+                            least_s = SETTINGS.answer_deadline_s
+                            assert seen.untouched_s >= least_s, "who computes or has nothing to do has longer"
                         assert self.lag_s <= SETTINGS.watchdog_lag_max_s
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
@@ -680,10 +680,11 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             self.seen[name] = ended(5, checks=(Check(bucket, ok, late),))
 
-    @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), untaken=st.booleans())
-    def freeze(self, name: str, untouched_s: float, untaken: bool) -> None:
+    @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), host_beats=st.booleans())
+    def freeze(self, name: str, untouched_s: float, host_beats: bool) -> None:
         if self.seen[name].ready:
-            self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, untaken=untaken)
+            host_still_s = 0.0 if host_beats else untouched_s
+            self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, host_still_s=host_still_s)
 
     @rule(name=st.sampled_from("ab"))
     def be_slow(self, name: str) -> None:

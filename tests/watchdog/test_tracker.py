@@ -136,17 +136,28 @@ def test_a_batch_that_nobody_touches_is_noticed_and_work_alone_ends_that() -> No
     assert follow(beating).untouched_s == 0
 
 
-def test_a_batch_is_untaken_while_it_waits_and_neither_path_runs() -> None:
-    assert not follow([]).untaken
-    waiting = {"submitted": 5, "answered": 4}
-    for words, untaken in (
+@pytest.mark.parametrize(
+    ("words", "held"),
+    [
         ({}, False),
-        (waiting, True),
-        ({"begun": 3, "ended": 3, "baseline_begun": 2, "baseline_ended": 2, **waiting}, True),
-        ({"begun": 4, "ended": 3, **waiting}, False),
-        ({"baseline_begun": 3, "baseline_ended": 2, **waiting}, False),
-    ):
-        assert follow([(0.0, page(begun=1)), (0.02, page(**words))]).untaken == untaken, words
+        ({"submitted": 5, "answered": 4}, True),
+        (
+            {"submitted": 5, "answered": 4, "begun": 3, "ended": 3, "baseline_begun": 2, "baseline_ended": 2},
+            True,
+        ),
+        ({"submitted": 5, "answered": 4, "begun": 4, "ended": 3}, False),
+        ({"submitted": 5, "answered": 4, "baseline_begun": 3, "baseline_ended": 2}, False),
+    ],
+)
+def test_a_host_thread_is_held_while_a_batch_waits_and_neither_path_runs(words: dict[str, int], held: bool) -> None:
+    assert follow([]).host_still_s == 0
+    silent = [(0.02 * turn, page(host_beats=7, **words)) for turn in range(6)]
+    assert follow(silent).host_still_s == (pytest.approx(0.1) if held else 0)
+    # it has come back from waiting for the device, or its loop goes on and was not sent the batch: it lives
+    assert follow([*silent, (0.12, page(host_beats=8, **words))]).host_still_s == 0
+    # another batch that waits as well is no sign of its life
+    more = page(host_beats=7, **{**words, "submitted": 6, "answered": 4})
+    assert follow([*silent, (0.12, more)]).host_still_s == (pytest.approx(0.12) if held else 0)
 
 
 @pytest.mark.parametrize("host_beats", [7, 8])
@@ -154,8 +165,9 @@ def test_the_silence_of_an_idle_worker_is_none_about_the_batch_that_comes(host_b
     idle = [(0.02 * turn, page(host_beats=7, submitted=4, answered=4)) for turn in range(21)]
     come = page(host_beats=host_beats, submitted=5, answered=4)
     tracker = follow([*idle, (0.42, come)])
-    assert (tracker.untaken, tracker.untouched_s) == (True, 0.0)
-    assert follow([*idle, (0.42, come), (0.44, come)]).untouched_s == pytest.approx(0.02)
+    assert (tracker.host_still_s, tracker.untouched_s) == (0.0, 0.0)
+    tracker = follow([*idle, (0.42, come), (0.44, come)])
+    assert (tracker.host_still_s, tracker.untouched_s) == (pytest.approx(0.02), pytest.approx(0.02))
 
 
 def test_an_idle_worker_whose_loop_stands_still_is_noticed() -> None:

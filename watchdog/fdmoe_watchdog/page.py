@@ -195,6 +195,16 @@ class Snapshot:
         """A fused launch has begun and has not ended."""
         return self.begun > self.ended
 
+    @property
+    def path_runs(self) -> bool:
+        """A fused launch is outstanding, or the baseline has begun and not ended."""
+        return self.outstanding or self.baseline_begun > self.baseline_ended
+
+    @property
+    def waiting(self) -> bool:
+        """A batch was sent that is not answered."""
+        return self.submitted > self.answered
+
 
 def page_size_bytes(slots: int) -> int:
     """Size of a page with `slots` slots, in whole memory pages (cudaHostRegister wants them)."""

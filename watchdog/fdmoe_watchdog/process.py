@@ -228,7 +228,7 @@ class WorkerProcess(Child):
             quiet_s=tracker.quiet_s,
             stall_after_s=tracker.stall_after_s(),
             untouched_s=tracker.untouched_s,
-            untaken=tracker.untaken,
+            host_still_s=tracker.host_still_s,
             stopped=tracker.untouched_s >= STOPPED_ASKED_S and self.stopped,
             trial_s=tracker.trial_s,
             checks=checks,

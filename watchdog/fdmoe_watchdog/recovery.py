@@ -30,7 +30,7 @@ class RecoveryClock:
     def start(self, process: WorkerProcess, now: float) -> None:
         """A stall was detected, and its worker is to answer after the abort; a shadow run has been answered before."""
         page = process.read_page()
-        if page is None or page.submitted <= page.answered:
+        if page is None or not page.waiting:
             return
         self._detected_at, self._rung = now, "abort"
         self._wait_for(process)
@@ -38,7 +38,7 @@ class RecoveryClock:
     def hand_over(self, process: WorkerProcess, now: float) -> None:
         """The worker was fenced: whoever is routed to next is to answer what it had, if it had anything."""
         page = process.read_page()
-        if page is None or page.submitted <= page.answered:
+        if page is None or not page.waiting:
             self._detected_at = None
             return
         if self._detected_at is None:

@@ -88,8 +88,8 @@ class RecoverySettings(Group):
     host_deadline_s: float = Field(
         0.4,
         ge=0.2,
-        description="How long a worker may leave a batch untouched while neither path runs: its host thread has only "
-        "copies to do then. On the CPU the answer deadline unless it is given.",
+        description="How long a worker's host thread may show no beat while a batch waits and neither path runs: it "
+        "copies and compares rows then, and beats after each. On the CPU the answer deadline unless it is given.",
     )
     stopped_deadline_s: float = Field(
         0.25,

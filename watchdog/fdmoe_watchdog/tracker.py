@@ -66,6 +66,7 @@ class Tracker:
 
     quiet_s      how long the slowest CTA of the outstanding launch has shown no beat
     untouched_s  how long batches have waited without any sign of work
+    host_still_s how long batches have waited while neither path ran and the host thread showed no beat either
     stages_s     how long the worker was in each stage
     beat_at      when any beat was last seen, on the caller's clock; 0 if none was
     """
@@ -80,7 +81,7 @@ class Tracker:
         self._worst_gap_s = 0.0
         self.slots = SlotClock()
         self.quiet_s = 0.0
-        self.untouched_s = 0.0
+        self.untouched_s = self.host_still_s = 0.0
         self.stages_s: dict[Stage, float] = dict.fromkeys(Stage, 0.0)
         self.beat_at = 0.0
 
@@ -120,22 +121,8 @@ class Tracker:
         if self.slots.read(snapshot.slots, self._clock_s):
             self.beat_at = now
         self._follow_launch(last, snapshot, elapsed)
-        waiting = snapshot.submitted > snapshot.answered
-        # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
-        words = _work_words if waiting else _life_words
-        touched = words(snapshot) != words(last)
-        # what an idle worker was silent before is no silence about the batch that has just come
-        came = waiting and last.submitted <= last.answered
-        self.untouched_s = 0.0 if touched or came else self.untouched_s + elapsed
+        self._follow_batches(last, snapshot, elapsed)
         self.stages_s[snapshot.stage] += elapsed
-
-    @property
-    def untaken(self) -> bool:
-        """Whether a batch waits and neither path runs, by what the page said last."""
-        page = self._last
-        if page is None or page.submitted <= page.answered:
-            return False
-        return not page.outstanding and page.baseline_begun <= page.baseline_ended
 
     @property
     def trial_s(self) -> float:
@@ -174,6 +161,17 @@ class Tracker:
         still_since = self.slots.still_since(snapshot.begun)
         self.quiet_s = self._clock_s - max(self._begun_s, still_since or 0.0)
 
+    def _follow_batches(self, last: Snapshot, snapshot: Snapshot, elapsed: float) -> None:
+        # what an idle worker was silent before is no silence about the batch that has just come
+        came = snapshot.waiting and not last.waiting
+        worked = came or _work_words(snapshot) != _work_words(last)
+        beat = worked or snapshot.host_beats != last.host_beats
+        # an idle worker shows that it lives by its loop's beats; one that has a batch must work on it
+        touched = worked if snapshot.waiting else beat
+        self.untouched_s = 0.0 if touched else self.untouched_s + elapsed
+        held = snapshot.waiting and not snapshot.path_runs
+        self.host_still_s = self.host_still_s + elapsed if held and not beat else 0.0
+
 
 def _work_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
     return (
@@ -185,7 +183,3 @@ def _work_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
         snapshot.baseline_begun,
         snapshot.baseline_ended,
     )
-
-
-def _life_words(snapshot: Snapshot) -> tuple[int | bytes, ...]:
-    return (snapshot.host_beats, snapshot.submitted, *_work_words(snapshot))

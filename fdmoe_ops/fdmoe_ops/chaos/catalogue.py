@@ -141,7 +141,7 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "block-worker", Place.TREE, Means.WATCHDOG,
         "The active worker's only thread does something else for an hour.",
-        "It shows no sign of work, and neither path runs: after recovery.host_deadline_s its batch is taken away: "
+        "It shows no beat, and neither path runs: after recovery.host_deadline_s its batch is taken away: "
         "fence, replay, kill, restart.",
         "stall with cause frozen; the flight record has the stack of the call that holds it.",
         "Read the stack.",

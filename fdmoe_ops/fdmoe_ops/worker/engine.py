@@ -217,6 +217,7 @@ class Engine:
     def compare(self, fused: torch.Tensor, baseline: torch.Tensor) -> Comparison:
         """Both paths' rows of one batch; only those that are finite on the baseline tell anything."""
         error = difference(fused, baseline)
+        self._page.add(Line.HOST, Host.BEATS)
         return Comparison(fused.shape[0], error, error is None or error <= TOLERANCE[fused.dtype])
 
     def _rows(self, segment: Segment, offset: int) -> torch.Tensor:
@@ -224,8 +225,10 @@ class Engine:
         return self._arena[offset : offset + size].view(self._x.dtype).view(segment.tokens, self._x.shape[1])
 
     def _synchronize(self) -> None:
+        """Wait for the device, and beat: beside a neighbour each of the waits between two batches takes its time."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        self._page.add(Line.HOST, Host.BEATS)
 
 
 def _pin(memory: torch.Tensor) -> None:

@@ -44,7 +44,7 @@ class Seen:
     quiet_s       how long some CTA of the outstanding launch has shown no beat
     stall_after_s the stall time that was learned for its layer and size
     untouched_s   how long batches have waited in the worker without any sign of work
-    untaken       a batch waits and neither path runs: its host thread has only copies to do
+    host_still_s  how long of that neither path has run and its host thread has shown no beat
     stopped       a signal holds its process, which shows no sign of work
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
@@ -63,7 +63,7 @@ class Seen:
     quiet_s: float = 0.0
     stall_after_s: float = math.inf
     untouched_s: float = 0.0
-    untaken: bool = False
+    host_still_s: float = 0.0
     stopped: bool = False
     trial_s: float = 0.0
     checks: tuple[Check, ...] = ()

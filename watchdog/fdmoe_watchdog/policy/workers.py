@@ -18,7 +18,6 @@ from fdmoe_watchdog.policy.actions import (
 )
 from fdmoe_watchdog.policy.state import FIRST_START, Life, Seen
 from fdmoe_watchdog.policy.turn import Turn, restart_delay_s
-from fdmoe_watchdog.settings import RecoverySettings
 
 # a worker that makes way for one with new weights has done nothing wrong
 NEW_WEIGHTS = "weights"
@@ -132,10 +131,10 @@ def _start_when_due(turn: Turn, name: str, seen: Seen) -> None:
 def _judge(turn: Turn, name: str, seen: Seen) -> None:
     """Silence of a worker that should be at work. A launch is stopped at the second reading that finds it silent; a
     process that is held by a signal can end none."""
-    worker = turn.worker(name)
+    worker, settings = turn.worker(name), turn.settings
     if turn.starved:
         turn.change_worker(name, suspect=0)
-    elif seen.stopped and seen.untouched_s >= turn.settings.stopped_deadline_s:
+    elif seen.stopped and seen.untouched_s >= settings.stopped_deadline_s:
         kill(turn, name, "frozen")
     elif seen.launch and seen.quiet_s >= seen.stall_after_s:
         if worker.suspect != seen.launch:
@@ -145,15 +144,10 @@ def _judge(turn: Turn, name: str, seen: Seen) -> None:
         turn.do(Abort(name, seen.launch, "stall"))
         if name == turn.state.active and turn.state.path != "baseline":
             turn.fall_back(name, "stall")
-    elif seen.untouched_s >= _host_deadline_s(turn.settings, seen):
+    elif seen.untouched_s >= settings.answer_deadline_s or seen.host_still_s >= settings.host_deadline_s:
         kill(turn, name, "frozen")
     elif worker.suspect:
         turn.change_worker(name, suspect=0)
-
-
-def _host_deadline_s(settings: RecoverySettings, seen: Seen) -> float:
-    longest_s = settings.answer_deadline_s
-    return min(settings.host_deadline_s, longest_s) if seen.untaken else longest_s
 
 
 def _blame(turn: Turn, name: str, failed: tuple[str, str]) -> None:
