@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from typing import NoReturn
 
+from fdmoe_ops import log
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 
@@ -18,5 +18,5 @@ def fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
     with contextlib.suppress(ChannelClosed):
         control.send(messages.ChildFailed(reason[:1000], blame))
     # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
-    sys.stderr.flush()
+    log.flush()
     os._exit(EXIT_FAILED)

@@ -9,3 +9,6 @@ from fdmoe_watchdog import log
 def configure(settings: LogSettings, process: str) -> None:
     """Set logging up for this process; `process` is its name in each line."""
     log.configure(settings.format.value, settings.level.value, process)
+
+
+flush = log.flush

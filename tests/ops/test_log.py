@@ -106,6 +106,52 @@ def test_the_console_shows_where_it_ended() -> None:
     assert "ZeroDivisionError: division by zero" in said("1 / 0", "console", code=1)
 
 
+def test_a_line_that_cannot_be_made_is_told() -> None:
+    assert lines("logging.getLogger('x').warning('%d of 3', 'two')") == [
+        {"event": "log_line_broken", "level": "warning", "logger": "x", "text": "'%d of 3'"}
+    ]
+
+
+def test_a_log_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> None:
+    """A pipe without a reader that lives, a terminal that is held: a write there waits for good."""
+    program = (
+        "import logging, sys, structlog; from fdmoe_watchdog import log; log.configure('json', 'info', 'p')\n"
+        "for number in range(5000): structlog.get_logger().info('fence', number=number, filler='x' * 100)\n"
+        "logging.getLogger('x').warning('told'); print('on', flush=True); sys.stdin.readline()\n"
+        "log.flush(30); structlog.get_logger().info('last')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "on\n", "nobody has read a line yet"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        found = [json.loads(line) for line in process.stderr]
+    assert process.returncode == 0
+    numbers = [line["number"] for line in found if line["event"] == "fence"]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:1000] == list(range(1000))
+    assert found[-1]["event"] == "last"
+    lost = [line["lines"] for line in found if line["event"] == "log_lines_dropped"]
+    assert len(numbers) + max(lost) == 5001, "the standard library's line, too"
+
+
+def test_who_ends_before_anybody_reads_waits_a_second_at_most() -> None:
+    program = (
+        "import structlog, sys; from fdmoe_watchdog import log; log.configure('json', 'info', 'p')\n"
+        "for number in range(900): structlog.get_logger().info('fence', filler='x' * 100)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_log_that_takes_no_line_stops_nothing(form: str) -> None:
     """A full disk, for one."""

@@ -80,4 +80,3 @@ class Watchdog:
             self.keeper.child.signal(signal.SIGKILL)
             assert self.keeper.child.wait(10)
         self._connections.close()
-        self.events.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -119,6 +120,41 @@ def test_children_end_with_a_killed_watchdog_and_the_next_tree_cleans_up(demo: P
     again.wait_until_ready()
     assert again.stop() == 0
     assert not tree.run_dir.exists()
+
+
+class _Unread(Tree):
+    def log_tail(self) -> str:
+        return "nobody reads it"
+
+
+def test_a_tree_whose_output_nobody_reads_serves_and_recovers(demo: Path, tmp_path: Path) -> None:
+    """A pipe that is full, a terminal that is held: every write to it waits for good."""
+    fifo = tmp_path / "serve.log"
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(held, bytes(4096))
+    tree = _Unread(tmp_path, f"--model-path={demo}", *QUICK, "--enable-chaos")
+    try:
+        tree.wait_until_ready()
+        first = tree.active()
+        pool = Pool.of("demo/layers.1", Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32), 8)
+        with Load(tree.gateway_address, pool, clients=2) as load:
+            tree.arm("stall")
+            names = ["stall", "abort_ended", "recovery"]
+            tree.wait_until("the recovery", lambda: set(names) <= {e["event"] for e in tree.status()["events"]})
+            (killed,) = [worker["pid"] for worker in tree.status()["workers"] if worker["name"] == first]
+            os.kill(killed, signal.SIGKILL)
+            tree.wait_until("the takeover", lambda: tree.active() not in ("", first))
+            tree.wait_until_ready()
+            count = len(load.sent)
+            tree.wait_until("answers", lambda: len(load.sent) > count)
+        assert [sent for sent in load.sent if sent.failed or sent.retries or sent.wrong] == []
+        assert tree.stop() == 0
+    finally:
+        tree.end()
+        os.close(held)
 
 
 def test_a_frozen_gateway_is_replaced(demo: Path, tmp_path: Path) -> None:

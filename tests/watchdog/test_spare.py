@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
 
 import pytest
 from waiting import wait_until
@@ -35,10 +34,8 @@ ENDS = "import sys; sys.exit(5)"
 
 
 @pytest.fixture
-def events() -> Iterator[EventLog]:
-    log = EventLog()
-    yield log
-    log.close()
+def events() -> EventLog:
+    return EventLog()
 
 
 def keeper(events: EventLog, script: str = TOLD, *, wanted: int = 1) -> SpareKeeper:

@@ -372,14 +372,6 @@ def test_jumps_of_the_wall_clock_change_no_decision(in_memory: Path, monkeypatch
     assert end_of(supervisor)["exit_code"] == EXIT_RESTART_ME
 
 
-def test_a_log_that_nobody_reads_stops_nothing(in_memory: Path) -> None:
-    blocked = threading.Event()
-    supervisor = Supervisor(plan(in_memory, worker=(str(in_memory / "no-such-program"),)))
-    supervisor._events.background.submit(blocked.wait)
-    assert supervisor.run() == EXIT_RESTART_ME
-    blocked.set()
-
-
 def test_idle_connections_do_not_use_up_the_servers_threads(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
     scrape = Exposition(supervisor.metrics.registry)

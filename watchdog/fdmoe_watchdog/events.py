@@ -9,7 +9,6 @@ from typing import Literal
 
 import structlog
 
-from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.status import Event
 
 _KEPT = 50
@@ -23,7 +22,6 @@ class EventLog:
         self._log = structlog.get_logger("fdmoe.watchdog")
         self._last: deque[Event] = deque(maxlen=_KEPT)
         self._listeners: tuple[Callable[[Event], None], ...] = ()
-        self.background = Background("watchdog-log")
 
     @property
     def last(self) -> tuple[Event, ...]:
@@ -34,18 +32,11 @@ class EventLog:
         self._last.append(happened)
         for listener in self._listeners:
             listener(happened)
-        self.background.submit(lambda: self._write(event, level, details))
+        getattr(self._log, level)(event, **details)
 
     def follow(self, listener: Callable[[Event], None]) -> None:
         """Hand each event to `listener` from now on, in the thread that adds it: it may neither wait nor raise."""
         self._listeners = (*self._listeners, listener)
-
-    def _write(self, event: str, level: Level, details: dict[str, str | int | float]) -> None:
-        getattr(self._log, level)(event, **details)
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Let what has been logged come out, unless nobody takes it."""
-        self.background.submit(lambda: None).wait(timeout_s)
 
 
 class BoundEvents:
@@ -53,7 +44,6 @@ class BoundEvents:
 
     def __init__(self, log: EventLog, **always: str | int | float) -> None:
         self._log, self._always = log, always
-        self.background = log.background
 
     def add(self, event: str, /, level: Level = "info", **details: str | int | float) -> None:
         self._log.add(event, level, **self._always, **details)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.annotator_keeper import AnnotatorKeeper
+from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.chaos import Chaos
 from fdmoe_watchdog.connections import Connections
@@ -141,7 +142,6 @@ class Supervisor:
                 self._stop_children()
                 http.stop()
                 self._connections.close()
-                self._events.close()
         return self._exit
 
     @contextlib.contextmanager
@@ -347,7 +347,8 @@ class Supervisor:
         gateway, watchdog = self._gateway.view.url, self._http_url
         if gateway and any(pair.route is not None for pair in self._pairs):
             self._announced = True
-            self._events.background.submit(lambda: self.plan.announce(gateway, watchdog))
+            # standard output may be held, too
+            Background("announcement").submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
         self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)

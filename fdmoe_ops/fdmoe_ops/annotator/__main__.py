@@ -92,6 +92,7 @@ class Annotator:
             self._writer.run(self._outbox)
         except Exception:  # noqa: BLE001 - this is a thread's outermost loop, and the process is of no use without it
             self._log.exception("annotator_broken")
+            log.flush()
             os._exit(EXIT_FAILED)
 
     def _read(self) -> None:
