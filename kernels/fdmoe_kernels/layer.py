@@ -7,7 +7,7 @@ I intermediate size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 
@@ -55,8 +55,11 @@ class MoELayer:
     down_bias: torch.Tensor | None = None
     shared_experts: int = 0
     shared_gate: torch.Tensor | None = None
+    _listed: tuple[torch.Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # the class is frozen; a dictionary made for each launch would take longer than the look at the addresses
+        object.__setattr__(self, "_listed", tuple(self.tensors.values()))
         if self.router.ndim != 2 or self.gate_up.ndim != 3 or self.down.ndim != 3:
             raise ValueError(
                 "router, gate_up and down have shapes "
@@ -176,6 +179,12 @@ class MoELayer:
             "gate_up_bias": self.gate_up_bias, "down_bias": self.down_bias, "shared_gate": self.shared_gate,
         }  # fmt: skip
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Of all tensors, as they are now: a module that went to another device and back has its weights elsewhere, and
+        the tensors are the same objects. 0.3 us for four."""
+        return tuple(map(torch.Tensor.data_ptr, self._listed))
 
     @property
     def experts(self) -> int:

@@ -78,11 +78,10 @@ def measure_model(
 def _batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
     """Random tokens that choose as many experts as the peers' did; if none are found, any, whose floor says so."""
     wanted = chosen_experts(name, tokens)
-    x = random_tokens(layer, tokens)
-    for _ in range(_DRAWS):
+    draws = (random_tokens(layer, tokens) for _ in range(_DRAWS))
+    for x in draws:
         if wanted is None or touched_experts(layer, x) == wanted:
             break
-        x = random_tokens(layer, tokens)
     return x
 
 

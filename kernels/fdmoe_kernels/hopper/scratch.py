@@ -62,13 +62,7 @@ class _Decision:
     """How a layer is computed, for as long as its tensors stay where they were."""
 
     plan: Plan | None
-    tensors: tuple[torch.Tensor, ...]
     addresses: tuple[int, ...]
-
-    def holds(self) -> bool:
-        """0.3 us for four tensors: a module that went to another device and back has its weights elsewhere, and the
-        tensors are the same objects."""
-        return tuple(map(torch.Tensor.data_ptr, self.tensors)) == self.addresses
 
 
 class HopperScratch:
@@ -105,10 +99,8 @@ class HopperScratch:
         this form for tuning, and while a CUDA graph is captured, which would keep it.
         """
         decision = self._decisions.get(layer)
-        if decision is None or not decision.holds():
-            tensors = tuple(layer.tensors.values())
-            addresses = tuple(tensor.data_ptr() for tensor in tensors)
-            decision = self._decisions[layer] = _Decision(self._made(layer, workspace), tensors, addresses)
+        if decision is None or decision.addresses != layer.addresses:
+            decision = self._decisions[layer] = _Decision(self._made(layer, workspace), layer.addresses)
         return decision.plan
 
     def _made(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
