@@ -114,12 +114,14 @@ def test_a_nan_weight_stays_in_its_row(place: Place) -> None:
 def test_warm_up_proves_the_builds_that_will_be_served(place: Place) -> None:
     layer = random_layer(E, H, I, K, place=place)
     workspace = Workspace(layer, 30)
-    plain = warm_up(layer, Workspace(layer, 30))
-    launches = workspace.launches
+    alone = Workspace(layer, 30)
+    plain = warm_up(layer, alone)
     assert warm_up(layer, workspace, given=(torch.int32, torch.int64)) >= plain
     rows = token_counts_of_all_rows(layer, 30, "ieee")
     assert rows[-1] == 30
-    assert workspace.launches - launches == 3 * len(rows), "the layer's own router and both dtypes"
+    # where there is another form than the portable one, it has a token count of its own
+    assert alone.launches == len({*rows, 2} if workspace.hopper else rows)
+    assert workspace.launches == 3 * alone.launches, "the layer's own router and both dtypes"
 
 
 @pytest.mark.parametrize(

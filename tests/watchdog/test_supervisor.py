@@ -191,6 +191,25 @@ def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(
     assert end_of(supervisor)["reason"] == "the weights holder ends again and again, and no worker is left"
 
 
+def test_a_worker_whose_page_cannot_be_made_takes_no_spare(in_memory: Path) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (pair,) = supervisor._pairs
+    pair.spares.tend(0.0, whole=True)
+    (spare,) = pair.spares.there
+    pair._start("a", 1, "exit")  # there is no run directory
+    (event,) = supervisor._events.last
+    assert event["event"] == "worker_not_started"
+    assert pair.processes == {}
+    assert pair.spares.there == [spare]
+    (in_memory / "run").mkdir()
+    pair._start("a", 2, "exit")
+    assert pair.spares.there == []
+    assert pair.processes["a"].pid == spare.pid
+    pair.processes["a"].signal(signal.SIGKILL)
+    assert pair.processes["a"].wait(10)
+    pair.processes["a"].discard()
+
+
 def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path) -> None:
     supervisor = Supervisor(replace(plan(in_memory, worker=IDLE), devices=("cpu:0", "cpu:1")))
     (in_memory / "run").mkdir()

@@ -334,7 +334,7 @@ class Pair:
             run_dir=plan.run_dir,
             slots=_CPU_SLOTS if self.device.startswith("cpu") else _GPU_SLOTS,
             tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
-            spare=self.spares.take(),
+            take_spare=self.spares.take,
         )
 
     def _spawn_holder(self, generation: int) -> HolderProcess:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -178,7 +178,7 @@ class WorkerProcess(Child):
         run_dir: Path,
         slots: int,
         tracker: Tracker,
-        spare: Spare | None = None,
+        take_spare: Callable[[], Spare | None] = lambda: None,
     ) -> None:
         self.name, self.generation = name, generation
         self.socket_path = run_dir / f"worker-{name}-g{generation}.sock"
@@ -192,6 +192,8 @@ class WorkerProcess(Child):
         self.cut_off: Literal["", "exit", "page"] = ""
         self.page_problem = ""
         arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
+        # only now: one that is taken for a page that is not to be had would be lost
+        spare = take_spare()
         process = spare.become(arguments) if spare is not None else None
         self.by_spare = process is not None
         try:
