@@ -194,7 +194,7 @@ def test_a_holder_that_ends_at_once_uses_up_its_budget_and_no_worker_is_started(
 def test_a_worker_whose_page_cannot_be_made_takes_no_spare(in_memory: Path) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
     (pair,) = supervisor._pairs
-    pair.spares.tend(0.0, whole=True)
+    pair.spares.tend(0.0, quiet=True)
     (spare,) = pair.spares.there
     pair._start("a", 1, "exit")  # there is no run directory
     (event,) = supervisor._events.last
@@ -210,6 +210,36 @@ def test_a_worker_whose_page_cannot_be_made_takes_no_spare(in_memory: Path) -> N
     pair.processes["a"].discard()
 
 
+READY, STARTING, BACKOFF, DYING = Life.READY, Life.STARTING, Life.BACKOFF, Life.DYING
+
+
+@pytest.mark.parametrize(
+    ("holder", "workers", "quiet"),
+    [
+        (READY, (READY, READY), True),
+        (READY, (READY, BACKOFF), False),
+        (READY, (READY, STARTING), False),
+        # who waits for weights may find a spare once they are there
+        (STARTING, (BACKOFF, BACKOFF), True),
+        (STARTING, (READY, BACKOFF), True),
+        (STARTING, (READY, STARTING), False),
+        (BACKOFF, (BACKOFF, BACKOFF), False),
+        (STARTING, (BACKOFF, DYING), False),
+    ],
+)
+def test_spares_are_started_in_nobodys_way(
+    in_memory: Path, holder: Life, workers: tuple[Life, Life], quiet: bool
+) -> None:
+    (pair,) = Supervisor(plan(in_memory, worker=IDLE))._pairs
+    lives = dict(zip(pair.workers, workers, strict=True))
+    pair.state = replace(
+        pair.state,
+        holder=replace(pair.state.holder, life=holder),
+        workers={name: replace(worker, life=lives[name]) for name, worker in pair.state.workers.items()},
+    )
+    assert pair._is_quiet() == quiet
+
+
 def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path) -> None:
     supervisor = Supervisor(replace(plan(in_memory, worker=IDLE), devices=("cpu:0", "cpu:1")))
     (in_memory / "run").mkdir()
@@ -218,7 +248,7 @@ def test_a_device_that_gives_up_is_left_out_and_the_other_is_not(in_memory: Path
         ("a0", "b0", "weights0"), ("a1", "b1", "weights1"),
     ]  # fmt: skip
     process = first.processes["a0"] = first._spawn("a0", 1)
-    first.spares.tend(0.0, whole=True)
+    first.spares.tend(0.0, quiet=True)
     (spare,) = first.spares.there
     first.ended = GiveUp("Xid 79", Ending.NODE, "drain_node")
     supervisor._leave_out_what_ended()

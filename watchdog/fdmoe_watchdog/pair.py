@@ -100,9 +100,15 @@ class Pair:
         self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
         for action in actions:
             self._act(action, now)
-        whole = all(worker.life is policy.Life.READY for worker in self.state.workers.values())
-        self.spares.tend(now, whole=whole and self.ended is None)
+        self.spares.tend(now, quiet=self._is_quiet() and self.ended is None)
         return bool(actions)
+
+    def _is_quiet(self) -> bool:
+        """All workers serve, or wait for weights that are being loaded; then a spare is of use as soon as they are."""
+        calm = {policy.Life.READY}
+        if self.state.holder.life is policy.Life.STARTING:
+            calm.add(policy.Life.BACKOFF)
+        return all(worker.life in calm for worker in self.state.workers.values())
 
     def children(self) -> Iterator[Child]:
         """The workers first: they map what the holder has."""

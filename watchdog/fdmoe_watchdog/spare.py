@@ -35,14 +35,14 @@ class SpareKeeper:
         views = [SpareView(spare.pid, "ready" if spare.ready else "starting") for spare in self.there]
         return (*views, *[SpareView()] * (self._wanted - len(views)))
 
-    def tend(self, now: float, *, whole: bool) -> None:
-        """`whole`: both workers serve, so that a start is in nobody's way. One starts after the other: to import is
+    def tend(self, now: float, *, quiet: bool) -> None:
+        """`quiet`: no worker is on its way up whom a start would hold up. One starts after the other: to import is
         work, and two at once take twice as long."""
         for gone in self.reap():
             self._events.add("spare_gone", level="warning", exit_code=gone.exit_code or 0)
             self._not_before = now + _PAUSE_S
         wanted = len(self.there) < self._wanted and all(spare.ready for spare in self.there)
-        if wanted and whole and now >= self._not_before:
+        if wanted and quiet and now >= self._not_before:
             try:
                 self.there.append(Spare(self._command, self._environment))
             except OSError as error:
