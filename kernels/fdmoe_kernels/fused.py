@@ -6,7 +6,7 @@ import torch
 
 from fdmoe_kernels import portable
 from fdmoe_kernels.faults import Fault
-from fdmoe_kernels.hardware import capturing
+from fdmoe_kernels.hardware import capturing, family
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing
 from fdmoe_kernels.tiles import PRECISIONS, Precision
@@ -28,8 +28,9 @@ def fused_moe(
 
     x         [T, H] contiguous, 16-byte aligned, dtype and device of the layer, T from 0 to workspace.max_tokens
     routing   experts and weights of each token, 16-byte aligned; None: the layer's router chooses
-    precision of the experts' products in a float32 layer: "ieee", or "tf32" with tensor cores. The router's are always
-              IEEE, so that both choose the same experts
+    precision of the experts' products in a float32 layer: "ieee"; "tf32x3", on an NVIDIA device's tensor cores by three
+              products of ten bits more each, as near to the exact result and several times as fast; or "tf32", by
+              one. The router's are always IEEE, so that all choose the same experts
     out       [T, H] like x, or None for a new tensor
     programs  the number of CTAs, from 1 up; 0: what fills the device. Any number gives the same bits. With many
               tokens on Hopper they work in pairs: an odd number above 1 is one less.
@@ -47,6 +48,8 @@ def fused_moe(
     if precision not in PRECISIONS or (precision != "ieee" and layer.dtype != torch.float32):
         allowed = " or ".join(PRECISIONS) if layer.dtype == torch.float32 else "ieee"
         raise ValueError(f"precision is {precision}; {allowed} is allowed for {layer.dtype}")
+    if precision == "tf32x3" and family() == "hip":
+        raise ValueError("precision is tf32x3; ieee or tf32 is allowed on AMD devices, whose matrix cores take float32")
     tokens = x.shape[0]
     if not workspace.fits(layer):
         raise ValueError(

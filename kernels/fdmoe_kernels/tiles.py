@@ -39,8 +39,15 @@ class Tiles:
 
 
 # of the products in a float32 layer
-Precision = Literal["ieee", "tf32"]
+Precision = Literal["ieee", "tf32x3", "tf32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+# of a float32 layer's rows: those of a precision, or where there are none, what serves it as well
+KINDS_OF: dict[Precision, tuple[Kind, ...]] = {
+    "ieee": ("single",),
+    "tf32x3": ("tf32x3", "tf32", "single"),
+    "tf32": ("tf32", "single"),
+}
 
 # average tokens per expert, up to and including -> tiles
 Row = tuple[float, Tiles]
@@ -70,7 +77,7 @@ def rows_for(
     own table if its name has one, the family's default else."""
     kinds: tuple[Kind, ...] = ("half",)
     if dtype == torch.float32:
-        kinds = ("tf32", "single") if precision == "tf32" else ("single",)
+        kinds = KINDS_OF[precision]
     rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
     assert rows, f"no table has rows for {family}, {dtype}"
     return rows

@@ -22,12 +22,15 @@ from fdmoe_watchdog.page import Exit, ExitWord
 
 # ||fused - baseline|| / ||baseline||: each path is within half of this of float32 (measured: 3e-3 in bfloat16)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# 11 bits of mantissa, as float16 has
-TF32_TOLERANCE = TOLERANCE[torch.float16]
 
 
 class ProofError(RuntimeError):
     """The fused path of this layer cannot be trusted on this device; the message says what was found."""
+
+
+def tolerance(dtype: torch.dtype, precision: Precision) -> float:
+    """Of the difference of the two paths. tf32 has 11 bits of mantissa, as float16 has."""
+    return TOLERANCE[torch.float16 if precision == "tf32" else dtype]
 
 
 def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
@@ -76,7 +79,7 @@ def _prove(
 ) -> float:  # fmt: skip
     fused = fused_moe(x, layer, workspace, precision=precision, routing=routing)
     error = difference(fused, baseline_moe(x, layer, routing=routing))
-    allowed = TF32_TOLERANCE if precision == "tf32" else TOLERANCE[layer.dtype]
+    allowed = tolerance(layer.dtype, precision)
     if error is None or not error <= allowed:
         found = "the baseline's result is not finite" if error is None else f"the paths differ by {error:.2e}"
         raise ProofError(f"{found} at {x.shape[0]} tokens; {allowed:.0e} is allowed for {layer.dtype}, {precision}")

@@ -60,10 +60,7 @@ def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(compiled: Compi
 
 
 @cases(
-    *(
-        (target, dtype, "qwen3-30b-a3b")
-        for target, dtype in (("sm_80", "bf16"), ("sm_100", "bf16"), ("sm_90", "fp32"), ("gfx942", "bf16"))
-    )
+    *((target, dtype, "qwen3-30b-a3b") for target, dtype in (("sm_80", "bf16"), ("sm_100", "bf16"), ("gfx942", "bf16")))
 )
 def test_it_compiles_for_other_targets(compiled: Compiled, case: Case) -> None:
     for build in compiled(case):
@@ -91,14 +88,27 @@ def test_layers_with_all_features_fit_every_target(compiled: Compiled, case: Cas
         assert build["spills"] <= 128
 
 
+@cases(*((target, "fp32", "qwen3-30b-a3b") for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
+def test_ieee_arithmetic_keeps_more_than_the_registers_hold(compiled: Compiled, case: Case) -> None:
+    # the products are limited by shared memory: the more a thread has of a tile, the less it reads there. On an H200
+    # rows that spill so much were faster than those that do not, by a third to a half
+    for build in compiled(case):
+        assert build["shared_bytes"] <= SHARED_BYTES[case[0]]
+        assert build["spills"] <= 256
+        assert build["tf32_products"] == 0
+
+
 @cases(("sm_90", "bf16", "given"), ("sm_90", "fp32", "given"))
 def test_a_given_routing_is_a_build_like_the_others(compiled: Compiled, case: Case) -> None:
     for build in compiled(case):
         assert build["shared_bytes"] <= SHARED_BYTES["sm_90"]
-        assert build["spills"] <= 32
+        assert build["spills"] <= (32 if case[1] == "bf16" else 256)
 
 
-@cases(*((target, "fp32", "qwen3-30b-a3b", "tf32") for target in ("sm_80", "sm_90", "sm_100", "gfx942")))
+@cases(
+    *((target, "fp32", "qwen3-30b-a3b", "tf32") for target in ("sm_80", "sm_90", "sm_100", "gfx942")),
+    *((target, "fp32", "qwen3-30b-a3b", "tf32x3") for target in ("sm_80", "sm_90", "sm_100")),
+)
 def test_tf32_takes_the_tensor_cores(compiled: Compiled, case: Case) -> None:
     for build in compiled(case):
         assert build["shared_bytes"] <= SHARED_BYTES[case[0]]

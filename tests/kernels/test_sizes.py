@@ -9,6 +9,7 @@ import torch
 from moe_layers import INTERPRETER, Place, random_layer, random_tokens, relative_error
 
 from fdmoe_kernels import MoELayer, RoutingRule, Scores, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
+from fdmoe_kernels.tiles import Precision
 
 
 @pytest.mark.parametrize(
@@ -80,37 +81,59 @@ def test_weights_beyond_32_bits_of_index_on_a_gpu() -> None:
     )
 
 
+SINGLE_GPU = Place("cuda", torch.float32, 1e-5, ())
 SINGLE = [
     pytest.param(INTERPRETER, id="interpreter"),
-    pytest.param(Place("cuda", torch.float32, 1e-5, ()), id="gpu", marks=pytest.mark.gpu),
+    pytest.param(SINGLE_GPU, id="gpu", marks=pytest.mark.gpu),
 ]
 
 
 @pytest.mark.parametrize("single", SINGLE)
-def test_tf32_is_near_and_chooses_the_same_experts(single: Place) -> None:
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
+def test_tf32_is_near_and_chooses_the_same_experts(single: Place, precision: Precision) -> None:
     layer = random_layer(16, 128, 64, 4, place=single)
     exact, rough = Workspace(layer, 300), Workspace(layer, 300)
     # tensor cores cut what is behind the 10 bits off (2.3e-3 on an H200); the interpreter does not
-    allowed = 4e-3 if single.device == "cuda" else 2e-3
+    allowed = {"tf32": 4e-3 if single.device == "cuda" else 2e-3, "tf32x3": single.tolerance}
     for tokens in (1, 40, 300) if single.device == "cuda" else (1, 40):
         x = random_tokens(layer, tokens, seed=tokens)
         expected = reference_moe(x, layer)
         assert relative_error(fused_moe(x, layer, exact), expected) < single.tolerance
-        assert relative_error(fused_moe(x, layer, rough, precision="tf32"), expected) < allowed
+        assert relative_error(fused_moe(x, layer, rough, precision=precision), expected) < allowed[precision]
         assert torch.equal(exact.expert_tokens(), rough.expert_tokens())
 
 
-def test_warm_up_proves_tf32() -> None:
+@pytest.mark.gpu
+def test_three_products_of_tf32_keep_what_is_not_finite() -> None:
+    """The parts of a number are made by subtraction, which turns an infinity into a NaN."""
+    layer = random_layer(4, 64, 32, 2, place=SINGLE_GPU)
+    x = random_tokens(layer, 40, seed=1)
+    clean = fused_moe(x, layer, Workspace(layer, 40), precision="tf32x3")
+    x[3, 5], x[7, 9] = float("inf"), float("nan")
+    x[11] *= 1e30
+    found = {p: fused_moe(x, layer, Workspace(layer, 40), precision=p) for p in ("ieee", "tf32x3")}
+    assert not torch.isfinite(found["tf32x3"][[3, 7]]).all(dim=1).any()
+    assert torch.equal(torch.isfinite(found["tf32x3"][11]), torch.isfinite(found["ieee"][11]))
+    others = [row for row in range(40) if row not in (3, 7, 11)]
+    assert torch.equal(found["tf32x3"][others], clean[others])
+
+
+@pytest.mark.parametrize(("precision", "most"), [("tf32", 2e-3), ("tf32x3", 1e-5)])
+def test_warm_up_proves_tf32(precision: Precision, most: float) -> None:
     layer = random_layer(4, 32, 16, 2)
     workspace = Workspace(layer, 2)
-    assert warm_up(layer, workspace, precision="tf32") < 2e-3
+    assert warm_up(layer, workspace, precision=precision) < most
     assert workspace.launches == 2
 
 
-def test_precisions_that_are_not_there_are_named() -> None:
+def test_precisions_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = random_layer(4, 32, 16, 2)
-    with pytest.raises(ValueError, match=r"precision is fp8; ieee or tf32 is allowed for torch\.float32"):
+    with pytest.raises(ValueError, match=r"precision is fp8; ieee or tf32x3 or tf32 is allowed for torch\.float32"):
         fused_moe(torch.zeros(1, 32), layer, Workspace(layer, 1), precision="fp8")  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr("fdmoe_kernels.fused.family", lambda: "hip")
+        with pytest.raises(ValueError, match=r"precision is tf32x3; ieee or tf32 is allowed on AMD devices"):
+            fused_moe(torch.zeros(1, 32), layer, Workspace(layer, 1), precision="tf32x3")
     half = random_layer(4, 32, 16, 2, place=Place("cpu", torch.bfloat16, 0.0, ()))
     with pytest.raises(ValueError, match=r"precision is tf32; ieee is allowed for torch\.bfloat16"):
         fused_moe(torch.zeros(1, 32).bfloat16(), half, Workspace(half, 1), precision="tf32")

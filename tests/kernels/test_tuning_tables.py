@@ -11,7 +11,7 @@ import pytest
 import torch
 from moe_layers import random_layer
 
-from fdmoe_kernels.tiles import TRITON, Tiles, fit_layer, rows_for, tiles_for
+from fdmoe_kernels.tiles import PRECISIONS, TRITON, Tiles, fit_layer, rows_for, tiles_for
 from fdmoe_kernels.tuning.forms import FORMS
 from fdmoe_kernels.tuning.tables import (
     FOLDER,
@@ -63,7 +63,7 @@ def test_a_table_without_a_form_or_precision_leaves_it_to_the_default(tmp_path: 
 
 @pytest.mark.parametrize("family", ["cuda", "hip", "interpreter"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_family_dtype_and_precision_has_rows_for_every_batch(
     family: Any, dtype: torch.dtype, precision: Any
 ) -> None:
@@ -116,7 +116,7 @@ _LAST = {"tokens_per_expert": None} | asdict(SMALL)
         (_table(3), "t.json, triton half, row 1 is 3; an object with tokens_per_expert is needed"),
         (
             {"forms": {"triton": {"quarter": []}}},
-            "t.json, triton: 'quarter' is unknown; half, single, tf32 are allowed",
+            "t.json, triton: 'quarter' is unknown; half, single, tf32x3, tf32 are allowed",
         ),
         ({"forms": {"cutlass": {}}}, "t.json, forms: 'cutlass' is unknown; triton"),
         ({"rows": []}, "t.json: 'rows' is unknown; description, forms are allowed"),

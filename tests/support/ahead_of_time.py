@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import triton
@@ -156,11 +157,11 @@ SHAPES = {
 
 
 def main(arguments: list[str]) -> None:
-    """`ahead_of_time.py TARGET DTYPE SHAPE [tf32]`: every row of the table, a JSON line each (for a process without
+    """`ahead_of_time.py TARGET DTYPE SHAPE [PRECISION]`: every row, a JSON line each (for a process without
     TRITON_INTERPRET, which the test process may have set)."""
     target, dtype, name, *rest = arguments
     shape = SHAPES[name]
-    precision: Precision = "tf32" if rest == ["tf32"] else "ieee"
+    precision = cast(Precision, rest[0]) if rest else "ieee"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
     for bound, tiles in rows_for(family, dtypes[dtype], precision, device="NVIDIA H200" if target == "sm_90" else None):

@@ -63,16 +63,17 @@ def measure_budgets(
     model: str, tokens: int, dtype: str, budgets: list[int], seconds: float, plan: Plan
 ) -> Iterator[BudgetRow]:
     """A row for each number of CTAs. The neighbour is measured alone and beside us for `seconds` each time."""
-    layer = MODELS[model].random_layer(DTYPES[dtype], plan.device)
+    numbers = DTYPES[dtype]
+    layer = MODELS[model].random_layer(numbers.dtype, plan.device)
     workspace = Workspace(layer, tokens, page=new_page(plan.device))
-    warm_up(layer, workspace)
+    warm_up(layer, workspace, precision=numbers.precision)
     x = random_tokens(layer, tokens)
     y = torch.empty_like(x)
     with Neighbour(plan.device.type) as neighbour:
         for programs in budgets:
 
             def launch(programs: int = programs) -> None:
-                fused_moe(x, layer, workspace, out=y, programs=programs)
+                fused_moe(x, layer, workspace, out=y, programs=programs, precision=numbers.precision)
 
             run = plan.timer.captured(launch)
             latency = plan.timer.latency_us({"fused": run}, runs=plan.runs, budget_s=plan.budget_s)["fused"]

@@ -18,6 +18,7 @@ from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.hardware import device_name, grouped_mm_supported
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.reference import reference_moe
+from fdmoe_kernels.tiles import Precision
 from fdmoe_kernels.timing import Run, Timer
 from fdmoe_kernels.warmup import warm_up
 from fdmoe_kernels.workspace import Workspace
@@ -26,7 +27,7 @@ from fdmoe_watchdog import page as beat_page
 MODES: tuple[Mode, ...] = ("eager", "graph")
 # the float32 reference of more rows takes seconds and gigabytes; these are drawn at random from the batch
 COMPARED_TOKENS = 512
-_SLOTS = 528
+_SLOTS = 768  # as a worker's page has
 # one in 30 has as many experts as the peers' batch of 16 tokens of Qwen3, one in 200 as that of OLMoE
 _DRAWS = 2000
 # the beats cost less than the noise of a few runs
@@ -64,15 +65,17 @@ def measure_model(
     missing = [tokens for tokens in token_counts if any((name, tokens, dtype, mode) not in done for mode in modes)]
     if not missing:
         return
-    layer = MODELS[name].random_layer(DTYPES[dtype], plan.device)
+    numbers = DTYPES[dtype]
+    layer = MODELS[name].random_layer(numbers.dtype, plan.device)
     with_beats = Workspace(layer, max(missing), page=new_page(plan.device))
     without = Workspace(layer, max(missing))
     for workspace in (with_beats, without):
-        warm_up(layer, workspace)
+        warm_up(layer, workspace, precision=numbers.precision)
     for tokens in missing:
         x = _batch(name, tokens, layer)
         wanted = tuple(mode for mode in modes if (name, tokens, dtype, mode) not in done)
-        yield from _measure_batch(name, dtype, x, layer, _variants(x, layer, with_beats, without), wanted, plan)
+        variants = _variants(x, layer, with_beats, without, numbers.precision)
+        yield from _measure_batch(name, dtype, x, layer, variants, wanted, plan)
 
 
 def _batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
@@ -91,11 +94,13 @@ def new_page(device: torch.device) -> torch.Tensor:
     return page.pin_memory() if device.type == "cuda" else page
 
 
-def _variants(x: torch.Tensor, layer: MoELayer, with_beats: Workspace, without: Workspace) -> _Variants:
+def _variants(
+    x: torch.Tensor, layer: MoELayer, with_beats: Workspace, without: Workspace, precision: Precision
+) -> _Variants:
     y, y_no_beats, y_baseline = (torch.full_like(x, float("nan")) for _ in range(3))
     return _Variants(
-        lambda: fused_moe(x, layer, with_beats, out=y),
-        lambda: fused_moe(x, layer, without, out=y_no_beats),
+        lambda: fused_moe(x, layer, with_beats, out=y, precision=precision),
+        lambda: fused_moe(x, layer, without, out=y_no_beats, precision=precision),
         lambda: baseline_moe(x, layer, out=y_baseline),
         y,
         y_no_beats,

@@ -8,6 +8,8 @@ import torch
 
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import RoutingRule
+from fdmoe_kernels.tiles import KINDS_OF, Precision
+from fdmoe_kernels.tuning.tables import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,29 @@ MODELS = {
     "olmoe": Model(hidden=2048, intermediate=1024, experts=64, top_k=8, renormalize=False),
 }
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Of what type a layer is, and how its experts multiply."""
+
+    dtype: torch.dtype
+    precision: Precision = "ieee"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of the tuning tables' rows: its own, then those that serve where a table has none."""
+        return KINDS_OF[self.precision] if self.dtype == torch.float32 else ("half",)
+
+
+# what is called a dtype in options and rows
+DTYPES = {
+    "bfloat16": Numbers(torch.bfloat16),
+    "float16": Numbers(torch.float16),
+    "float32": Numbers(torch.float32),
+    "float32-tf32x3": Numbers(torch.float32, "tf32x3"),
+    "float32-tf32": Numbers(torch.float32, "tf32"),
+}
 
 
 def random_tokens(layer: MoELayer, tokens: int) -> torch.Tensor:

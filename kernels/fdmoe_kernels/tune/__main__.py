@@ -33,7 +33,7 @@ from fdmoe_kernels.tune.trials import DeviceLostError, Trials
 from fdmoe_kernels.tune.tuner import Stopped, Tuner
 from fdmoe_kernels.tuning.form import Form
 from fdmoe_kernels.tuning.forms import FORMS
-from fdmoe_kernels.tuning.tables import FOLDER, Kind, TableError, rows_of, slug, write_rows
+from fdmoe_kernels.tuning.tables import FOLDER, TableError, rows_of, slug, write_rows
 from fdmoe_kernels.workspace import Workspace
 
 _INTERRUPTED = 130
@@ -45,9 +45,10 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     place = torch.device(device)
-    kind: Kind = "single" if options.dtype == "float32" else "half"
+    numbers = DTYPES[options.dtype]
+    kind = numbers.kinds[0]
     form = FORMS[options.form]
-    if not form.supported(place, DTYPES[options.dtype]):
+    if not form.supported(place, numbers.dtype):
         parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
     output = options.output or FOLDER / f"{slug(device_name(place))}.json"
     versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
     try:
         journal = Journal(output.with_name(f"{output.stem}.{form.name}.{kind}.journal"), origin, resume=options.resume)
         with closing(journal), _interrupts() as stopped:
-            rows = _tune(options, form, kind, place, timer or CudaTimer(), journal, stopped)
+            rows = _tune(options, form, place, timer or CudaTimer(), journal, stopped)
         description = f"Measured on one {origin['device']}, {versions}, commit {options.commit}: {command}"
         write_rows(output, form, kind, rows, description=description)
     except (JournalError, TableError) as error:
@@ -92,25 +93,26 @@ def _parser() -> argparse.ArgumentParser:
 def _tune(
     options: argparse.Namespace,
     form: Form[Any],
-    kind: Kind,
     device: torch.device,
     timer: Timer,
     journal: Journal,
     stopped: Callable[[], bool],
 ) -> list[tuple[float, Any]]:
+    numbers = DTYPES[options.dtype]
+
     @functools.cache
     def layer_of(model: str) -> tuple[MoELayer, Workspace]:
-        layer = MODELS[model].random_layer(DTYPES[options.dtype], device)
+        layer = MODELS[model].random_layer(numbers.dtype, device)
         return layer, Workspace(layer, max(options.tokens), page=new_page(device))
 
     def trials(model: str, tokens: int) -> Trials[Any]:
         layer, workspace = layer_of(model)
-        return Trials(f"{model}/{tokens}", form, layer, workspace, tokens, timer, journal)
+        return Trials(f"{model}/{tokens}", form, layer, workspace, tokens, timer, journal, numbers.precision)
 
     def start(average: float) -> Any:
-        rows = rows_of(form, kind, family(), device_name(device))
         # without a table, the form's own defaults, if it has them for all fields
-        return next((row for bound, row in rows if average <= bound), None) or form.row()
+        tables = (rows_of(form, kind, family(), device_name(device)) for kind in numbers.kinds)
+        return next((row for rows in tables for bound, row in rows if average <= bound), None) or form.row()
 
     cells = [functools.partial(trials, model, tokens) for model in options.models for tokens in options.tokens]
     progress = Progress(sys.stderr, len(cells))

@@ -15,11 +15,12 @@ from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.reference import reference_moe
+from fdmoe_kernels.tiles import Precision
 from fdmoe_kernels.timing import Run, Timer
 from fdmoe_kernels.tune.journal import Journal, Result
 from fdmoe_kernels.tuning.form import Form, R
 from fdmoe_kernels.tuning.tables import pinned
-from fdmoe_kernels.warmup import TOLERANCE
+from fdmoe_kernels.warmup import tolerance
 from fdmoe_kernels.workspace import Workspace
 
 # rows of the batch that are compared with float32, drawn at random
@@ -45,11 +46,13 @@ class Trials(Generic[R]):
         tokens: int,
         timer: Timer,
         journal: Journal,
+        precision: Precision = "ieee",
     ) -> None:
         self.cell, self.form = cell, form
         self.average = tokens * layer.routing.top_k / layer.experts
         self._layer, self._workspace, self._tokens = layer, workspace, tokens
         self._timer, self._journal = timer, journal
+        self._precision: Precision = precision
         self._x = random_tokens(layer, tokens)
         self._y = torch.empty_like(self._x)
         self._compared = torch.randperm(tokens, device=layer.device)[:_COMPARED_TOKENS]
@@ -95,7 +98,7 @@ class Trials(Generic[R]):
     def _run(self, row: R) -> Run:
         def run() -> None:
             with pinned(self.form, row):
-                fused_moe(self._x, self._layer, self._workspace, out=self._y)
+                fused_moe(self._x, self._layer, self._workspace, out=self._y, precision=self._precision)
 
         return run
 
@@ -113,7 +116,8 @@ class Trials(Generic[R]):
                 raise DeviceLostError(f"{self.cell}, {row}: {note}") from lost
             return Result("failed", None, None, note)
         error_found = self._error()
-        allowed = TOLERANCE[self._layer.dtype] / 2  # that of two paths; each is within half of it of float32
+        # that of two paths; each is within half of it of float32
+        allowed = tolerance(self._layer.dtype, self._precision) / 2
         if not error_found <= allowed:
             self._workspace.control.zero_()  # as it was made: counters that are wrong now would spoil the next launch
             return Result("wrong", None, None, f"error {error_found:.2e}; {allowed:.0e} is allowed")

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fdmoe_kernels.hardware import Family
 from fdmoe_kernels.tuning.form import Form, R
 
-# of the numbers: 16 bits, float32 by IEEE arithmetic, float32 on tensor cores
-Kind = Literal["half", "single", "tf32"]
-KINDS: tuple[Kind, ...] = ("half", "single", "tf32")
+# of the numbers: 16 bits, float32 by IEEE arithmetic, float32 on tensor cores by three products, or by one
+Kind = Literal["half", "single", "tf32x3", "tf32"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 FOLDER = Path(__file__).parent
 _BOUND = "tokens_per_expert"
 

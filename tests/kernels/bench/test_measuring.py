@@ -45,6 +45,14 @@ def test_the_floor_counts_the_chosen_experts_once_and_each_tokens_products() -> 
     assert work.weight_gbps(10.0) == pytest.approx(work.weight_bytes / 10e-6 / 1e9)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32-tf32x3", 1e-5), ("float32-tf32", 2e-3)])
+def test_float32_on_tensor_cores_is_a_row_of_its_own(dtype: str, most: float) -> None:
+    (row,) = measure_model("tiny", dtype, [5], ("eager",), _plan(FakeTimer(TIMES.__getitem__)), done=set())
+    assert (row.dtype, row.best_peer) == (dtype, None)
+    assert row.relative_error < most
+    assert row.baseline_relative_error < 1e-5
+
+
 def test_a_row_a_mode_with_results_that_were_compared() -> None:
     timer = FakeTimer(TIMES.__getitem__)
     eager, graph = measure_model("tiny", "float32", [5], ("eager", "graph"), _plan(timer), done=set())
@@ -64,7 +72,7 @@ def test_a_row_a_mode_with_results_that_were_compared() -> None:
 @pytest.mark.parametrize("wanted", [2, 3, 4])
 def test_a_batch_chooses_as_many_experts_as_the_peers_did(wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "chosen_experts", lambda model, tokens: {("tiny", 3): wanted}[model, tokens])
-    monkeypatch.setattr(measuring, "warm_up", lambda *_: 0.0)
+    monkeypatch.setattr(measuring, "warm_up", lambda *_, **__: 0.0)
     row = next(measure_model("tiny", "float32", [3], ("eager",), _plan(FakeTimer(TIMES.__getitem__)), done=set()))
     weight_bytes = (wanted * 3 * 32 * 16 + 4 * 32) * 4
     assert row.weight_gbps == round(weight_bytes / row.latency_us / 1e3, 1)
@@ -73,7 +81,7 @@ def test_a_batch_chooses_as_many_experts_as_the_peers_did(wanted: int, monkeypat
 def test_a_result_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = measuring.fused_moe
     monkeypatch.setattr(measuring, "fused_moe", lambda *args, **kwargs: right(*args, **kwargs).mul_(2))
-    monkeypatch.setattr(measuring, "warm_up", lambda *_: 0.0)
+    monkeypatch.setattr(measuring, "warm_up", lambda *_, **__: 0.0)
     row = next(measure_model("tiny", "float32", [5], ("eager",), _plan(FakeTimer(TIMES.__getitem__)), done=set()))
     assert row.relative_error == pytest.approx(1.0, rel=1e-3)
 

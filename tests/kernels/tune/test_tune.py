@@ -17,7 +17,7 @@ from fdmoe_kernels import reference_moe
 from fdmoe_kernels.bench.models import MODELS, Model
 from fdmoe_kernels.hopper.tiles import HOPPER, HopperRow, default_tiles
 from fdmoe_kernels.hopper.tiles import tiles_for as hopper_tiles_for
-from fdmoe_kernels.tiles import TRITON, Tiles, rows_for
+from fdmoe_kernels.tiles import TRITON, Precision, Tiles, rows_for
 from fdmoe_kernels.timing import Run
 from fdmoe_kernels.tune import trials
 from fdmoe_kernels.tune.__main__ import main
@@ -36,13 +36,17 @@ class Planted:
         self.launched: list[Tiles] = []
         self.timed: list[tuple[str, ...]] = []
         self.end_after: int | None = None
+        self.precisions: set[Precision] = set()
 
     @staticmethod
     def cost(row: Tiles) -> float:
         steps = abs(math.log2(row.rows / 64)) + abs(math.log2(row.warps / 8)) + abs(row.stages - 3)
         return 100 * 1.05**steps
 
-    def fused_moe(self, x: torch.Tensor, layer: Any, _: Any, *, out: torch.Tensor) -> torch.Tensor:
+    def fused_moe(
+        self, x: torch.Tensor, layer: Any, _: Any, *, out: torch.Tensor, precision: Precision
+    ) -> torch.Tensor:
+        self.precisions.add(precision)
         row = pinned_row(TRITON)
         assert row is not None
         self.launched.append(row)
@@ -96,6 +100,15 @@ def test_the_planted_optimum_is_written_and_what_is_wrong_or_fails_is_not(plante
     description = json.loads(output.read_text())["description"]
     assert "commit abc1234: python -m fdmoe_kernels.tune --form triton" in description
     assert str(tmp_path) not in description
+
+
+def test_float32_on_tensor_cores_has_rows_of_its_own(planted: Planted, tmp_path: Path) -> None:
+    output = tmp_path / "t.json"
+    arguments = [word.replace("float32", "float32-tf32x3") for word in ARGUMENTS]
+    assert main([*arguments, "--output", str(output)], planted, "cpu") == 0
+    assert planted.precisions == {"tf32x3"}
+    assert len(read_rows(output, TRITON, "tf32x3")) == 1
+    assert read_rows(output, TRITON, "single") == ()
 
 
 def test_a_wrong_candidate_is_never_timed(planted: Planted, tmp_path: Path) -> None:
