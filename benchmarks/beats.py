@@ -26,6 +26,7 @@ from fdmoe_watchdog.page import Exit, Page
 _NAME = "m/layers.0"
 _WARM = 20
 _SEGMENT_TOKENS = 64
+_SLOTS = 768  # of a worker's page
 
 
 class _NoPage:
@@ -120,9 +121,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     layer = MODELS[options.model].random_layer(torch.bfloat16, torch.device("cuda"))
-    slots = torch.cuda.get_device_properties(layer.device).multi_processor_count * 8
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fdmoe-beats-") as directory:
-        rows = measure(layer, options.tokens, options.turns, slots, Path(directory))
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fdmoe-beats-") as directory, torch.inference_mode():
+        rows = measure(layer, options.tokens, options.turns, _SLOTS, Path(directory))
     about = {"model": options.model, **describe_machine(), "commit": options.commit, "command": reproduce()}
     write_rows([{**row, **about} for row in rows], options.csv)
 

@@ -15,8 +15,9 @@ EXIT_FAILED = 1
 
 def fail(control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
     """Tell the watchdog why, in words, and end this process."""
+    # first, for the watchdog may end this process as soon as it knows
+    log.flush()
     with contextlib.suppress(ChannelClosed):
         control.send(messages.ChildFailed(reason[:1000], blame))
     # without the interpreter's own end: tearing down a broken CUDA context can take seconds, or for ever
-    log.flush()
     os._exit(EXIT_FAILED)

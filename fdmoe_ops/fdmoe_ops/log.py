@@ -11,4 +11,6 @@ def configure(settings: LogSettings, process: str) -> None:
     log.configure(settings.format.value, settings.level.value, process)
 
 
-flush = log.flush
+def flush() -> None:
+    """Before this process ends without the interpreter's own end."""
+    log.flush()

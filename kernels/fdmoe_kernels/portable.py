@@ -72,8 +72,8 @@ def launch(
     found = layers.get(layer)
     if found is None:
         found = layers[layer] = {}
-    known = found.get(key)
-    if known is not None and known.addresses == layer.addresses:
+    known, addresses = found.get(key), layer.addresses
+    if known is not None and known.addresses == addresses:
         arguments = list(known.arguments)
         for place, value in zip(_OWN_PLACES, own, strict=True):
             arguments[place] = _by_address(value)
@@ -83,7 +83,7 @@ def launch(
     compiled = kernel.moe_layer_kernel[grid,](**by_name, num_warps=tiles.warps, num_stages=tiles.stages)
     if isinstance(compiled, CompiledKernel):  # the interpreter compiles nothing
         kept = {name: value if name == "page" else _by_address(value) for name, value in by_name.items()}
-        found[key] = _Found(compiled, layer.addresses, tuple(kept[name] for name in _NAMES))
+        found[key] = _Found(compiled, addresses, tuple(kept[name] for name in _NAMES))
 
 
 def _by_address(value: Any) -> Any:

@@ -75,10 +75,15 @@ def test_the_host_thread_beats_after_each_wait_for_the_device(bench: Bench) -> N
     beats = [bench.page.read(Line.HOST, Host.BEATS)]
     x = bench.engine.load(batch)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
-    y = bench.engine.run_baseline(x, NAME)
+    y = rows_of(bench.engine.run_fused(x, NAME))
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
+    baseline = bench.engine.run_baseline(x, NAME)
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
     bench.engine.store(y, batch)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
-    bench.engine.compare(y, y)
+    bench.engine.compare(y, baseline)
+    beats.append(bench.page.read(Line.HOST, Host.BEATS))
+    bench.engine.expert_tokens(x, NAME)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
     assert sorted(set(beats)) == beats, beats
 

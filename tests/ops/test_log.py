@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -112,18 +114,37 @@ def test_a_line_that_cannot_be_made_is_told() -> None:
     ]
 
 
-def test_a_log_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> None:
-    """A pipe without a reader that lives, a terminal that is held: a write there waits for good."""
-    program = (
-        "import logging, sys, structlog; from fdmoe_watchdog import log; log.configure('json', 'info', 'p')\n"
-        "for number in range(5000): structlog.get_logger().info('fence', number=number, filler='x' * 100)\n"
-        "logging.getLogger('x').warning('told'); print('on', flush=True); sys.stdin.readline()\n"
-        "log.flush(30); structlog.get_logger().info('last')"
-    )
+BARE = """
+import gc, logging, os, sys, time, structlog
+from fdmoe_watchdog import log
+log.configure("json", "info", "p")
+logger = structlog.get_logger()
+def burst(count):
+    for number in range(count):
+        logger.info("fence", number=number, filler="x" * 100)
+"""
+
+
+@contextlib.contextmanager
+def running(script: str, stderr: int | IO[bytes] = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """A process that logs, whose lines nobody has read yet; it reads its standard input."""
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-P", "-c", BARE + script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
     ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_log_that_nobody_reads_stops_nothing_and_what_is_lost_is_told_where_it_is_missing() -> None:
+    """A pipe whose reader sleeps, a terminal that is held: a write there waits for good."""
+    script = (
+        "burst(5000); logging.getLogger('x').warning('told'); print('on', flush=True); sys.stdin.readline()\n"
+        "log.flush(30); logger.info('last')"
+    )
+    with running(script) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
@@ -131,25 +152,62 @@ def test_a_log_that_nobody_reads_stops_nothing_and_what_is_lost_is_counted() -> 
         process.stdin.write("\n")
         process.stdin.flush()
         found = [json.loads(line) for line in process.stderr]
-    assert process.returncode == 0
-    numbers = [line["number"] for line in found if line["event"] == "fence"]
-    assert numbers == sorted(set(numbers))
-    assert numbers[:1000] == list(range(1000))
-    assert found[-1]["event"] == "last"
-    lost = [line["lines"] for line in found if line["event"] == "log_lines_dropped"]
-    assert len(numbers) + max(lost) == 5001, "the standard library's line, too"
+        assert process.wait(20) == 0
+    expected = missing = 0
+    for line in found[:-2]:
+        if line["event"] == "log_lines_dropped":
+            missing = line["lines"]
+        else:
+            assert line["number"] == expected + missing
+            expected += 1
+    assert expected + missing == 5000
+    assert missing > 3000, "the newest thousand are kept, and what the pipe took before"
+    assert [line["event"] for line in found[-2:]] == ["told", "last"]
 
 
-def test_who_ends_before_anybody_reads_waits_a_second_at_most() -> None:
-    program = (
-        "import structlog, sys; from fdmoe_watchdog import log; log.configure('json', 'info', 'p')\n"
-        "for number in range(900): structlog.get_logger().info('fence', filler='x' * 100)\n"
+def test_a_reader_that_is_there_gets_every_line(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as file:
+        with running("burst(3000); logger.info('last')", file) as process:
+            assert process.wait(30) == 0
+        file.seek(0)
+        found = [json.loads(line) for line in file]
+    assert [line.get("number") for line in found] == [*range(3000), None]
+
+
+def test_a_reader_that_is_late_at_a_descriptor_that_does_not_wait_gets_every_line() -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    with running("burst(900); print('on', flush=True); log.flush(30)", theirs) as process:
+        os.close(theirs)
+        assert process.stdout
+        assert process.stdout.readline() == "on\n"
+        with os.fdopen(ours) as lines:
+            assert [json.loads(line)["number"] for line in lines] == list(range(900))
+        assert process.wait(20) == 0
+
+
+def test_an_error_is_written_before_the_process_is_ended_for_it() -> None:
+    for _ in range(5):
+        with running("logger.error('worker_broken'); os.kill(os.getpid(), 9)") as process:
+            assert process.stderr
+            assert "worker_broken" in process.stderr.read()
+
+
+def test_what_logs_in_the_midst_of_a_line_holds_nobody_up() -> None:
+    """Signal handlers and finalizers run between any two steps of the thread that logs."""
+    script = (
+        "import signal\n"
+        "signal.signal(signal.SIGALRM, lambda *_: logger.info('late'))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)\n"
+        "end = time.monotonic() + 2\n"
+        "while time.monotonic() < end: logger.info('fence', filler='x' * 100)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "print('on', flush=True)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", program], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
-        stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        assert process.wait(60) == 0
+    with running(script) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "on\n", "nobody has read a line yet"
+        assert process.wait(20) == 0, "nor at its end"
 
 
 @pytest.mark.parametrize("form", ["console", "json"])

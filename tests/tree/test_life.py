@@ -86,7 +86,7 @@ def test_a_stopped_tree_leaves_nothing(demo: Path, tmp_path: Path, number: signa
     tree.wait_until_ready()
     tree.wait_until("the spare processes", tree.has_its_spares)
     starts = [event for event in tree.status()["events"] if event["event"] == "worker_start"]
-    assert starts[0]["spare"], "it has imported while the weights were loaded"
+    assert starts[0]["spare"], "it began to import while the weights were loaded"
     processes = tree.processes()
     assert tree.stop(number) == 0
     assert not any(is_running(pid) for pid in processes)

@@ -15,12 +15,11 @@ _WAITING = 1000
 
 
 class Background:
-    """What does not fit its queue is dropped and counted in `dropped`. What the work raises is told, and ends here."""
+    """Drops what does not fit its queue. What the work raises is told, and ends here."""
 
     def __init__(self, name: str) -> None:
         self._queue: queue.Queue[tuple[Callable[[], object], threading.Event]] = queue.Queue(_WAITING)
         self._name = name
-        self.dropped = 0
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, work: Callable[[], object]) -> threading.Event:
@@ -29,7 +28,6 @@ class Background:
         try:
             self._queue.put_nowait((work, done))
         except queue.Full:
-            self.dropped += 1
             done.set()
         return done
 

@@ -1,7 +1,8 @@
 """How the processes of a tree write log lines: structlog, to standard error; as JSON each line is one object.
 
 Nobody may read them any more, a terminal may be held, or the disk that they go to may be full: what a process is for
-goes on all the same. A thread of its own writes them; what does not fit its queue is dropped, and counted.
+goes on all the same. A thread of its own writes them, as many at a time as there are; when too many wait the oldest are
+dropped, and how many is told.
 
 Whatever Python says goes the same way: the standard library's loggers, warnings, and exceptions that nobody caught, in
 any thread. The events and their fields: dashboards/events.md.
@@ -14,16 +15,21 @@ import contextlib
 import logging
 import math
 import os
+import queue
+import select
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from fdmoe_watchdog.background import Background
-
 _STDERR = 2
+_MOST_WAITING = 1000
+_URGENT_S = 0.02
+_POLL_S = 0.0005
 
 Format = Literal["console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -31,9 +37,6 @@ Level = Literal["debug", "info", "warning", "error"]
 
 def configure(form: Format, level: Level, process: str) -> None:
     """Set logging up for this process, once; `process` is its name in each line. Standard output stays free."""
-    global _lines
-    _lines = lines = _Lines()
-    atexit.register(flush)
     first: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -46,6 +49,18 @@ def configure(form: Format, level: Level, process: str) -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
     )
+
+    # whatever level is wanted; gives the line back
+    logger = structlog.wrap_logger(
+        _Back(), processors=[*first, *last], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+    def notice(missing: int) -> str:
+        return str(logger.warning("log_lines_dropped", lines=missing))
+
+    global _lines
+    _lines = lines = _Lines(notice)
+    atexit.register(flush)
     structlog.configure(
         processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -66,42 +81,90 @@ def configure(form: Format, level: Level, process: str) -> None:
     threading.excepthook = _uncaught_in_thread
 
 
-def flush(timeout_s: float = 1.0) -> None:
+def flush(timeout_s: float = 0.5) -> None:
     """Let what has been logged come out, unless nobody takes it. For who ends without the interpreter's own end."""
     if _lines is not None:
         _lines.flush(timeout_s)
 
 
-class _Lines:
-    """Lines on standard error, for structlog."""
+class _Back:
+    def warning(self, line: str) -> str:
+        return line
 
-    def __init__(self) -> None:
-        self._writer = Background("log")
-        self._dropped_told = 0
-        self._thread = 0
+
+class _Lines:
+    """Lines on standard error, for structlog and for the standard library's handler.
+
+    A finalizer or a signal handler may log in the midst of anything here, in the same thread: the lock and the queue
+    can be entered again. `notice` makes the line that tells how many are missing.
+    """
+
+    def __init__(self, notice: Callable[[int], str]) -> None:
+        self._notice = notice
+        self._waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lock = threading.RLock()
+        self._given = self._dropped = 0
+        # the writing thread's own: lines that it is done with, those of them that the system did not take, those that
+        # were told to be missing, and whether the last one is cut off
+        self._taken = self._refused = self._told = 0
+        self._torn = False
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def msg(self, line: str) -> None:
-        if threading.get_ident() == self._thread:
-            self._write(line)
-        else:
-            self._writer.submit(lambda: self._write(line))
+        with self._lock:
+            if self._waiting.qsize() >= _MOST_WAITING:
+                # the newest are kept: they say why somebody looks
+                with contextlib.suppress(queue.Empty):
+                    self._waiting.get_nowait()
+                    self._dropped += 1
+            self._given += 1
+            self._waiting.put(line)
 
-    log = debug = info = warning = error = critical = exception = fatal = msg
+    def urgent(self, line: str) -> None:
+        """Who logs an error may be ended for it: the line comes first, unless others already wait."""
+        alone = self._waiting.empty()
+        self.msg(line)
+        if alone:
+            self.flush(_URGENT_S)
+
+    log = debug = info = warning = msg
+    error = critical = exception = fatal = urgent
 
     def flush(self, timeout_s: float) -> None:
-        self._writer.submit(lambda: None).wait(timeout_s)
+        given, deadline = self._given, time.monotonic() + timeout_s
+        while self._taken + self._dropped < given and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
-    def _write(self, line: str) -> None:
-        self._thread = threading.get_ident()
-        rest = f"{line}\n".encode(errors="backslashreplace")
-        # not through sys.stderr: a thread that waits within it would hold up the interpreter's end
-        with contextlib.suppress(OSError):
-            while rest:
-                rest = rest[os.write(_STDERR, rest) :]
-        dropped = self._writer.dropped
-        if dropped > self._dropped_told:
-            self._dropped_told = dropped
-            structlog.get_logger("fdmoe").warning("log_lines_dropped", lines=dropped)
+    def _run(self) -> None:
+        while True:
+            lines = [self._waiting.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(lines) < _MOST_WAITING:
+                    lines.append(self._waiting.get_nowait())
+            missing = self._dropped + self._refused
+            notices = [self._notice(missing)] if missing > self._told else []
+            if self._write([*notices, *lines]):
+                self._told = missing
+            else:
+                self._refused += len(lines)
+            self._taken += len(lines)
+
+    def _write(self, lines: list[str]) -> bool:
+        """Whether the system took them all. Waits for as long as it takes none."""
+        text = "".join(f"{line}\n" for line in lines)
+        rest = f"\n{text}".encode(errors="backslashreplace")[0 if self._torn else 1 :]
+        # not through sys.stderr, whose lock would be held meanwhile
+        while rest:
+            try:
+                taken = os.write(_STDERR, rest)
+            except BlockingIOError:
+                select.select((), (_STDERR,), ())
+                continue
+            except (OSError, ValueError):  # nobody reads any more, there is no room, or it has been closed
+                return False
+            self._torn = not rest[:taken].endswith(b"\n")
+            rest = rest[taken:]
+        return True
 
 
 _lines: _Lines | None = None
@@ -116,9 +179,14 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.msg(self.format(record))
+            line = self.format(record)
         except Exception:  # noqa: BLE001 - whatever a record's own arguments raise; who logs must not hear of it
             structlog.get_logger("fdmoe").warning("log_line_broken", logger=record.name, text=repr(record.msg))
+            return
+        if record.levelno >= logging.ERROR:
+            self._lines.urgent(line)
+        else:
+            self._lines.msg(line)
 
 
 def _named(process: str) -> Processor:

@@ -19,7 +19,7 @@ worker. Little-endian 64-bit words in lines of 64 bytes, one writer a line:
 - route, up, down, combine: work items finished since the worker started, counted by the kernel.
 - expert: its number; all bits: the item is of all experts, as a down item of one token may be.
 - tile: row tile << 32 | column tile. wait: Wait << 32 | the count that is waited for; seen: the count when last looked.
-- host beats: rises with every turn of the worker's loop. answered, submitted: batches.
+- host beats: rises with every turn of the worker's loop and each wait for the device. answered, submitted: batches.
 
 A beat is a CHANGE of a device-written word; time is the reader's own monotonic clock (begun at: CLOCK_MONOTONIC of the
 worker, which is one clock for all processes of a host).

@@ -192,11 +192,11 @@ class WorkerProcess(Child):
         self.cut_off: Literal["", "exit", "page"] = ""
         self.page_problem = ""
         arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
-        # only now: one that is taken for a page that is not to be had would be lost
-        spare = take_spare()
-        process = spare.become(arguments) if spare is not None else None
-        self.by_spare = process is not None
         try:
+            # only now: one that is taken for a page that is not to be had would be lost
+            spare = take_spare()
+            process = spare.become(arguments) if spare is not None else None
+            self.by_spare = process is not None
             super().__init__((*command, *arguments), environment, process=process)
         except OSError:
             self.page.close()

@@ -348,7 +348,7 @@ class Supervisor:
         if gateway and any(pair.route is not None for pair in self._pairs):
             self._announced = True
             # standard output may be held, too
-            Background("announcement").submit(lambda: self.plan.announce(gateway, watchdog))
+            Background("watchdog-announcement").submit(lambda: self.plan.announce(gateway, watchdog))
 
     def _give_up(self, reason: str, ending: Ending, node_action: str = "") -> None:
         self._events.add("give_up", level="error", reason=reason, exit_code=_EXITS[ending], node_action=node_action)

@@ -124,8 +124,13 @@ class Engine:
     def expert_tokens(self, x: torch.Tensor, name: str) -> tuple[int, ...]:
         """How many of these tokens go to each routed expert, by the baseline's router."""
         layer = self.layers[name]
-        routing = route(x, layer)
-        return tuple(torch.bincount(routing.experts.flatten(), minlength=layer.experts).tolist())
+        chosen = route(x, layer).experts.flatten()
+        # a bincount would wait for the device to learn its length
+        counts = torch.zeros(layer.experts, dtype=torch.int64, device=chosen.device)
+        counts.scatter_add_(0, chosen, torch.ones_like(chosen))
+        tokens: list[int] = counts.tolist()
+        self._page.add(Line.HOST, Host.BEATS)
+        return tuple(tokens)
 
     def arm(self, fault: messages.KernelFault, launches: int) -> None:
         """The next fused launches that serve have this fault."""

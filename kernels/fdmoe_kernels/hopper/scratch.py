@@ -98,9 +98,9 @@ class HopperScratch:
         Raises BuildError instead of None where the other form would be taken for this one: while launches are held to
         this form for tuning, and while a CUDA graph is captured, which would keep it.
         """
-        decision = self._decisions.get(layer)
-        if decision is None or decision.addresses != layer.addresses:
-            decision = self._decisions[layer] = _Decision(self._made(layer, workspace), layer.addresses)
+        decision, addresses = self._decisions.get(layer), layer.addresses
+        if decision is None or decision.addresses != addresses:
+            decision = self._decisions[layer] = _Decision(self._made(layer, workspace), addresses)
         return decision.plan
 
     def _made(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
