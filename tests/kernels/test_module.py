@@ -6,25 +6,62 @@ import pytest
 import torch
 from moe_layers import Place, random_layer, random_tokens
 
-from fdmoe_kernels import FusedMoE, Workspace, fused_moe
+from fdmoe_kernels import FusedMoE, Routing, Workspace, fused_moe
 from fdmoe_kernels.module import _fused_moe
 
+# the first leaves the operators as they are; the second is torch.compile's own, which compiles those around
+BACKENDS = ["aot_eager", "inductor"]
 
-def test_torch_compile_takes_it_whole_for_any_number_of_tokens(place: Place) -> None:
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_compile_takes_it_whole_for_any_number_of_tokens(place: Place, backend: str) -> None:
     layer = random_layer(8, 64, 32, 2, place=place)
     workspace = Workspace(layer, 40)
     module = FusedMoE(layer, workspace)
-    compiled = torch.compile(lambda x: module(x * 2) + 1, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(lambda x: module(x * 2) + 1, fullgraph=True, dynamic=True, backend=backend)
     for tokens in (3, 40, 17):
         x = random_tokens(layer, tokens, seed=tokens)
         assert torch.equal(compiled(x), fused_moe(x * 2, layer, workspace) + 1)
 
 
-def test_its_fake_says_what_it_gives(place: Place) -> None:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_a_routing_made_in_the_compiled_region(place: Place, dtype: torch.dtype) -> None:
+    layer = random_layer(8, 64, 32, 2, place=place)
+    workspace = Workspace(layer, 5)
+    module = FusedMoE(layer, workspace)
+
+    def route(x: torch.Tensor) -> Routing:
+        weights, experts = torch.topk(torch.softmax(x.float() @ layer.router.float().T, dim=1), 2)
+        return Routing(experts.to(dtype), weights.contiguous())
+
+    compiled = torch.compile(lambda x: module(x, route(x)), fullgraph=True, backend="aot_eager")
+    x = random_tokens(layer, 5, seed=1)
+    assert torch.equal(compiled(x), fused_moe(x, layer, workspace, routing=route(x)))
+    assert not torch.equal(compiled(x), module(x)), "the layer's own router renormalises"
+
+
+def test_precision_and_programs_are_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = random_layer(8, 64, 32, 2)
+    seen: dict[str, object] = {}
+
+    def spy(x: torch.Tensor, *_: object, **options: object) -> torch.Tensor:
+        seen.update(options)
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr("fdmoe_kernels.module.fused_moe", spy)
+    FusedMoE(layer, Workspace(layer, 4), precision="tf32x3", programs=3)(random_tokens(layer, 4, seed=0))
+    assert seen == {"routing": None, "precision": "tf32x3", "programs": 3}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["routed", "given"])
+def test_its_fake_says_what_it_gives(place: Place, given: bool) -> None:
     layer = random_layer(8, 64, 32, 2, place=place)
     module = FusedMoE(layer, Workspace(layer, 4))
-    torch.library.opcheck(_fused_moe, (random_tokens(layer, 4, seed=0), module.handle), test_utils="test_faketensor")
-    torch.library.opcheck(_fused_moe, (random_tokens(layer, 4, seed=0), module.handle), test_utils="test_schema")
+    experts = torch.tensor([[0, 1]] * 4, device=layer.device) if given else None
+    weights = torch.full((4, 2), 0.5, device=layer.device) if given else None
+    arguments = (random_tokens(layer, 4, seed=0), experts, weights, module.handle)
+    torch.library.opcheck(_fused_moe, arguments, test_utils="test_faketensor")
+    torch.library.opcheck(_fused_moe, arguments, test_utils="test_schema")
 
 
 def test_a_workspace_for_another_layer_is_refused() -> None:
@@ -34,11 +71,12 @@ def test_a_workspace_for_another_layer_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tokens", [1, 300])
-def test_a_compiled_module_is_captured(tokens: int) -> None:
+def test_a_compiled_module_is_captured(tokens: int, backend: str) -> None:
     layer = random_layer(16, 128, 64, 4, place=Place("cuda", torch.bfloat16, 6e-3, ()))
     module = FusedMoE(layer, Workspace(layer, tokens))
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
     x = random_tokens(layer, tokens, seed=0)
     expected = compiled(x).clone()
     torch.cuda.synchronize()
