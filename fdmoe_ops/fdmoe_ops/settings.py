@@ -301,6 +301,7 @@ def resolve(settings: Settings, devices: tuple[str, ...]) -> Settings:
         "worker": _defaults_for(settings.worker, {"max_batch_tokens": 64} if are_cpu(devices) else {}),
         "recovery": _recovery(settings.recovery, devices),
     }
+    _check_probe(settings.watchdog, settings.recovery)
     values = {
         "devices": devices,
         "run_dir": run_directory(settings),
@@ -352,6 +353,16 @@ def _recovery(recovery: RecoverySettings, devices: tuple[str, ...]) -> RecoveryS
         follower = {"stall_ceiling_s": floor} if "stall_floor_s" in given else {"stall_floor_s": ceiling}
         recovery = recovery.model_copy(update=follower)
     return recovery
+
+
+def _check_probe(watchdog: WatchdogSettings, recovery: RecoverySettings) -> None:
+    """After a worker's death the next reading says whether its memory is back; it must come before the deadline."""
+    interval_s, deadline_s = watchdog.gpu_interval_s, recovery.reclaim_deadline_s
+    if 2 * interval_s > deadline_s:
+        raise SettingsError(
+            f"watchdog.gpu_interval_s is {interval_s:g}; at most half of recovery.reclaim_deadline_s, {deadline_s:g}, "
+            "is allowed: the next reading must say in time that a dead worker's memory is back"
+        )
 
 
 def _dtype(model: ModelSettings, path: Path, devices: tuple[str, ...]) -> Dtype:

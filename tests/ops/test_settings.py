@@ -256,6 +256,15 @@ def test_on_the_cpu_an_idle_host_thread_has_the_answer_deadline_that_was_given()
     assert tree.resolve(settings, ("cuda:0",)).recovery.host_deadline_s == 0.4
 
 
+def test_a_reading_of_the_gpu_must_come_before_a_dead_workers_memory_is_given_up() -> None:
+    assert tree.resolve(_settings(watchdog={"gpu_interval_s": 5, "gpu_deadline_s": 10}), ("cuda:0",))
+    with pytest.raises(SettingsError) as error:
+        tree.resolve(_settings(watchdog={"gpu_interval_s": 30, "gpu_deadline_s": 60}), ("cuda:0",))
+    assert str(error.value).startswith(
+        "watchdog.gpu_interval_s is 30; at most half of recovery.reclaim_deadline_s, 10, is allowed: "
+    )
+
+
 def test_resolving_again_changes_nothing() -> None:
     resolved = tree.resolve(Settings(), ("cpu",))
     assert tree.resolve(resolved, ("cpu",)) == resolved

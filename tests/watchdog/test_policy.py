@@ -278,12 +278,25 @@ def test_a_worker_whose_host_thread_is_held_is_replaced_sooner() -> None:
 def test_a_worker_that_a_signal_holds_is_replaced_sooner(launch: int) -> None:
     """Its launch is not aborted first: nobody is there to end it, or to answer."""
     ladder = Ladder().serving()
-    held = Seen(alive=True, ready=True, launch=launch, quiet_s=9, stall_after_s=0.05, untouched_s=0.24, stopped=True)
+    held = Seen(alive=True, ready=True, launch=launch, quiet_s=9, stall_after_s=0.05, untouched_s=0.24, held_s=0.24)
     shortly = replace(held, quiet_s=0.0)
     assert ladder.at(2.0, shortly, IDLE) == ()
-    actions = ladder.at(2.1, replace(held, untouched_s=0.25), IDLE)
+    actions = ladder.at(2.1, replace(held, untouched_s=0.25, held_s=0.25), IDLE)
     assert actions[0] == Fence("a", 1, "frozen")
     assert actions[-1] == Kill("a", 1)
+
+
+def test_who_is_held_by_a_signal_while_it_starts_does_not_have_until_the_start_up_deadline() -> None:
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT, HolderSeen(alive=False))
+    loading = HolderSeen(alive=True, held_s=0.24)
+    assert ladder.at(1, ABSENT, ABSENT, loading) == ()
+    assert ladder.at(1.1, ABSENT, ABSENT, replace(loading, held_s=0.25), lag_s=0.2) == ()
+    assert ladder.at(1.2, ABSENT, ABSENT, replace(loading, held_s=0.25)) == (KillHolder(1),)
+    ladder = Ladder().holding()
+    assert ladder.at(1, replace(LOADING, held_s=0.24), LOADING) == ()
+    assert ladder.at(1.1, replace(LOADING, held_s=0.25), LOADING, lag_s=0.2) == ()
+    assert ladder.at(1.2, replace(LOADING, held_s=0.25), LOADING) == (Fence("a", 1, "frozen"), Kill("a", 1))
 
 
 def test_a_worker_that_does_not_come_up_is_killed_and_tried_again() -> None:
@@ -349,7 +362,7 @@ def test_a_watchdog_that_was_starved_judges_nobodys_silence_and_starts_to_look_a
     assert ladder.at(4.0, stalled(7), IDLE, lag_s=1.995) == ()
     frozen = Seen(alive=True, ready=True, untouched_s=60)
     assert ladder.at(6.0, frozen, IDLE, lag_s=1.995) == ()
-    assert ladder.at(6.5, replace(frozen, stopped=True), IDLE, lag_s=1.995) == ()
+    assert ladder.at(6.5, replace(frozen, held_s=60), IDLE, lag_s=1.995) == ()
     assert ladder.at(6.1, stalled(7), IDLE) == ()
     assert ladder.at(6.2, stalled(7), IDLE)[0] == Abort("a", 7, "stall")
 
@@ -544,6 +557,16 @@ def test_new_weights_that_have_no_room_beside_the_old_ones_wait_for_the_workers_
     assert ladder.at(1, ABSENT, ABSENT, no_room)[-1] == GiveUp("80 GiB are wanted, 40 GiB are free", Ending.SETTINGS)
 
 
+def test_a_holder_whose_budget_is_spent_leaves_its_workers_on_the_baseline() -> None:
+    """Whoever dies from then on has no successor: the fused path is the one that workers die of."""
+    ladder = Ladder(settings=SETTINGS.model_copy(update={"restart_budget": 0})).serving()
+    assert ladder.at(2.0, IDLE, IDLE, LOST) == (
+        HolderGone(1), BudgetGone("weights"), SetPath("a", "baseline", "fused", "budget", ()),
+    )  # fmt: skip
+    assert ladder.at(1000.0, IDLE, IDLE, LOST) == ()
+    assert (ladder.state.active, ladder.state.path, ladder.state.retry_at) == ("a", "baseline", math.inf)
+
+
 def test_a_holder_that_does_not_come_up_is_killed_and_tried_again_within_its_budget() -> None:
     ladder = Ladder()
     ladder.at(0, ABSENT, ABSENT, LOST)
@@ -554,7 +577,9 @@ def test_a_holder_that_does_not_come_up_is_killed_and_tried_again_within_its_bud
         assert ladder.at(now, ABSENT, ABSENT, LOST) == (HolderGone(generation - 1),)
         now = ladder.state.holder.until
         assert [type(action) for action in ladder.at(now, ABSENT, ABSENT, LOST)] == [StartHolder]
-    assert ladder.at(now + 0.1, ABSENT, ABSENT, LOST) == (HolderGone(4), BudgetGone("weights"))
+    assert ladder.at(now + 0.1, ABSENT, ABSENT, LOST) == (
+        HolderGone(4), BudgetGone("weights"), SetPath("", "baseline", "fused", "budget", ()),
+    )  # fmt: skip
     assert ladder.at(now + 0.2, ABSENT, ABSENT, LOST) == (
         GiveUp("the weights holder ends again and again, and no worker is left", Ending.RESTART_ME),
     )
@@ -575,6 +600,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.lag_s = 0.0
         self.memory_back = True
         self.given_up = False
+        self.condemned: Condemned | None = None
 
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.6, 3.0, 61.0]))
     def turn(self, seconds: float) -> None:
@@ -582,14 +608,18 @@ class AnyOrder(RuleBasedStateMachine):
             return
         self.now += seconds
         before = self.state
-        observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s)
+        observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s, self.condemned)
         self.state, actions = policy.decide(self.state, observation, SETTINGS)
         active = before.active
         if active is not None and observation.workers[active].slow:
             assert self.state.path in ("baseline", "shadow"), "a slow path serves nobody until it is proven again"
             assert self.state.path == "baseline" or before.path == "baseline"
+        if self.condemned is not None:
+            assert any(isinstance(action, GiveUp) for action in actions), "nothing goes on on a condemned device"
         for action in actions:
             match action:
+                case SetPath(worker=name, path=path) if path != "baseline":
+                    assert self.seen[name].fused, "nobody serves or shadows with a path that was not proven"
                 case Start(worker=name, generation=generation, reason=reason):
                     assert (name, generation) not in self.fenced
                     assert self.state.holder.life is Life.READY, "no worker starts without weights"
@@ -610,13 +640,14 @@ class AnyOrder(RuleBasedStateMachine):
                     self.fenced.add((name, generation))
                     if cause == "frozen":
                         seen = observation.workers[name]
-                        if seen.host_still_s < SETTINGS.host_deadline_s:
+                        if seen.held_s < SETTINGS.stopped_deadline_s and seen.host_still_s < SETTINGS.host_deadline_s:
                             least_s = SETTINGS.answer_deadline_s
                             assert seen.untouched_s >= least_s, "who computes or has nothing to do has longer"
                         assert self.lag_s <= SETTINGS.watchdog_lag_max_s
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
                     assert self.state.workers[name].generation == generation
+                    assert self.routed is None or self.routed in self.fenced, "never two active generations"
                     self.routed = (name, generation)
                 case Gone(worker=name, generation=generation):
                     assert (name, generation) in self.fenced, "fenced before it is gone"
@@ -685,6 +716,30 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             host_still_s = 0.0 if host_beats else untouched_s
             self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, host_still_s=host_still_s)
+
+    @rule(name=st.sampled_from("ab"), held_s=st.sampled_from([0.2, 0.3]))
+    def stop(self, name: str, held_s: float) -> None:
+        if self.seen[name].alive:
+            self.seen[name] = replace(self.seen[name], untouched_s=held_s, held_s=held_s)
+
+    @rule()
+    def stop_the_holder(self) -> None:
+        if self.holder.alive:
+            self.holder = replace(self.holder, held_s=0.3)
+
+    @rule(name=st.sampled_from("ab"), trial_s=st.sampled_from([1.0, 100.0]))
+    def try_the_device(self, name: str, trial_s: float) -> None:
+        if self.seen[name].alive and not self.seen[name].ready:
+            self.seen[name] = replace(self.seen[name], trial_s=trial_s)
+
+    @rule(name=st.sampled_from("ab"))
+    def come_up_unproven(self, name: str) -> None:
+        if self.seen[name].alive:
+            self.seen[name] = replace(IDLE, fused=False)
+
+    @rule(condemned=st.sampled_from([None, Condemned("Xid 79", "drain_node")]))
+    def condemn(self, condemned: Condemned | None) -> None:
+        self.condemned = condemned
 
     @rule(name=st.sampled_from("ab"))
     def be_slow(self, name: str) -> None:

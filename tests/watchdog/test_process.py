@@ -28,6 +28,19 @@ def test_whether_a_signal_holds_it(child: Child) -> None:
     wait_until(lambda: not child.stopped)
 
 
+def test_for_how_long_is_counted_from_the_first_look_and_anew_each_time(child: Child) -> None:
+    assert child.held_s(5.0) == 0
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.stopped)
+    assert [child.held_s(now) for now in (6.0, 6.5, 8.0)] == [0, 0.5, 2.0]
+    child.signal(signal.SIGCONT)
+    wait_until(lambda: not child.stopped)
+    assert child.held_s(9.0) == 0
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.stopped)
+    assert [child.held_s(now) for now in (10.0, 10.25)] == [0, 0.25]
+
+
 def test_one_that_has_ended_is_not_held(child: Child) -> None:
     child.signal(signal.SIGKILL)
     assert child.wait(10)

@@ -15,6 +15,8 @@ from fdmoe_watchdog.tracker import COUNTED_POLLS
 
 # half a minute of reports: a watchdog that was stopped for longer tells of no more
 _REPORTS = 60
+# a gateway says hello within two seconds of its start; one that has lost its connection ends by itself
+_FIRST_WORDS_S = 30.0
 
 
 class GatewayKeeper:
@@ -45,10 +47,11 @@ class GatewayKeeper:
         # who was held up itself counts a long gap as a short one
         elapsed_s, self._tended_at = min(now - self._tended_at, self._counted_s), now
         self._silent_s += elapsed_s
-        if child is not None and child.channel is not None:
+        if child is not None:
             held = self._silent_s >= STOPPED_ASKED_S and child.stopped
             self._held_s = self._held_s + elapsed_s if held else 0.0
-            if self._silent_s > settings.answer_deadline_s or self._held_s > settings.stopped_deadline_s:
+            silent_after_s = _FIRST_WORDS_S if child.channel is None else settings.answer_deadline_s
+            if self._silent_s > silent_after_s or self._held_s > settings.stopped_deadline_s:
                 self._events.add("gateway_frozen", level="error", pid=child.pid, silent_s=round(self._silent_s, 3))
                 self._silent_s = self._held_s = 0.0
                 child.signal(signal.SIGKILL)
@@ -61,6 +64,7 @@ class GatewayKeeper:
         if self.child is None and not self.spent and not self.draining and now >= self._start_at:
             try:
                 self.child = Child(self._plan.gateway_command, self._plan.environment)
+                self._silent_s = self._held_s = 0.0
             except OSError as error:
                 self._events.add("gateway_not_started", level="error", reason=str(error))
                 self._retry(now)

@@ -94,9 +94,8 @@ class Pair:
             self._events.add(
                 "recovery", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
             )  # fmt: skip
-        observation = policy.Observation(
-            now, {name: self._see(name, probe) for name in self.workers}, self._see_holder(), lag_s, self._doom(probe)
-        )
+        workers = {name: self._see(name, probe) for name in self.workers}
+        observation = policy.Observation(now, workers, self._see_holder(now), lag_s, self._doom(probe))
         self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
         for action in actions:
             self._act(action, now)
@@ -185,11 +184,13 @@ class Pair:
         health = probe.health(self.device, self._started_ns)
         return policy.Condemned(health.reason, health.node_action) if health.state == "fail_closed" else None
 
-    def _see_holder(self) -> policy.HolderSeen:
+    def _see_holder(self, now: float) -> policy.HolderSeen:
         holder = self.holder
         if holder is None:
             return policy.HolderSeen(alive=False)
-        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed)
+        # one that holds the weights may stand still: nobody waits for it
+        held_s = holder.held_s(now) if holder.ready is None else 0.0
+        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed, held_s)
 
     # ---- messages
 

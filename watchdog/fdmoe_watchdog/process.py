@@ -57,6 +57,7 @@ class Child:
     ) -> None:
         self.started_at = time.monotonic()
         self._process = process or spawn(command, environment, stdin, pass_fds)
+        self._held_since: float | None = None
         self.channel: Channel | None = None
 
     @property
@@ -75,6 +76,15 @@ class Child:
     def stopped(self) -> bool:
         """Whether a signal holds it (SIGSTOP and its like, no debugger), as far as /proc tells."""
         return text_of(PROC / str(self.pid) / "stat").rpartition(")")[2].split()[:1] == ["T"]
+
+    def held_s(self, now_s: float) -> float:
+        """How long it has been so, as far as it was looked at; `now_s` is of one clock for all calls."""
+        if not self.stopped:
+            self._held_since = None
+            return 0.0
+        if self._held_since is None:
+            self._held_since = now_s
+        return now_s - self._held_since
 
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to whatever it has started, such as a compiler."""
@@ -231,7 +241,7 @@ class WorkerProcess(Child):
             stall_after_s=tracker.stall_after_s(),
             untouched_s=tracker.untouched_s,
             host_still_s=tracker.host_still_s,
-            stopped=tracker.untouched_s >= STOPPED_ASKED_S and self.stopped,
+            held_s=self._held(),
             trial_s=tracker.trial_s,
             checks=checks,
             slow=slow,
@@ -239,6 +249,15 @@ class WorkerProcess(Child):
             cut_off=self.cut_off,
             failed=self.failed,
         )
+
+    def _held(self) -> float:
+        silent_s = self.tracker.untouched_s
+        if silent_s < STOPPED_ASKED_S:
+            return 0.0
+        if self.ready is None:
+            return self.held_s(self.tracker.clock_s)
+        # one that serves beats: it has been silent for as long as it has been held
+        return silent_s if self.stopped else 0.0
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

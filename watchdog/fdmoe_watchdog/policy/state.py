@@ -45,7 +45,7 @@ class Seen:
     stall_after_s the stall time that was learned for its layer and size
     untouched_s   how long batches have waited in the worker without any sign of work
     host_still_s  how long of that neither path has run and its host thread has shown no beat
-    stopped       a signal holds its process, which shows no sign of work
+    held_s        how long a signal has held its process (SIGSTOP), which shows no sign of work
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
     slow          it said since then that its fused path has become slow, and its baseline has not
@@ -64,7 +64,7 @@ class Seen:
     stall_after_s: float = math.inf
     untouched_s: float = 0.0
     host_still_s: float = 0.0
-    stopped: bool = False
+    held_s: float = 0.0
     trial_s: float = 0.0
     checks: tuple[Check, ...] = ()
     slow: bool = False
@@ -76,11 +76,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class HolderSeen:
-    """What the watchdog saw of the process that holds the weights. `failed` as in Seen."""
+    """What the watchdog saw of the process that holds the weights. `failed` and `held_s` as in Seen."""
 
     alive: bool
     ready: bool = False
     failed: tuple[str, Blame] | None = None
+    held_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def look(turn: Turn) -> None:
             turn.do(HolderReady(holder.generation))
         case Life.STARTING if for_s >= settings.startup_deadline_s:
             _kill(turn, "startup")
+        case Life.STARTING if seen.held_s >= settings.stopped_deadline_s and not turn.starved:
+            _kill(turn, "frozen")
         case Life.DYING if not seen.alive:
             _bury(turn, holder.reason)
         case Life.DYING if for_s >= settings.kill_deadline_s:
@@ -104,6 +106,7 @@ def _bury(turn: Turn, reason: str) -> None:
     if delay is None:
         _become(turn, Life.ABSENT, reason=reason)
         turn.do(BudgetGone("weights"))
+        workers.stay_on_baseline(turn)
         return
     _become(turn, Life.BACKOFF, until=turn.now + delay, reason=reason)
 

@@ -46,6 +46,8 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             kill(turn, name, "exit")
         case Life.STARTING if seen.ready:
             turn.become(name, Life.READY)
+        case Life.STARTING if seen.held_s >= settings.stopped_deadline_s and not turn.starved:
+            kill(turn, name, "frozen")
         case Life.STARTING if seen.trial_s >= settings.trial_deadline_s:
             kill(turn, name, "startup")
             turn.give_up(
@@ -101,6 +103,14 @@ def kill(turn: Turn, name: str, cause: str) -> None:
     turn.do(Kill(name, generation))
 
 
+def stay_on_baseline(turn: Turn) -> None:
+    """No other worker will come: a fused launch that no abort ends would take the service down."""
+    turn.change(retry_at=math.inf)
+    if turn.state.path != "baseline":
+        turn.change(proven=frozenset())
+        turn.set_path(turn.state.active, "baseline", "budget")
+
+
 def give_up_if_nobody_is_left(turn: Turn) -> None:
     if all(worker.life is Life.ABSENT for worker in turn.state.workers.values()):
         turn.give_up("no worker is left and the restart budget is gone", Ending.RESTART_ME)
@@ -134,7 +144,7 @@ def _judge(turn: Turn, name: str, seen: Seen) -> None:
     worker, settings = turn.worker(name), turn.settings
     if turn.starved:
         turn.change_worker(name, suspect=0)
-    elif seen.stopped and seen.untouched_s >= settings.stopped_deadline_s:
+    elif seen.held_s >= settings.stopped_deadline_s:
         kill(turn, name, "frozen")
     elif seen.launch and seen.quiet_s >= seen.stall_after_s:
         if worker.suspect != seen.launch:
@@ -179,11 +189,7 @@ def _bury(turn: Turn, name: str, reason: str) -> None:
     delay = restart_delay_s((*turn.state.restarts, *[turn.now] * pending), turn.now, turn.settings)
     if delay is None:
         turn.become(name, Life.ABSENT, reason=reason)
-        turn.change(retry_at=math.inf)
         turn.do(BudgetGone(name))
-        if turn.state.path != "baseline":
-            # without a standby a fused launch that no abort ends would take the service down
-            turn.change(proven=frozenset())
-            turn.set_path(turn.state.active, "baseline", "budget")
+        stay_on_baseline(turn)
         return
     turn.become(name, Life.BACKOFF, until=turn.now + delay, reason=reason)
