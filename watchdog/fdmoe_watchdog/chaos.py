@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -14,12 +15,15 @@ from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.messages import KernelFault
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.process import Child, WorkerProcess
+from fdmoe_watchdog.settings import RecoverySettings
 
 KERNEL_FAULTS: tuple[str, ...] = get_args(KernelFault)
 # longer than any patience that somebody may have set
 BLOCK_S = 3600.0
 # so many launches are slow for each batch in a row that must say so: they are of several sizes
 SLOW_LAUNCHES_PER_CHECK = 7
+# and so many are wrong for each that is compared
+WRONG_LAUNCHES_PER_CHECK = 2
 
 
 class Refused(RuntimeError):
@@ -27,15 +31,17 @@ class Refused(RuntimeError):
 
 
 class Chaos:
-    """`tell` sends to a child and does not raise. A fault of a kernel is answered by the worker that was armed.
-    `slow_checks`: recovery.slow_checks."""
+    """`tell` sends to a child and does not raise. A fault of a kernel is answered by the worker that was armed."""
 
     def __init__(
-        self, events: EventLog, tell: Callable[[Child | None, messages.Message], None], slow_checks: int
+        self,
+        events: EventLog,
+        tell: Callable[[Child | None, messages.Message], None],
+        recovery: RecoverySettings,
     ) -> None:
         self._events = events
         self._tell = tell
-        self._slow_launches = SLOW_LAUNCHES_PER_CHECK * max(slow_checks, 1)
+        self._recovery = recovery
         self._askers: list[Channel] = []
 
     def request(
@@ -47,7 +53,7 @@ class Chaos:
     ) -> None:
         """Inject it, or refuse. `others`: the gateway and the probe, by name."""
         try:
-            if fault in KERNEL_FAULTS:
+            if fault in KERNEL_FAULTS or fault == "corrupt":
                 self._arm(fault, pairs)
                 self._askers.append(asker)
                 return
@@ -70,9 +76,21 @@ class Chaos:
         if pair is None or pair.active is None:
             paths = ", ".join(pair.state.path if pair.active else "down" for pair in pairs)
             raise Refused(f"the path is {paths}; a fault of the kernel needs the fused path")
-        launches = self._slow_launches if fault == "slow" else 1
+        launches = self._launches(fault)
         self._events.add("fault_armed", worker=pair.active.name, fault=fault, launches=launches)
-        self._tell(pair.active, messages.ArmFault(fault, launches))  # type: ignore[arg-type]
+        kernel_fault = "wrong" if fault == "corrupt" else fault
+        self._tell(pair.active, messages.ArmFault(kernel_fault, launches))  # type: ignore[arg-type]
+
+    def _launches(self, fault: str) -> int:
+        """How many of them have it."""
+        if fault == "slow":
+            return SLOW_LAUNCHES_PER_CHECK * max(self._recovery.slow_checks, 1)
+        if fault == "corrupt":
+            ratio = self._recovery.compare_ratio
+            if not ratio:
+                raise Refused("recovery.compare_ratio is 0: what is wrong would never be compared")
+            return math.ceil(WRONG_LAUNCHES_PER_CHECK / ratio)
+        return 1
 
     def _break(self, fault: str, pairs: Sequence[Pair], others: dict[str, Child | None]) -> list[str]:
         if fault in ("truncate-page", "noise-page"):

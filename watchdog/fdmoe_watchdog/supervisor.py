@@ -95,7 +95,7 @@ class Supervisor:
         )
         self._out: set[str] = set()
         self._announced = False
-        self._chaos = Chaos(self._events, self._tell, plan.recovery.slow_checks)
+        self._chaos = Chaos(self._events, self._tell, plan.recovery)
         self._stop_at: float | None = None
         self._linger_until: float | None = None
         self._exit_after_linger = EXIT_NODE

@@ -82,6 +82,16 @@ FAULTS: tuple[FaultInfo, ...] = (
         "A GPU that computes wrong numbers stays wrong: compare more (recovery.compare_ratio), look at its ECC counts.",
     ),
     FaultInfo(
+        "corrupt", Place.KERNEL, Means.WATCHDOG,
+        "One tile of the output is finite and wrong in every launch from now on, twice as many as one in "
+        "recovery.compare_ratio can miss: what a GPU does that computes wrong numbers.",
+        "The first batch that is compared finds it: the baseline serves. Until then batches are answered wrong. The "
+        "fused path comes back by way of the shadow, and fails there for as long as it is wrong.",
+        "shadow_mismatch with the requests that were answered wrong; "
+        "fdmoe_shadow_checks_total{result=\"mismatch\"}; FdmoeShadowMismatch.",
+        "Compare more (recovery.compare_ratio) to find it sooner; look at the GPU's ECC counts and take it out.",
+    ),
+    FaultInfo(
         "slow", Place.KERNEL, Means.WATCHDOG,
         "Every tile takes about ten times as long, and beats all the same; seven launches for each that must say so.",
         "Nothing is ended, for it makes progress. After some batches in a row that took recovery.slow_factor times "

@@ -49,6 +49,8 @@ FLAGS = (
 # what a client at the door may end with: it left, it was cut off, answered, told what is wrong, or to come back
 _FAIR = ("left", "cut off", "200", "refused", "503")
 _OWN_TREE = {
+    # the fault lasts for as many launches as twice those between two comparisons
+    "corrupt": ("--recovery-compare-ratio=0.05",),
     "kill-watchdog": (),
     "failing-worker": ("--recovery-restart-budget=2",),
     "shared-memory-full": (),
@@ -204,7 +206,7 @@ class Stage:
         if fault.means is Means.WATCHDOG:
             stopped, mark = self._pids(name), self.tail.mark()
             self._ask(name)
-            if name == "slow":
+            if name in ("slow", "corrupt"):
                 served = self._fused_batches()
                 return lambda: self._outlive(mark, served)
             return lambda: _continue(stopped)

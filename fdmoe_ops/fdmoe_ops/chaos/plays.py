@@ -49,6 +49,7 @@ PLAYS: dict[str, Play] = {
         Play("illegal", decision=_GONE, then=("worker_gone",)),
         Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path_switch",)),
         Play("wrong", Group.ABORTABLE, may_be_wrong=True),
+        Play("corrupt", decision=("shadow_mismatch",), then=("path_switch",), may_be_wrong=True),
         Play("slow", Group.ABORTABLE, ("slow",), ("path_switch",), served=50),
         Play("kill-active", decision=_GONE, then=("worker_gone",)),
         Play("stop-active", decision=("stall",), then=("kill", "worker_gone")),

@@ -113,7 +113,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     words = (
         f"{len(rows)} faults, {sum(row['repetitions'] for row in rows)} injections, "
         f"{sum(row['requests'] for row in rows)} requests: {lost} lost, {wrong} wrong"
-        + (f", {allowed} of them by the fault 'wrong', which only a comparison can find" if allowed else "")
+        + (f", {allowed} of them by the faults that only a comparison can find" if allowed else "")
         + ". "
         + ("Every fault came to what it must come to." if not bad else f"{bad} did not come to what they must.")
     )

@@ -12,12 +12,14 @@ MAX_NAMED_REQUESTS = 32
 Path = Literal["fused", "shadow", "baseline"]
 # what a fused launch can be given (fdmoe_kernels.faults), and what can be done to processes and their pages
 KernelFault = Literal["stall", "endless", "nan", "wrong", "slow", "illegal"]
+# one of those that lasts: a launch is wrong once, and a device that computes wrong does so until it is found
+LastingFault = Literal["corrupt"]
 ProcessFault = Literal[
     "kill-active", "stop-active", "kill-standby", "stop-standby", "kill-workers", "stop-workers", "block-worker",
     "kill-holder", "stop-holder", "kill-gateway", "stop-gateway", "kill-probe", "stop-probe",
     "truncate-page", "noise-page",
 ]  # fmt: skip
-Fault = KernelFault | ProcessFault
+Fault = KernelFault | LastingFault | ProcessFault
 Role = Literal["worker", "gateway", "weights", "probe", "annotator", "cli"]
 # whose fault a failed start is: the checkpoint or the settings (another try would end the same way), the device (the
 # node must be looked at), or nobody knows
