@@ -28,6 +28,7 @@ from fdmoe_watchdog.messages import (
     ChaosRequest,
     Hello,
     KernelFault,
+    LastingFault,
     ProcessFault,
     StatusReply,
     StatusRequest,
@@ -263,7 +264,7 @@ def test_the_run_directory_follows_the_port() -> None:
     assert re.fullmatch(r"error: no watchdog listens on /dev/shm/fdmoe-\d+-1/watchdog.sock .*\n", result.stderr)
 
 
-@pytest.mark.parametrize("fault", get_args(KernelFault) + get_args(ProcessFault))
+@pytest.mark.parametrize("fault", get_args(KernelFault) + get_args(LastingFault) + get_args(ProcessFault))
 def test_a_fault_is_injected(fault: str, tmp_path: Path) -> None:
     with _watchdog(tmp_path) as watchdog:
         result = _invoke(tmp_path, "chaos", fault)
@@ -296,7 +297,7 @@ def test_every_fault_is_listed_and_has_a_page() -> None:
     written = (root / "dashboards/faults.md").read_text()
     assert written == catalogue.page(), "run: python -P -m fdmoe_ops.chaos.catalogue > dashboards/faults.md"
     asked = {fault.name for fault in catalogue.FAULTS if fault.means is catalogue.Means.WATCHDOG}
-    assert asked == {*get_args(KernelFault), *get_args(ProcessFault)}
+    assert asked == {*get_args(KernelFault), *get_args(LastingFault), *get_args(ProcessFault)}
 
 
 def test_a_refusal_is_told(tmp_path: Path) -> None:

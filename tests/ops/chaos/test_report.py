@@ -100,7 +100,7 @@ def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:
     assert [row["fault"] for row in read] == ["stall", "wrong", "nan"]
     assert read == [{name: str(value) for name, value in row.items()} for row in rows]
     page = paths[2].read_text()
-    assert "3 faults, 9 injections, 3 requests: 0 lost, 1 wrong, 1 of them by the fault &#x27;wrong&#x27;" in page
+    assert "3 faults, 9 injections, 3 requests: 0 lost, 1 wrong, 1 of them by the faults that only" in page
     assert "1 did not come to what they must." in page
     assert "a &lt;GPU&gt;" in page
     assert "TimeoutError: &lt;none&gt;" in page
