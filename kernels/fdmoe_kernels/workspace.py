@@ -19,12 +19,14 @@ class Workspace:
     """Scratch memory for layers of one shape, on one stream: launches that share it must not overlap.
 
     `page` is a beat page as int64 words ([slots + 8, 8] flattened, on the layer's device or in pinned host memory);
-    without one, beats are compiled out and no host can end a launch. `slots` is how many CTAs may have one, if not as
-    many as fit. `launches` counts the launches that run: the number of the next one is `launches + 1`. One that is
-    captured into a CUDA graph does not run and is not counted; the graph's owner counts its replays here.
+    without one, nothing is written there and no host can end a launch: what remains are the looks of waiting CTAs at
+    the device's own abort word. `slots` is how many CTAs may have one, if not as many as fit. `launches` counts the
+    launches that run: the number of the next one is `launches + 1`. One that is captured into a CUDA graph does not run
+    and is not counted; the graph's owner counts its replays here.
 
-    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, for a page too small to hold one
-    slot, and for a number of slots that the page has no room for.
+    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, for a page that is not contiguous,
+    not aligned to 16 bytes, on another device, or too small to hold one slot, and for a number of slots that the page
+    has no room for.
     """
 
     def __init__(
@@ -32,12 +34,8 @@ class Workspace:
     ) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; at least 1 is needed")
-        first_slot_word = beat_page.FIRST_SLOT * beat_page.LINE_WORDS
-        if page is not None and (page.dtype != torch.int64 or page.numel() < first_slot_word + beat_page.LINE_WORDS):
-            raise ValueError(
-                f"page is {page.dtype} of {page.numel()} words; int64 and at least "
-                f"{first_slot_word + beat_page.LINE_WORDS} words are needed"
-            )
+        if page is not None:
+            _check_page(page, layer.device)
         if max_tokens * layer.entries_per_token >= 2**31:
             raise ValueError(
                 f"max_tokens is {max_tokens}, and each token has {layer.entries_per_token} entries; "
@@ -107,6 +105,20 @@ class Workspace:
         tensors = (self.control, self.totals, self.lists, self.weights, self.norms, self.act, self.part)
         more = 0 if self.hopper is None else self.hopper.size_bytes
         return more + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _check_page(page: torch.Tensor, device: torch.device) -> None:
+    """The kernel writes whole lines to its bare address."""
+    least = (beat_page.FIRST_SLOT + 1) * beat_page.LINE_WORDS
+    if page.dtype != torch.int64 or page.numel() < least:
+        raise ValueError(f"page is {page.dtype} of {page.numel()} words; int64 and at least {least} words are needed")
+    if page.device != device and page.device.type != "cpu":
+        raise ValueError(f"page is on {page.device}; {device} or pinned memory of the host is needed")
+    if not page.is_contiguous() or page.data_ptr() % 16:
+        raise ValueError(
+            f"page has strides {page.stride()} and begins at address {page.data_ptr():#x}; contiguous words and "
+            "16-byte alignment are needed"
+        )
 
 
 def _shape(layer: MoELayer) -> tuple[int, int, int, int, int]:

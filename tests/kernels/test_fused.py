@@ -234,6 +234,15 @@ def test_other_arguments_that_do_not_fit_are_named() -> None:
         Workspace(LAYER, 0)
     with pytest.raises(ValueError, match=r"page is torch\.int32 of 512 words"):
         Workspace(LAYER, 8, page=torch.zeros(512, dtype=torch.int32))
+    words = torch.zeros(1024, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"page is on meta; cpu or pinned memory of the host is needed"):
+        Workspace(LAYER, 8, page=words.to("meta"))
+    with pytest.raises(ValueError, match=r"page has strides \(2,\) and begins at address 0x"):
+        Workspace(LAYER, 8, page=words[::2])
+    with pytest.raises(ValueError, match=r"page has strides \(1,\) and begins at address 0x.*8; contiguous"):
+        Workspace(LAYER, 8, page=words[1:])
+    with pytest.raises(ValueError, match=r"x is torch\.float32 on meta"):
+        fused_moe(x.to("meta"), LAYER, WORKSPACE)
     with pytest.raises(ValueError, match=r"gate_up has shape \(4, 32, 31\)"):
         MoELayer(LAYER.router, torch.zeros(4, 32, 31), LAYER.down, LAYER.routing)
     with pytest.raises(ValueError, match="top_k is 5; the layer has 4 experts"):

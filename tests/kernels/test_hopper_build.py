@@ -54,6 +54,7 @@ def test_rows_of_weights_are_in_registers_while_they_are_on_their_way(tmp_path: 
     assert len(batches) > len(loads) / 2
     between = [line for first, last in batches for line in lines[first:last]]
     assert not [line for line in between if re.search(r"\b(LDL|STL)\b", line)]
+    assert not [line for line in lines if re.search(r"\b(LDL|STL)\b", line)], "nothing is spilled anywhere"
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

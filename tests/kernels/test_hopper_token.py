@@ -80,6 +80,27 @@ def test_sizes(experts: int, hidden: int, intermediate: int, top_k: int) -> None
 
 
 @pytest.mark.usefixtures("emulator")
+def test_what_is_not_a_number_stays_one_and_chooses_experts_all_the_same() -> None:
+    layer = random_layer(8, 64, 24, 2, place=BFLOAT16)
+    workspace = Workspace(layer, 1)
+    x = random_tokens(layer, 1, seed=3)
+    x[0, 5] = float("nan")
+    assert torch.isnan(fused_moe(x, layer, workspace)).all()
+    # an expert whose logit is not a number counts as the lowest: it is not chosen, and the answer is the others'
+    router = layer.router.clone()
+    router[3, 7] = float("nan")
+    spoilt = replace(layer, router=router)
+    without = layer.router.clone()
+    without[3] = 0
+    kept = [expert for expert in range(8) if expert != 3]
+    fewer = MoELayer(layer.router[kept], layer.gate_up[kept], layer.down[kept], layer.routing)
+    clean = random_tokens(layer, 1, seed=3)
+    answer = fused_moe(clean, spoilt, workspace)
+    assert relative_error(answer, reference_moe(clean, fewer)) < BFLOAT16.tolerance
+    assert workspace.expert_tokens()[3] <= 1, "the first token's, whose logits were all no numbers"
+
+
+@pytest.mark.usefixtures("emulator")
 def test_any_number_of_ctas_gives_the_same_bits_and_every_launch_starts_anew() -> None:
     layer = random_layer(8, 64, 48, 2, place=BFLOAT16)
     workspace = Workspace(layer, 1)

@@ -36,7 +36,9 @@ def test_sizes(experts: int, hidden: int, intermediate: int, top_k: int, shared:
         assert relative_error(baseline_moe(x, layer), expected) < place.tolerance
 
 
-def _last_expert_of_many(router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> None:
+def _last_expert_of_many(
+    router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, *, tokens: int = 3, form: str = "portable"
+) -> None:
     """A layer of more than 2^31 elements of which the last expert alone is not zero, and is chosen."""
     assert gate_up.numel() > 2**31
     generator = torch.Generator().manual_seed(0)
@@ -46,13 +48,15 @@ def _last_expert_of_many(router: torch.Tensor, gate_up: torch.Tensor, down: torc
     router.zero_()
     router[-1] = 1.0
     layer = MoELayer(router, gate_up, down, RoutingRule(1, False, Scores.SIGMOID))
-    workspace = Workspace(layer, 3)
-    x = random_tokens(layer, 3, seed=0).abs()
+    workspace = Workspace(layer, tokens)
+    if layer.device.type == "cuda" and torch.cuda.get_device_capability() == (9, 0):
+        assert workspace.form(layer, tokens) == form
+    x = random_tokens(layer, tokens, seed=0).abs()
     expected = reference_moe(x, layer)
     assert expected.norm() > 1
     tolerance = INTERPRETER.tolerance if layer.dtype == torch.float32 else 6e-3
     assert relative_error(fused_moe(x, layer, workspace), expected) < tolerance
-    assert workspace.expert_tokens()[-1].item() == 3
+    assert workspace.expert_tokens()[-1].item() == tokens
 
 
 def test_weights_beyond_32_bits_of_index(tmp_path: Path) -> None:
@@ -71,13 +75,16 @@ def test_weights_beyond_32_bits_of_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_weights_beyond_32_bits_of_index_on_a_gpu() -> None:
+@pytest.mark.parametrize(("tokens", "form"), [(3, "portable"), (1, "hopper"), (300, "hopper")])
+def test_weights_beyond_32_bits_of_index_on_a_gpu(tokens: int, form: str) -> None:
     experts, size = 65, 4096
     to = {"device": "cuda", "dtype": torch.bfloat16}
     _last_expert_of_many(
         torch.zeros(experts, size, **to),
         torch.zeros(experts, 2 * size, size, **to),
         torch.zeros(experts, size, size, **to),
+        tokens=tokens,
+        form=form,
     )
 
 

@@ -103,7 +103,8 @@ def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precis
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     if target == "gfx942":
         assembly = compiled.asm["amdgcn"]
-        spills = sum(int(n) for n in re.findall(r"\.vgpr_spill_count:\s+(\d+)", assembly))
+        # scratch memory a lane, as on the others: what is spilled, and the stack
+        spills = sum(int(n) for n in re.findall(r"\.private_segment_fixed_size:\s+(\d+)", assembly))
         registers = max(int(n) for n in re.findall(r"\.vgpr_count:\s+(\d+)", assembly))
         polls = 0
     else:

@@ -30,7 +30,7 @@ from fdmoe_kernels.timing import CudaTimer, Run, Timer
 from fdmoe_kernels.warmup import warm_up
 from fdmoe_kernels.workspace import Workspace
 
-PROGRAMS = (16, 32, 64, 96)
+PROGRAMS = (1, 2, 4, 8, 16, 32, 64, 96)
 _LAUNCHES_A_BATCH = 8
 
 

@@ -26,6 +26,7 @@ class ResultError(ValueError):
 class Row:
     """One cell. Times are medians in microseconds; None where there is nothing to compare with.
 
+    latency_us       in turns with the baseline, which takes less power: from some milliseconds on this is a cooler chip
     best_peer_ratio  best_peer_us / latency_us          speedup      baseline_us / latency_us
     beats_share      (with beats - without) / without: medians of runs of that pair alone
     floor_share      floor_us / latency_us              operations   GPU operations of one call
@@ -56,6 +57,11 @@ class Row:
     versions: str
     commit: str
     command: str
+
+    @property
+    def steady_us(self) -> float:
+        """Launched back to back with itself: the chip is as warm, and its clocks as low, as it makes them."""
+        return self.no_beats_us * (1 + self.beats_share)
 
     @property
     def key(self) -> Key:

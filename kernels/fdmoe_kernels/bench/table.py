@@ -9,9 +9,9 @@ from fdmoe_kernels.bench.peers import DTYPE
 from fdmoe_kernels.bench.rows import Row
 
 _HEADER = (
-    "| model | tokens | mode | one launch, us | best peer, us | ratio | torch baseline, us | ratio | of the floor | "
-    "TFLOP/s | GB/s | beats | operations | error |\n"
-    "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| model | tokens | mode | one launch, us | back to back, us | best peer, us | ratio | torch baseline, us | "
+    "ratio | of the floor | TFLOP/s | GB/s | beats | operations | error |\n"
+    "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 _NONE = "–"
 
@@ -22,16 +22,23 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The geometric mean of best peer / one launch over the graph cells that have a peer, and how many lose."""
-    ratios = [row.best_peer_us / row.latency_us for row in rows if row.mode == "graph" and row.best_peer_us is not None]
-    if not ratios:
+    """The geometric mean of best peer / one launch over the graph cells that have a peer, and how many lose: beside the
+    baseline, and back to back with itself."""
+    cells = [row for row in rows if row.mode == "graph" and row.best_peer_us is not None]
+    if not cells:
         return "No graph cell has a peer to compare with."
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    slower = sum(ratio < 1 for ratio in ratios)
+    mean, slower = _against_peers(cells, [row.latency_us for row in cells])
+    steady_mean, steady_slower = _against_peers(cells, [row.steady_us for row in cells])
     return (
-        f"Against the best peer of each of the {len(ratios)} graph cells: {mean:.2f} times as fast in the geometric "
-        f"mean, slower in {slower} of them."
+        f"Against the best peer of each of the {len(cells)} graph cells: {mean:.2f} times as fast in the geometric "
+        f"mean, slower in {slower} of them; launched back to back, without the baseline in between, "
+        f"{steady_mean:.2f} and {steady_slower}."
     )
+
+
+def _against_peers(cells: Sequence[Row], times_us: Sequence[float]) -> tuple[float, int]:
+    ratios = [(row.best_peer_us or math.nan) / time_us for row, time_us in zip(cells, times_us, strict=True)]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)), sum(ratio < 1 for ratio in ratios)
 
 
 def _line(row: Row) -> str:
@@ -42,6 +49,7 @@ def _line(row: Row) -> str:
         str(row.tokens),
         row.mode,
         f"{row.latency_us:.1f}",
+        f"{row.steady_us:.1f}",
         peer,
         _ratio(row.best_peer_ratio),
         _NONE if row.baseline_us is None else f"{row.baseline_us:.1f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from fdmoe_kernels.tiles import TRITON, Precision, Tiles, rows_for
 from fdmoe_kernels.timing import Run
 from fdmoe_kernels.tune import trials
 from fdmoe_kernels.tune.__main__ import main
+from fdmoe_kernels.tune.progress import Progress
 from fdmoe_kernels.tuning.form import Form
 from fdmoe_kernels.tuning.tables import pinned, pinned_row, read_rows
 
@@ -100,6 +102,23 @@ def test_the_planted_optimum_is_written_and_what_is_wrong_or_fails_is_not(plante
     description = json.loads(output.read_text())["description"]
     assert "commit abc1234: python -m fdmoe_kernels.tune --form triton" in description
     assert str(tmp_path) not in description
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_a_bar_that_is_written_over() -> None:
+    file = _Terminal()
+    progress = Progress(file, cells=4)
+    progress.show(1, "olmoe/16", 3, 0.9371, 61.4)
+    progress.show(1, "o/1", 4, 0.9, 9.0)
+    progress.line("o/1: 4 tried")
+    first, second, last = file.getvalue().split("\r")[1:]
+    assert first == "[#####...............] 1/4 olmoe/16: 3 tried, 0.937, 61 s left"
+    assert second == "[#####...............] 1/4 o/1: 4 tried, 0.900, 9 s left".ljust(len(first))
+    assert last == "o/1: 4 tried".ljust(len(second)).rstrip().ljust(len(second.rstrip())) + "\n"
 
 
 def test_float32_on_tensor_cores_has_rows_of_its_own(planted: Planted, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""`PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -P benchmarks/sanitize.py`
+
+Launches of every form of the kernel on small shapes, each compared with the float32 reference, for compute-sanitizer to
+look at: with torch's cache of memory, an access beyond a tensor would still be inside what torch holds. What it says of
+calls to cuGetProcAddress_v2 are questions of cuda.bindings for functions that the driver does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from fdmoe_kernels import MoELayer, Routing, RoutingRule, Workspace, fused_moe, reference_moe
+from fdmoe_kernels.bench.measuring import new_page
+from fdmoe_kernels.bench.models import Model, random_tokens
+
+_DEVICE = torch.device("cuda")
+# of float32's reference: what the benchmark allows in bfloat16
+_ALLOWED = 6e-3
+
+
+def _layer(experts: int, hidden: int, intermediate: int, dtype: torch.dtype = torch.bfloat16) -> MoELayer:
+    return Model(hidden, intermediate, experts, 2, renormalize=True).random_layer(dtype, _DEVICE)
+
+
+def _compare(what: str, layer: MoELayer, x: torch.Tensor, y: torch.Tensor, routing: Routing | None = None) -> str:
+    torch.cuda.synchronize()
+    expected = reference_moe(x, layer, routing=routing)
+    error = float((y.float() - expected).norm() / expected.norm())
+    assert error < _ALLOWED, f"{what}: {error:.2e}"
+    return f"{what}: {error:.1e}"
+
+
+def _hopper() -> Iterator[str]:
+    """Both ways that rows are read, single CTAs and pairs, few CTAs and all, sizes that no tile divides."""
+    for experts, hidden, intermediate, tokens in ((8, 128, 64, 900), (5, 200, 328, 801)):
+        layer = _layer(experts, hidden, intermediate)
+        workspace = Workspace(layer, tokens, page=new_page(_DEVICE))
+        plan = workspace.hopper_plan(layer, tokens)
+        assert plan is not None
+        x = random_tokens(layer, tokens)
+        own = plan.tiles(tokens)
+        cuts = {
+            "as it is": own,
+            "single": replace(own, paired=False),
+            "pairs": replace(own, sort=True, paired=True),
+            "four blocks": replace(own, slots=4, column_blocks=4),
+            "gathered": replace(own, sort=False, paired=False),
+        }
+        for name, tiles in cuts.items():
+            for programs in (0, 6):
+                y = torch.empty_like(x)
+                plan.launch(x, y, tiles=tiles, programs=programs)
+                yield _compare(f"hopper, H {hidden}, {name}, {programs or 'all'} CTAs", layer, x, y)
+
+
+def _forms() -> Iterator[str]:
+    """The public op: one token, the portable form, fp16 and float32, and routings made elsewhere."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        layer = _layer(40, 200, 72, dtype)
+        workspace = Workspace(layer, 300, page=new_page(_DEVICE))
+        for tokens in (1, 3, 40, 300):
+            x = random_tokens(layer, tokens)
+            y = fused_moe(x, layer, workspace)
+            yield _compare(f"{dtype}, {tokens} tokens, {workspace.form(layer, tokens)}", layer, x, y)
+            experts = torch.randint(0, 40, (tokens, 2), device=_DEVICE)
+            # two that do not exist contribute nothing, in any type
+            experts[0, 0], experts[-1, 1] = -1, 40
+            routing = Routing(experts, torch.rand(tokens, 2, device=_DEVICE) + 0.5)
+            y = fused_moe(x, layer, workspace, routing=routing)
+            yield _compare(f"{dtype}, {tokens} tokens, given", layer, x, y, routing)
+
+
+def _rules() -> Iterator[str]:
+    layer = _layer(24, 128, 64)
+    grouped = replace(layer, routing=RoutingRule(4, renormalize=False, groups=4, top_groups=2, group_scores=2))
+    workspace = Workspace(grouped, 200, page=new_page(_DEVICE))
+    for tokens in (1, 200):
+        x = random_tokens(grouped, tokens)
+        yield _compare(f"groups, {tokens} tokens", grouped, x, fused_moe(x, grouped, workspace))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for what in (_hopper, _forms, _rules):
+        for line in what():
+            print(line, flush=True)
+    print("all right")
+
+
+if __name__ == "__main__":
+    main()
