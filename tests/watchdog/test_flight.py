@@ -216,7 +216,7 @@ def test_the_causes_for_programs() -> None:
          "worker serves, with 0 batches unanswered"),
         ("exit", -200, {}, "the worker's process has ended (by signal 200); no launch is outstanding; the worker "
          "serves, with 1 batch unanswered"),
-        ("link", None, {"stage": Stage.LOADING}, "the worker's connection to the gateway broke; no launch is "
+        ("page", None, {"stage": Stage.LOADING}, "the worker's beat page is damaged; no launch is "
          "outstanding; the worker is loading"),
         ("something new", None, {}, "no launch is outstanding; the worker serves, with 1 batch unanswered"),
     ],
@@ -254,7 +254,7 @@ LINES = st.lists(LIKELY | st.tuples(*[WORD] * 8), max_size=40)
     cause="stall",
 )
 @given(slots=LINES.map(lambda lines: b"".join(struct.pack("<8Q", *line) for line in lines)) | st.binary(max_size=300),
-       ages=st.lists(st.floats(0, 1e9), max_size=40), cause=st.sampled_from(["stall", "exit", "link"]))  # fmt: skip
+       ages=st.lists(st.floats(0, 1e9), max_size=40), cause=st.sampled_from(["stall", "exit", "page"]))  # fmt: skip
 def test_whatever_is_on_the_page_is_explained(slots: bytes, ages: list[float], cause: str) -> None:
     verdict = flight.explain(dataclasses.replace(page(), slots=slots), ages_s=ages, cause=cause)
     assert "launch 7 of layer 3 with 16 tokens" in verdict.words

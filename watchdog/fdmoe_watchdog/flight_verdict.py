@@ -124,7 +124,7 @@ _OPENINGS = {
     "frozen": "the worker shows no sign of work",
     "startup": "the worker did not become ready in time",
     "exit": "the worker's process has ended",
-    "link": "the worker's connection to the gateway broke",
+    "page": "the worker's beat page is damaged",
 }
 
 

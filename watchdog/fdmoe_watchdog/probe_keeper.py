@@ -55,7 +55,8 @@ class ProbePlan:
 
 @dataclass
 class _Device:
-    """`silent_s`: since the last word about it. `heard`: whether this process has ever said one."""
+    """`silent_s`: since the last word about it. `heard`: whether this process has ever said one. `pids`: of all
+    processes that were ever seen on it; `pids_told`: that they are not ours was told."""
 
     name: str
     silent_s: float = 0.0
@@ -67,6 +68,8 @@ class _Device:
     xids: dict[int, XidSeen] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     last_xid_at: float | None = None
+    pids: set[int] = field(default_factory=set)
+    pids_told: bool = False
 
 
 class ProbeKeeper:
@@ -170,6 +173,7 @@ class ProbeKeeper:
         if device.failure or not device.heard:
             self._events.add("gpu_readable", device=device.name, source=reading.source, gpus=len(reading.gpus))
         device.reading, device.failure = reading, ""
+        device.pids.update(process.pid for gpu in reading.gpus for process in gpu.processes or ())
         device.silent_s, device.heard = 0.0, True
         device.xids_watched = reading.xids_watched
         if reading.xids_watched:
@@ -217,6 +221,9 @@ class ProbeKeeper:
         reading = device.reading
         if reading is None or reading.begun_ns <= reaped_ns:
             return False
+        if pid not in device.pids and not device.pids_told:
+            device.pids_told = True
+            self._events.add("memory_unknown", level="warning", device=device.name, pid=pid)
         return not holds_memory(reading, pid, reaped_ns)
 
     def view(self) -> tuple[GpuView, ...]:

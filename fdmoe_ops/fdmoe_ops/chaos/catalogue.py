@@ -71,7 +71,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "No answer that is not finite leaves before the baseline has given the same: the baseline's is sent, and the "
         "fused path is taken out of service.",
         "shadow_mismatch in the events, fdmoe_shadow_checks_total{result=\"mismatch\"}.",
-        "If it comes again, keep the baseline and send the flight records to the maintainers.",
+        "If it comes again, keep the baseline and send the requests that the events name to the maintainers.",
     ),
     FaultInfo(
         "wrong", Place.KERNEL, Means.WATCHDOG,
@@ -303,7 +303,7 @@ FAULTS: tuple[FaultInfo, ...] = (
     ),
     FaultInfo(
         "flood", Place.DOOR, Means.GAME_DAY,
-        "Ten thousand requests at once.",
+        "Two thousand connections at once, five requests on each.",
         "As many wait as may; the others are told to come back.",
         "503 with Retry-After; fdmoe_queue_depth.",
         "Add replicas if it lasts.",

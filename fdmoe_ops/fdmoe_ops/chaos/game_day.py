@@ -40,7 +40,8 @@ _AFTER_DECISION_S = 1.0
 _TINY_BYTES = 1024
 _NEIGHBOURS_S = 5.0
 _HOUR_S = 3600
-# pauses that only protect from relapses would make the day long; what detection and the rungs need stays as it is
+# pauses that only protect from relapses would make the day long, and so would the deadline of a host thread on the CPU,
+# which is the answer deadline; the other deadlines are those that are shipped
 FLAGS = (
     "--enable-chaos", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     "--recovery-restart-budget=1000", "--recovery-backoff-initial-s=0.05", "--recovery-backoff-max-s=0.2",
@@ -141,12 +142,14 @@ def _stage(plan: Plan, flags: tuple[str, ...] = (), clock: WallClock | None = No
 
 @dataclass
 class Stage:
-    """`clock`: the tree's own wall clock, where it has one."""
+    """`clock`: the tree's own wall clock, where it has one. `struck_at`: when the last fault began, for those that take
+    a while to prepare."""
 
     plan: Plan
     tree: Tree
     tail: EventTail
     clock: WallClock | None = None
+    struck_at: float = 0.0
 
     def play(self, result: Result, repetitions: int) -> Result:
         started = time.monotonic()
@@ -170,7 +173,9 @@ class Stage:
         if play.served:
             self._until(f"{play.served} fused batches", lambda: self._fused_batches() >= play.served)
         mark, started = self.tail.mark(), time.monotonic()
+        self.struck_at = started
         undo = self._inject(play.name, result)
+        started = self.struck_at
         # some take a while to be done
         decided = max(started + _WATCHED_S, time.monotonic())
         try:
@@ -279,6 +284,7 @@ class Stage:
         mark = self.tail.mark()
         with contextlib.ExitStack() as stack:
             stack.callback(undo)
+            self.struck_at = time.monotonic()
             self._ask("kill-active")
             reason = str(self.tail.wait(mark, ("worker_failed",), _DEADLINE_S)["reason"])
             words = any(word in reason.lower() for word in ("memory", "alloc"))

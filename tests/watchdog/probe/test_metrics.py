@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args, get_type_hints
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
+from fdmoe_watchdog.events import EventLog
 from fdmoe_watchdog.gpu_metrics import GpuCollector
 from fdmoe_watchdog.gpu_view import GpuView, holds_memory
 from fdmoe_watchdog.messages import GpuFigures, GpuProcess, GpuReading, RecoveryAction, ThrottleReason
+from fdmoe_watchdog.probe_keeper import ProbeKeeper, ProbePlan
+from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.xid import LABELS
 
 BARE = GpuFigures(uuid="GPU-1", name="NVIDIA H200")
@@ -265,6 +270,20 @@ def test_xid_labels_fit_one_page() -> None:
 def reading(*processes: tuple[GpuProcess, ...] | None, begun_ns: int = 10) -> GpuReading:
     gpus = tuple(GpuFigures(uuid=str(place), name="X", processes=found) for place, found in enumerate(processes))
     return GpuReading("0", "nvml", begun_ns, True, gpus)
+
+
+def test_that_nvml_knows_our_processes_by_other_numbers_is_told_once() -> None:
+    events = EventLog()
+    plan = ProbePlan({"cuda:0": "0"}, Path("/nowhere"), {})
+    keeper = ProbeKeeper(plan, WatchdogSettings(), RecoverySettings(), events, 0.0)
+    keeper.child = cast(Any, SimpleNamespace())
+    keeper.heard(reading((GpuProcess(1, 5),), begun_ns=4))
+    keeper.heard(reading((GpuProcess(2, 5),), begun_ns=10))
+    assert keeper.memory_is_back("cuda:0", 1, 5)
+    assert [event["event"] for event in events.last] == ["gpu_readable"], "it was there, and is no more"
+    assert keeper.memory_is_back("cuda:0", 3, 5)
+    assert keeper.memory_is_back("cuda:0", 4, 5)
+    assert [(event["event"], event.get("pid")) for event in events.last][1:] == [("memory_unknown", 3)]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "not_accepted": ("warn", "A connection could not be accepted: {reason}."),
     # ---- the GPU
     "gpu_readable": ("note", "The figures of device {device} can be read ({source})."),
+    "memory_unknown": ("warn", "Whether a dead worker's memory on {device} is back, NVML does not tell."),
     "gpu_unreadable": ("bad", "The figures of device {device} cannot be read: {reason}."),
     "gpu_xid": ("bad", "Device {device} reported Xid {xid}: {meaning}."),
     "probe_silent": ("bad", "The probe has said nothing of device {device} for {silent_s} and is killed."),
