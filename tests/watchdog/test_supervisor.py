@@ -118,6 +118,29 @@ def test_workers_that_end_at_once_are_started_again_within_the_budget(in_memory:
     assert registry.get_sample_value("fdmoe_worker_restarts_total", {"reason": "exit"}) == RECOVERY.restart_budget
 
 
+def test_a_worker_that_leaves_the_watchdog_is_not_relied_on_until_it_can_be_reaped(in_memory: Path) -> None:
+    """A standby has no connection to the gateway that would tell."""
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    (in_memory / "run").mkdir()
+    pair = supervisor._pairs[0]
+    first, second = (pair._spawn(name, 1) for name in ("a", "b"))
+    pair.processes |= {"a": first, "b": second}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first.channel = Channel(ours)
+    try:
+        supervisor._receive(first.channel, ChannelClosed("peer closed the connection"))
+        assert first.channel is None
+        assert [process.seen().cut_off for process in (first, second)] == ["exit", ""]
+        assert first.alive
+    finally:
+        ours.close()
+        theirs.close()
+        for process in (first, second):
+            process.signal(signal.SIGKILL)
+            assert process.wait(10)
+            process.discard()
+
+
 @pytest.mark.parametrize(("life", "events"), [(Life.READY, ["link_lost"]), (Life.DYING, [])])
 def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, life: Life, events: list[str]) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))

@@ -28,7 +28,7 @@ from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Ending
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
-from fdmoe_watchdog.process import Child
+from fdmoe_watchdog.process import Child, WorkerProcess
 from fdmoe_watchdog.rundir import RunDirectory
 from fdmoe_watchdog.status import TreeView
 from fdmoe_watchdog.status_page.history import History
@@ -264,6 +264,9 @@ class Supervisor:
         for child in self._children():
             if child.channel is channel:
                 child.channel = None
+                if isinstance(child, WorkerProcess):
+                    # it is ending; with a CUDA context, some tenths of a second before it can be reaped
+                    child.cut_off = child.cut_off or "exit"
 
     def _handle(self, channel: Channel, message: AnyMessage) -> None:
         match message:

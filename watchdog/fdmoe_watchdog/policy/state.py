@@ -51,7 +51,7 @@ class Seen:
     slow          it said since then that its fused path has become slow, and its baseline has not
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
     cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its connection to the
-                  gateway broke; "page", its beat page is damaged
+                  gateway or to the watchdog broke; "page", its beat page is damaged
     failed        it said that it cannot serve: why, and whose fault it is
     memory_back   nothing of a predecessor that ended is left on the device, as far as can be known
     """
