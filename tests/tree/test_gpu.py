@@ -12,6 +12,7 @@ from fdmoe_ops.chaos.game_day import Plan, run
 from fdmoe_ops.chaos.load import Pool
 from fdmoe_ops.chaos.plays import Group
 from fdmoe_ops.chaos.tree import running_tree
+from fdmoe_ops.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -34,6 +35,16 @@ def test_stalls_under_load_cost_no_request(demo: Path, blocks: list[torch.nn.Mod
     assert len(stalled.detect_s) == len(stalled.answer_s) == 2
     assert any(sent.replayed for sent in ended.sent)
     assert len(ended.restart_s) == 1
+
+
+@pytest.mark.parametrize("fault", ["illegal", "nan", "corrupt", "kill-workers", "memory-at-warm-up"])
+def test_a_fault_of_the_catalogue_costs_no_request(demo: Path, fault: str) -> None:
+    pool = Pool.of("demo/layers.1", Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32), 64)
+    flags = (f"--model-path={demo}", "--model-name=demo", "--devices=cuda", "--worker-max-batch-tokens=256")
+    plan = Plan(flags, "cuda:0", pool, 8, {Group.ABORTABLE: 2, Group.OTHER: 1})
+    (result,) = run(plan, [fault])
+    assert result.ok, result.problem
+    assert result.repetitions == (2 if fault == "nan" else 1)
 
 
 def test_the_watchdog_and_the_gateway_have_no_cuda(demo: Path) -> None:

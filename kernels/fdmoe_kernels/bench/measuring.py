@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Variants:
-    """The calls of one batch, and where each writes its result; operations are GPU operations of one call."""
+    """The calls of one batch, and where each writes its result, but for `eager`, which allocates it as a user's call
+    does."""
 
+    eager: Callable[[], torch.Tensor]
     fused: Run
     no_beats: Run
     baseline: Run
@@ -99,6 +101,7 @@ def _variants(
 ) -> _Variants:
     y, y_no_beats, y_baseline = (torch.full_like(x, float("nan")) for _ in range(3))
     return _Variants(
+        lambda: fused_moe(x, layer, with_beats, precision=precision),
         lambda: fused_moe(x, layer, with_beats, out=y, precision=precision),
         lambda: fused_moe(x, layer, without, out=y_no_beats, precision=precision),
         lambda: baseline_moe(x, layer, out=y_baseline),
@@ -127,8 +130,13 @@ def _measure_batch(
             y.fill_(float("nan"))
         pair = {variant: runs[variant] for variant in ("fused", "no_beats")}
         beside = {variant: run for variant, run in runs.items() if variant != "no_beats"}
+        if mode == "eager":
+            beside["fused"] = variants.eager
         half_s = plan.budget_s / 2
         times = plan.timer.latency_us(beside, runs=plan.runs, budget_s=half_s)
+        if mode == "eager":
+            variants.fused()
+            assert torch.equal(variants.eager(), variants.y), "a result of its own differs"
         pair_times = plan.timer.latency_us(pair, runs=plan.runs * _PAIR_RUNS, budget_s=half_s)
         assert torch.equal(variants.y, variants.y_no_beats), "beats change the result"
         yield _row(

@@ -26,7 +26,8 @@ class ResultError(ValueError):
 class Row:
     """One cell. Times are medians in microseconds; None where there is nothing to compare with.
 
-    latency_us       in turns with the baseline, which takes less power: from some milliseconds on this is a cooler chip
+    latency_us       in turns with the baseline, which takes less power: from some milliseconds on this is a cooler
+                     chip; eager with the allocation of the result
     best_peer_ratio  best_peer_us / latency_us          speedup      baseline_us / latency_us
     beats_share      (with beats - without) / without: medians of runs of that pair alone
     floor_share      floor_us / latency_us              operations   GPU operations of one call
