@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.messages import Blame
@@ -602,6 +602,25 @@ class AnyOrder(RuleBasedStateMachine):
         self.given_up = False
         self.condemned: Condemned | None = None
 
+    @initialize(start=st.sampled_from(["nothing", "serving", "aborting", "beside one that is unproven"]))
+    def begin(self, start: str) -> None:
+        """From nothing, or where most of a tree's life is spent: both workers are up, and the path is fused."""
+        if start == "nothing":
+            return
+        self.turn(0.005)
+        self.hold()
+        self.turn(0.005)
+        self.come_up("a")
+        self.come_up("b")
+        self.turn(0.005)
+        assert (self.state.active, self.state.path) == ("a", "fused")
+        if start == "aborting":
+            self.stall("a", 3)
+            self.turns(2)
+            assert self.state.workers["a"].life is Life.ABORTING
+        elif start != "serving":
+            self.come_up_unproven("b")
+
     @rule(seconds=st.sampled_from([0.005, 0.05, 0.6, 3.0, 61.0]))
     def turn(self, seconds: float) -> None:
         if self.given_up:
@@ -611,7 +630,7 @@ class AnyOrder(RuleBasedStateMachine):
         observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s, self.condemned)
         self.state, actions = policy.decide(self.state, observation, SETTINGS)
         active = before.active
-        if active is not None and observation.workers[active].slow:
+        if active is not None and observation.workers[active].slow and self.condemned is None:
             assert self.state.path in ("baseline", "shadow"), "a slow path serves nobody until it is proven again"
             assert self.state.path == "baseline" or before.path == "baseline"
         if self.condemned is not None:
@@ -658,6 +677,15 @@ class AnyOrder(RuleBasedStateMachine):
                     self.given_up = True
         self.seen = {name: replace(seen, checks=(), slow=False) for name, seen in self.seen.items()}
         self.lag_s = 0.0
+
+    @rule(times=st.integers(2, 4))
+    def turns(self, times: int) -> None:
+        for _ in range(times):
+            self.turn(0.005)
+
+    @rule(seconds=st.sampled_from([0.05, 0.6]))
+    def another_turn(self, seconds: float) -> None:
+        self.turn(seconds)
 
     @rule()
     def starve_the_watchdog(self) -> None:
@@ -785,5 +813,5 @@ class AnyOrder(RuleBasedStateMachine):
         assert lives != {Life.ABSENT}
 
 
-AnyOrder.TestCase.settings = hypothesis_settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = hypothesis_settings(max_examples=400, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
