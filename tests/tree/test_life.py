@@ -159,12 +159,18 @@ def test_a_tree_whose_output_nobody_reads_serves_and_recovers(demo: Path, tmp_pa
         os.close(held)
 
 
-def test_a_frozen_gateway_is_replaced(demo: Path, tmp_path: Path) -> None:
-    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--recovery-answer-deadline-s=60")
+@pytest.mark.parametrize("spare", [False, True])
+def test_a_frozen_gateway_is_replaced(demo: Path, tmp_path: Path, spare: bool) -> None:
+    flags = ("--enable-recovery-spare-process",) if spare else ()
+    tree = Tree(tmp_path, f"--model-path={demo}", *QUICK, "--recovery-answer-deadline-s=60", *flags)
     tree.wait_until_ready()
-    frozen = tree.status()["gateway"]["pid"]
+    tree.wait_until("the spare processes", tree.has_its_spares)
+    gateway = tree.status()["gateway"]
+    frozen = gateway["pid"]
     os.kill(frozen, signal.SIGSTOP)
     tree.wait_until("another gateway", lambda: tree.status()["gateway"]["pid"] not in (0, frozen))
+    if spare:
+        assert tree.status()["gateway"]["pid"] == gateway["spares"][0]["pid"], "the one that has imported everything"
     tree.wait_until_ready()
     x = np.ones((1, 64), np.float32)
     tensor = triton_http.InferInput("hidden_states", [1, 64], "FP32")

@@ -6,10 +6,11 @@ import signal
 from collections import deque
 
 from fdmoe_watchdog import policy
-from fdmoe_watchdog.events import EventLog
+from fdmoe_watchdog.events import BoundEvents, EventLog
 from fdmoe_watchdog.messages import Traffic
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import STOPPED_ASKED_S, Child
+from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.status import GatewayView
 from fdmoe_watchdog.tracker import COUNTED_POLLS
 
@@ -20,13 +21,20 @@ _FIRST_WORDS_S = 30.0
 
 
 class GatewayKeeper:
-    """`tend` is called every turn. `spent` says that the restart budget is gone."""
+    """`tend` is called every turn. `spent` says that the restart budget is gone. `spares`: a process that has imported
+    everything, for the next one; connections are broken until it listens."""
 
     def __init__(self, plan: TreePlan, events: EventLog, now: float) -> None:
         self.child: Child | None = None
         self.spent = False
         self._plan = plan
         self._events = events
+        self.spares = SpareKeeper(
+            plan.gateway_command,
+            plan.environment,
+            BoundEvents(events, device="gateway"),
+            wanted=1 if plan.recovery.spare_process else 0,
+        )
         self._url = ""
         self._restarts: tuple[float, ...] = ()
         self._start_at = now
@@ -39,7 +47,7 @@ class GatewayKeeper:
 
     @property
     def view(self) -> GatewayView:
-        return GatewayView(self._url, self.child.pid if self.child else 0)
+        return GatewayView(self._url, self.child.pid if self.child else 0, self.spares.views)
 
     def tend(self, now: float) -> None:
         """Start it if it is time to, and end it if it says nothing any more. While it drains it is left to end."""
@@ -62,12 +70,16 @@ class GatewayKeeper:
             if not self.draining:
                 self._retry(now)
         if self.child is None and not self.spent and not self.draining and now >= self._start_at:
+            spare = self.spares.take()
+            process = spare.become(()) if spare is not None else None
             try:
-                self.child = Child(self._plan.gateway_command, self._plan.environment)
+                self.child = Child(self._plan.gateway_command, self._plan.environment, process=process)
                 self._silent_s = self._held_s = 0.0
             except OSError as error:
                 self._events.add("gateway_not_started", level="error", reason=str(error))
                 self._retry(now)
+
+        self.spares.tend(now, quiet=bool(self._url) and not self.draining)
 
     def connected(self) -> None:
         """A gateway process has said hello: it knows nothing yet."""
@@ -77,6 +89,8 @@ class GatewayKeeper:
     def drain(self) -> None:
         """It is to finish what it has and to end; none is started after it."""
         self.draining = True
+        for spare in self.spares.there:
+            spare.signal(signal.SIGKILL)
         if self.child is not None:
             self.child.signal(signal.SIGTERM)
 

@@ -113,9 +113,9 @@ class RecoverySettings(Group):
     restart_period_s: float = Field(600.0, gt=0, description="Rung 4: the period in which restarts are counted.")
     spare_process: bool = Field(
         True,
-        description="Rung 4: keep a process for each worker that has imported everything and waits to take its place: "
-        "a restart takes seconds less. It takes memory of the host and none of the device. On the CPU not unless it is "
-        "given.",
+        description="Rung 4: keep a process for each worker, and one for the gateway, that has imported everything and "
+        "waits to take its place: a restart takes seconds less. It takes memory of the host and none of the device. On "
+        "the CPU not unless it is given.",
     )
     cooldown_initial_s: float = Field(
         2.0, ge=0, description="Pause on the baseline before the fused path is tried again."

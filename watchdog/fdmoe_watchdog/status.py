@@ -41,7 +41,8 @@ class HolderView(msgspec.Struct, frozen=True):
 
 
 class SpareView(msgspec.Struct, frozen=True):
-    """A process that waits to become one of a device's workers. absent: it is wanted, and there is none now."""
+    """A process that waits to become one of a device's workers, or the gateway. absent: it is wanted, and there is none
+    now."""
 
     pid: int = 0
     state: Literal["absent", "starting", "ready"] = "absent"
@@ -61,8 +62,11 @@ class DeviceView(msgspec.Struct, frozen=True):
 
 
 class GatewayView(msgspec.Struct, frozen=True):
+    """`spares`: a process that waits to take its place, or none where none is wanted."""
+
     url: str
     pid: int
+    spares: tuple[SpareView, ...] = ()
 
 
 # one decision of the watchdog: `at` (ISO 8601, UTC), `event`, and what belongs to it

@@ -165,7 +165,8 @@ class Supervisor:
 
     def _children(self) -> list[Child]:
         kept = self._named_children().values()
-        return [*(child for child in kept if child), *(child for pair in self._pairs for child in pair.children())]
+        of_pairs = (child for pair in self._pairs for child in pair.children())
+        return [*(child for child in kept if child), *self._gateway.spares.there, *of_pairs]
 
     def _stop_children(self) -> None:
         """Asked first, then killed. The probe is not asked: it may sit in a call of the driver that never returns."""

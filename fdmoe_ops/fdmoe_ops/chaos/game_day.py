@@ -27,7 +27,7 @@ from fdmoe_ops.chaos.load import Load, Pool, Sent
 from fdmoe_ops.chaos.neighbours import busy_neighbours
 from fdmoe_ops.chaos.plays import PLAYS, Group, Play
 from fdmoe_ops.chaos.shortage import hoard, limit, mapped_bytes
-from fdmoe_ops.chaos.tree import Tree
+from fdmoe_ops.chaos.tree import Tree, spares_of
 from fdmoe_ops.chaos.wall_clock import WallClock, can_be_set
 from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.devices import are_cpu
@@ -318,7 +318,7 @@ class Stage:
         up = [worker["state"] for worker in status["workers"]]
         up += [device["holder"]["state"] for device in status["devices"]]
         # a fault while one still imports would find the last one's restart half way
-        up += [spare["state"] for device in status["devices"] for spare in device["spares"]]
+        up += [spare["state"] for spare in spares_of(status)]
         return status["path"] == "fused" and set(up) == {"ready"} and self.tree.get("/readyz")[0] == 200
 
     def _fused_batches(self) -> int:

@@ -100,12 +100,12 @@ class Tree:
         status = self.status()
         holders = (device["holder"] for device in status["devices"])
         children = (status["gateway"], *holders, *status["workers"])
-        spares = (spare["pid"] for device in status["devices"] for spare in device["spares"] if spare["pid"])
+        spares = (spare["pid"] for spare in spares_of(status) if spare["pid"])
         return [self.process.pid, *(child["pid"] for child in children), *spares]
 
     def has_its_spares(self) -> bool:
         """All processes that wait to become workers have imported everything."""
-        return all(spare["state"] == "ready" for device in self.status()["devices"] for spare in device["spares"])
+        return all(spare["state"] == "ready" for spare in spares_of(self.status()))
 
     def stop(self, number: signal.Signals = signal.SIGINT, timeout_s: float = 60.0) -> int:
         """End it as Ctrl-C does; returns the exit code."""
@@ -132,6 +132,11 @@ def running_tree(*flags: str, environment: dict[str, str] | None = None) -> Iter
             yield tree
         finally:
             tree.end()
+
+
+def spares_of(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """The processes that wait to become workers, or the gateway."""
+    return [spare for place in (*status["devices"], status["gateway"]) for spare in place["spares"]]
 
 
 def free_port() -> int:

@@ -1,4 +1,5 @@
-"""`python -m fdmoe_ops.gateway --settings FILE`: the gateway's process, a child of the watchdog."""
+"""`python -m fdmoe_ops.gateway --settings FILE`: the gateway's process, a child of the watchdog. With `--spare` it
+waits until it is wanted."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from fdmoe_ops import log
+from fdmoe_ops import log, spare
 from fdmoe_ops import settings as tree
 from fdmoe_ops.gateway.address import bind
 from fdmoe_ops.gateway.server import Gateway, GatewayPlan
@@ -32,7 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.gateway", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
-    settings = tree.read(parser.parse_args(arguments).settings)
+    spare.add_option(parser)
+    options = parser.parse_args(arguments)
+    if options.spare is not None and spare.wait(options.spare) is None:
+        return 0
+    settings = tree.read(options.settings)
     log.configure(settings.log, "gateway")
     logger = structlog.get_logger("fdmoe.gateway")
     assert settings.run_dir is not None, "a resolved tree has a run_dir"

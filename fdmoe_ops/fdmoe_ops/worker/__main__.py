@@ -5,10 +5,8 @@ generation. With `--spare` instead of the last three it imports everything, and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from fdmoe_ops import log
+from fdmoe_ops import log, spare
 from fdmoe_ops import settings as tree
 from fdmoe_ops.failure import fail
 from fdmoe_ops.weights.errors import WeightsError
@@ -37,12 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_ops.worker", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument(
-        "--spare",
-        type=int,
-        metavar="FD",
-        help="write a byte there once all is imported; the arguments below come as a JSON list on stdin",
-    )
+    spare.add_option(parser)
     parser.add_argument("--weights", type=Path, help="the manifest of the holder of weights")
     parser.add_argument("--name")
     parser.add_argument("--generation", type=int)
@@ -50,12 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     if options.spare is not None:
         _import_all()
-        with contextlib.suppress(BrokenPipeError), open(options.spare, "wb", buffering=0) as ready:
-            ready.write(b"\n")  # nobody may be listening any more: it is wanted already
-        line = sys.stdin.readline()
-        if not line:
-            return 0  # it was never needed
-        options = parser.parse_args([*given, *json.loads(line)])
+        rest = spare.wait(options.spare)
+        if rest is None:
+            return 0
+        options = parser.parse_args([*given, *rest])
     if None in (options.weights, options.name, options.generation):
         parser.error("--weights, --name and --generation are needed")
     settings = tree.read(options.settings)

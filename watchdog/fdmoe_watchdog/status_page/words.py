@@ -19,7 +19,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "worker_gone": ("warn", "The process of worker {worker} is gone, {exit_code}."),
     "worker_start": ("note", "Worker {worker} starts, generation {generation} ({reason})."),
     "worker_not_started": ("bad", "Worker {worker} could not be started: {reason}."),
-    "spare_gone": ("warn", "A process that waited to become a worker of {device} is gone, {exit_code}."),
+    "spare_gone": ("warn", "A process that waited to take a place in {device} is gone, {exit_code}."),
     "spare_not_started": ("warn", "No process could be started to wait for {device}: {reason}."),
     "worker_ready": ("good", "Worker {worker} is ready after {seconds}."),
     "worker_failed": ("bad", "Worker {worker} cannot serve: {reason}."),
