@@ -21,12 +21,11 @@ from fdmoe_kernels.bench.models import MODELS
 from fdmoe_ops.worker.engine import Engine
 from fdmoe_ops.worker.tally import Tally
 from fdmoe_watchdog.messages import Batch, Segment
-from fdmoe_watchdog.page import Exit, Page
+from fdmoe_watchdog.page import GPU_SLOTS, Exit, Page
 
 _NAME = "m/layers.0"
 _WARM = 20
 _SEGMENT_TOKENS = 64
-_SLOTS = 768  # of a worker's page
 
 
 class _NoPage:
@@ -122,7 +121,7 @@ def main() -> None:
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     layer = MODELS[options.model].random_layer(torch.bfloat16, torch.device("cuda"))
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fdmoe-beats-") as directory, torch.inference_mode():
-        rows = measure(layer, options.tokens, options.turns, _SLOTS, Path(directory))
+        rows = measure(layer, options.tokens, options.turns, GPU_SLOTS, Path(directory))
     about = {"model": options.model, **describe_machine(), "commit": options.commit, "command": reproduce()}
     write_rows([{**row, **about} for row in rows], options.csv)
 

@@ -43,7 +43,7 @@ Precision = Literal["ieee", "tf32x3", "tf32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # of a float32 layer's rows: those of a precision, or where there are none, what serves it as well
-KINDS_OF: dict[Precision, tuple[Kind, ...]] = {
+_KINDS: dict[Precision, tuple[Kind, ...]] = {
     "ieee": ("single",),
     "tf32x3": ("tf32x3", "tf32", "single"),
     "tf32": ("tf32", "single"),
@@ -70,15 +70,17 @@ ALLOWED = {
 }
 
 
+def kinds_of(dtype: torch.dtype, precision: Precision) -> tuple[Kind, ...]:
+    """Of the tables' rows: the numbers' own, then those that serve where a table has none."""
+    return _KINDS[precision] if dtype == torch.float32 else ("half",)
+
+
 def rows_for(
     family: Family, dtype: torch.dtype, precision: Precision = "ieee", *, device: str | None = None
 ) -> tuple[Row, ...]:
     """All rows for one family of devices, one dtype and one precision of float32, by rising bound; those of `device`'s
     own table if its name has one, the family's default else."""
-    kinds: tuple[Kind, ...] = ("half",)
-    if dtype == torch.float32:
-        kinds = KINDS_OF[precision]
-    rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
+    rows = next((rows for kind in kinds_of(dtype, precision) if (rows := rows_of(TRITON, kind, family, device))), ())
     assert rows, f"no table has rows for {family}, {dtype}"
     return rows
 

@@ -39,6 +39,10 @@ def test_for_how_long_is_counted_from_the_first_look_and_anew_each_time(child: C
     child.signal(signal.SIGSTOP)
     wait_until(lambda: child.stopped)
     assert [child.held_s(now) for now in (10.0, 10.25)] == [0, 0.25]
+    # a sign of life in between: it is not looked at, and what it was held before does not count
+    assert [child.held_s(now, silent_s) for now, silent_s in ((11.0, 0.02), (20.0, 0.06), (20.1, 0.16))] == [
+        0, 0, pytest.approx(0.1),
+    ]  # fmt: skip
 
 
 def test_one_that_has_ended_is_not_held(child: Child) -> None:

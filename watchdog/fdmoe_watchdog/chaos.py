@@ -12,12 +12,12 @@ from typing import get_args
 from fdmoe_watchdog import messages, policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.events import EventLog
-from fdmoe_watchdog.messages import KernelFault
+from fdmoe_watchdog.messages import KernelFault, LastingFault
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.process import Child, WorkerProcess
 from fdmoe_watchdog.settings import RecoverySettings
 
-KERNEL_FAULTS: tuple[str, ...] = get_args(KernelFault)
+KERNEL_FAULTS: tuple[str, ...] = (*get_args(KernelFault), *get_args(LastingFault))
 # longer than any patience that somebody may have set
 BLOCK_S = 3600.0
 # so many launches are slow for each batch in a row that must say so: they are of several sizes
@@ -53,7 +53,7 @@ class Chaos:
     ) -> None:
         """Inject it, or refuse. `others`: the gateway and the probe, by name."""
         try:
-            if fault in KERNEL_FAULTS or fault == "corrupt":
+            if fault in KERNEL_FAULTS:
                 self._arm(fault, pairs)
                 self._askers.append(asker)
                 return

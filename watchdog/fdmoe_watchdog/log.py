@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import logging.handlers
 import math
 import os
 import queue
@@ -170,23 +171,22 @@ class _Lines:
 _lines: _Lines | None = None
 
 
-class _Handler(logging.Handler):
-    """What comes by the standard library's loggers."""
+class _Handler(logging.handlers.QueueHandler):
+    """What comes by the standard library's loggers; its own class makes the line."""
 
     def __init__(self, lines: _Lines) -> None:
-        super().__init__()
+        super().__init__(queue.SimpleQueue())  # which nothing goes into
         self._lines = lines
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record)
-        except Exception:  # noqa: BLE001 - whatever a record's own arguments raise; who logs must not hear of it
-            structlog.get_logger("fdmoe").warning("log_line_broken", logger=record.name, text=repr(record.msg))
-            return
+    def enqueue(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
-            self._lines.urgent(line)
+            self._lines.urgent(record.msg)
         else:
-            self._lines.msg(line)
+            self._lines.msg(record.msg)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Its text and its arguments make no line; who logs must not hear of it."""
+        structlog.get_logger("fdmoe").warning("log_line_broken", logger=record.name, text=repr(record.msg))
 
 
 def _named(process: str) -> Processor:

@@ -43,6 +43,8 @@ WORD_BYTES = 8
 LINE_WORDS = 8
 LINE_BYTES = WORD_BYTES * LINE_WORDS
 FIRST_SLOT = 8
+# one per CTA: up to four on each multiprocessor of the largest GPU that is sold
+GPU_SLOTS = 768
 
 
 class Line(IntEnum):

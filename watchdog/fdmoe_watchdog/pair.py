@@ -19,6 +19,7 @@ from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
+from fdmoe_watchdog.page import GPU_SLOTS
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
@@ -27,9 +28,7 @@ from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
-# one slot per CTA: up to four on each multiprocessor of the largest GPU that is sold
 _CPU_SLOTS = 16
-_GPU_SLOTS = 768
 
 
 class Pair:
@@ -339,7 +338,7 @@ class Pair:
             environment=plan.environment,
             weights=self._manifest,
             run_dir=plan.run_dir,
-            slots=_CPU_SLOTS if self.device.startswith("cpu") else _GPU_SLOTS,
+            slots=_CPU_SLOTS if self.device.startswith("cpu") else GPU_SLOTS,
             tracker=Tracker(self._stall_times, plan.watchdog.poll_interval_s),
             take_spare=self.spares.take,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -77,9 +78,10 @@ class Child:
         """Whether a signal holds it (SIGSTOP and its like, no debugger), as far as /proc tells."""
         return text_of(PROC / str(self.pid) / "stat").rpartition(")")[2].split()[:1] == ["T"]
 
-    def held_s(self, now_s: float) -> float:
-        """How long it has been so, as far as it was looked at; `now_s` is of one clock for all calls."""
-        if not self.stopped:
+    def held_s(self, now_s: float, silent_s: float = math.inf) -> float:
+        """How long it has been so, as far as it was looked at: not while it was silent for a moment only. `now_s` is of
+        one clock for all calls."""
+        if silent_s < STOPPED_ASKED_S or not self.stopped:
             self._held_since = None
             return 0.0
         if self._held_since is None:
@@ -252,12 +254,9 @@ class WorkerProcess(Child):
 
     def _held(self) -> float:
         silent_s = self.tracker.untouched_s
-        if silent_s < STOPPED_ASKED_S:
-            return 0.0
-        if self.ready is None:
-            return self.held_s(self.tracker.clock_s)
+        held_s = self.held_s(self.tracker.clock_s, silent_s)
         # one that serves beats: it has been silent for as long as it has been held
-        return silent_s if self.stopped else 0.0
+        return held_s if self.ready is None or self._held_since is None else silent_s
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

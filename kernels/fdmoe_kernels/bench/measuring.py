@@ -27,7 +27,6 @@ from fdmoe_watchdog import page as beat_page
 MODES: tuple[Mode, ...] = ("eager", "graph")
 # the float32 reference of more rows takes seconds and gigabytes; these are drawn at random from the batch
 COMPARED_TOKENS = 512
-_SLOTS = 768  # as a worker's page has
 # one in 30 has as many experts as the peers' batch of 16 tokens of Qwen3, one in 200 as that of OLMoE
 _DRAWS = 2000
 # the beats cost less than the noise of a few runs
@@ -92,7 +91,7 @@ def _batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
 
 def new_page(device: torch.device) -> torch.Tensor:
     """A beat page that no watchdog reads: beats and abort checks then cost what they do in service."""
-    page = torch.zeros((beat_page.FIRST_SLOT + _SLOTS) * beat_page.LINE_WORDS, dtype=torch.int64)
+    page = torch.zeros((beat_page.FIRST_SLOT + beat_page.GPU_SLOTS) * beat_page.LINE_WORDS, dtype=torch.int64)
     return page.pin_memory() if device.type == "cuda" else page
 
 

@@ -8,8 +8,7 @@ import torch
 
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import RoutingRule
-from fdmoe_kernels.tiles import KINDS_OF, Precision
-from fdmoe_kernels.tuning.tables import Kind
+from fdmoe_kernels.tiles import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,6 @@ class Numbers:
 
     dtype: torch.dtype
     precision: Precision = "ieee"
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Of the tuning tables' rows: its own, then those that serve where a table has none."""
-        return KINDS_OF[self.precision] if self.dtype == torch.float32 else ("half",)
 
 
 # what is called a dtype in options and rows

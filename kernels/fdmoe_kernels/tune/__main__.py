@@ -25,6 +25,7 @@ from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.hardware import device_name, family
 from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.tiles import kinds_of
 from fdmoe_kernels.timing import CudaTimer, Timer
 from fdmoe_kernels.tune.journal import Journal, JournalError
 from fdmoe_kernels.tune.merge import NoCommonRowError
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     place = torch.device(device)
     numbers = DTYPES[options.dtype]
-    kind = numbers.kinds[0]
+    kind = kinds_of(numbers.dtype, numbers.precision)[0]
     form = FORMS[options.form]
     if not form.supported(place, numbers.dtype):
         parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
@@ -99,6 +100,7 @@ def _tune(
     stopped: Callable[[], bool],
 ) -> list[tuple[float, Any]]:
     numbers = DTYPES[options.dtype]
+    kinds = kinds_of(numbers.dtype, numbers.precision)
 
     @functools.cache
     def layer_of(model: str) -> tuple[MoELayer, Workspace]:
@@ -111,7 +113,7 @@ def _tune(
 
     def start(average: float) -> Any:
         # without a table, the form's own defaults, if it has them for all fields
-        tables = (rows_of(form, kind, family(), device_name(device)) for kind in numbers.kinds)
+        tables = (rows_of(form, kind, family(), device_name(device)) for kind in kinds)
         return next((row for rows in tables for bound, row in rows if average <= bound), None) or form.row()
 
     cells = [functools.partial(trials, model, tokens) for model in options.models for tokens in options.tokens]

@@ -26,7 +26,7 @@ from fdmoe_kernels.workspace import Workspace
 # rows of the batch that are compared with float32, drawn at random
 _COMPARED_TOKENS = 512
 # against float32, in any type: what the benchmark holds bfloat16 to
-_MOST_ERROR = 6e-3
+MOST_ERROR = 6e-3
 # a first look; a candidate that is slower than this against the best is let go
 _FEW_RUNS, _FEW_BUDGET_S, _TOO_SLOW = 9, 0.1, 1.1
 _RUNS, _BUDGET_S = 60, 0.5
@@ -119,7 +119,7 @@ class Trials(Generic[R]):
             return Result("failed", None, None, note)
         error_found = self._error()
         # that of two paths; each is within half of it of float32
-        allowed = min(tolerance(self._layer.dtype, self._precision) / 2, _MOST_ERROR)
+        allowed = min(tolerance(self._layer.dtype, self._precision) / 2, MOST_ERROR)
         if not error_found <= allowed:
             self._workspace.control.zero_()  # as it was made: counters that are wrong now would spoil the next launch
             return Result("wrong", None, None, f"error {error_found:.2e}; {allowed:.0e} is allowed")
