@@ -52,7 +52,7 @@ class Bench:
         self.control, self.theirs = Channel(ours), Control(theirs, self.page)
         self._loop = Loop(
             cast(Engine, Resting()), Choice(0, 60), Pace(2.5, 0), self.page, self.theirs,
-            Listener(self.socket_path), READY, chaos=False,
+            Listener(self.socket_path), READY, name="a", chaos=False,
         )  # fmt: skip
         self.thread = threading.Thread(target=self._run)
 

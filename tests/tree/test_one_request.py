@@ -71,12 +71,15 @@ def test_a_request_in_a_stalled_launch(traced: Tree, collector: Collector, fault
     def recorded() -> flight.Record | None:
         paths = flight.stored(traced.flight_dir)[records:]
         record = flight.parse(flight.read(paths[0])) if paths else None
-        return record if record is not None and record.in_flight is not None else None
+        whole = record is not None and record.in_flight is not None and record.expert_tokens
+        return record if whole else None
 
     record = traced.wait_until("the record", recorded)
     assert (record.in_flight.count, record.in_flight.requests) == (1, (name,))
     shown = CliRunner().invoke(app, ["flight", "show", str(records + 1), "--flight-dir", str(traced.flight_dir)])
     assert f"1 in flight: {name}" in shown.stdout
+    # counted by whoever has answered: the worker whose launch was aborted, or the one that took the batch over
+    assert sum(record.expert_tokens.values()) == record.tokens * record.context["top_k"]
 
     # log lines, by process
     expected = {"stall": "aborted", "endless": "replayed_requests"}[fault]

@@ -52,8 +52,8 @@ class Ears:
                 self._compared(process, message)
             case messages.Slow():
                 self._slow(process, message)
-            case messages.ExpertTokens(launch=launch, counts=counts):
-                self._recorder.expert_tokens(process, launch, counts)
+            case messages.ExpertTokens():
+                self._recorder.expert_tokens(message)
             case _:
                 raise ChannelClosed(f"a {type(message).__name__} is not a worker's to send")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from fdmoe_watchdog import flight, host, stacks
 from fdmoe_watchdog.background import Background
 from fdmoe_watchdog.events import EventLog
-from fdmoe_watchdog.messages import InFlight
+from fdmoe_watchdog.messages import ExpertTokens, InFlight
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import WorkerProcess
 
@@ -88,10 +88,11 @@ class FlightRecorder:
         self._saved = self._disk.submit(lambda: self._save(key, document, device))
         self._disk.submit(lambda: self._append(key, lambda: self._surroundings(process, asked)))
 
-    def expert_tokens(self, process: WorkerProcess, launch: int, counts: tuple[int, ...]) -> None:
-        """Counted after the abort of a launch."""
-        key = (process.name, process.generation, launch)
-        self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": dict(enumerate(counts))}))
+    def expert_tokens(self, message: ExpertTokens) -> None:
+        """Somebody has answered the batch, and counted."""
+        key = (message.worker, message.generation, message.launch)
+        counts = dict(enumerate(message.counts))
+        self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": counts}))
 
     def in_flight(self, message: InFlight) -> None:
         """The gateway says which requests the launch's worker had."""
@@ -120,8 +121,9 @@ class FlightRecorder:
         worker, generation, _ = key
         self._events.add("flight_record", device=device, worker=worker, generation=generation, file=self.last.name)
 
-    def _append(self, key: tuple[str, int, int], sections: Callable[[], dict[str, object]]) -> None:
-        path = self._paths.get(key)
+    def _append(self, key: tuple[str, int, int | None], sections: Callable[[], dict[str, object]]) -> None:
+        """To the worker's record, if it is of this launch; without one, of whichever."""
+        path = next((path for other, path in self._paths.items() if key in (other, (*other[:2], None))), None)
         if path is None:
             return
         try:

@@ -9,7 +9,7 @@ from fdmoe_watchdog import policy
 from fdmoe_watchdog.events import BoundEvents, EventLog
 from fdmoe_watchdog.messages import Traffic
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.process import STOPPED_ASKED_S, Child
+from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.status import GatewayView
 from fdmoe_watchdog.tracker import COUNTED_POLLS
@@ -41,7 +41,7 @@ class GatewayKeeper:
         self._knows: set[str] = set()
         self._counted_s = plan.watchdog.poll_interval_s * COUNTED_POLLS
         self._tended_at = now
-        self._silent_s = self._held_s = 0.0
+        self._clock_s = self._silent_s = 0.0
         self._traffic: deque[Traffic] = deque(maxlen=_REPORTS)
         self.draining = False
 
@@ -55,13 +55,14 @@ class GatewayKeeper:
         # who was held up itself counts a long gap as a short one
         elapsed_s, self._tended_at = min(now - self._tended_at, self._counted_s), now
         self._silent_s += elapsed_s
+        self._clock_s += elapsed_s
         if child is not None:
-            held = self._silent_s >= STOPPED_ASKED_S and child.stopped
-            self._held_s = self._held_s + elapsed_s if held else 0.0
             silent_after_s = _FIRST_WORDS_S if child.channel is None else settings.answer_deadline_s
-            if self._silent_s > silent_after_s or self._held_s > settings.stopped_deadline_s:
+            # its beats are half a second apart: their silence says nothing, and it is looked at each time
+            held = child.held_s(self._clock_s) >= settings.stopped_deadline_s
+            if held or self._silent_s > silent_after_s:
                 self._events.add("gateway_frozen", level="error", pid=child.pid, silent_s=round(self._silent_s, 3))
-                self._silent_s = self._held_s = 0.0
+                self._silent_s = 0.0
                 child.signal(signal.SIGKILL)
         if self.child is not None and not self.child.alive:
             self._events.add("gateway_exit", level="warning", exit_code=self.child.exit_code or 0)
@@ -74,7 +75,7 @@ class GatewayKeeper:
             process = spare.become(()) if spare is not None else None
             try:
                 self.child = Child(self._plan.gateway_command, self._plan.environment, process=process)
-                self._silent_s = self._held_s = 0.0
+                self._silent_s = 0.0
             except OSError as error:
                 self._events.add("gateway_not_started", level="error", reason=str(error))
                 self._retry(now)
@@ -84,7 +85,7 @@ class GatewayKeeper:
     def connected(self) -> None:
         """A gateway process has said hello: it knows nothing yet."""
         self._knows.clear()
-        self._silent_s = self._held_s = 0.0
+        self._silent_s = 0.0
 
     def drain(self) -> None:
         """It is to finish what it has and to end; none is started after it."""

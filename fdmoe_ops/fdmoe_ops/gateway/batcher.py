@@ -31,7 +31,7 @@ from fdmoe_ops.arena import Allocator, ArenaFull, round_up
 from fdmoe_ops.gateway.admission import Limits, QueueFull, Waiting
 from fdmoe_ops.gateway.pace import Pace
 from fdmoe_ops.gateway.refusal import Reason
-from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Segment
+from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Replay, Segment
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -70,9 +70,9 @@ Deliver = Callable[[Outcome | None], None]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """`size_bytes` at each offset, which take `area_bytes` of the arena; `output_offset` is None after a fence.
-    `deliver` takes the outcome, if one comes, or None when the deadline passed before the request was sent. `span`: its
-    span, if it is traced."""
+    """`size_bytes` at each offset, which take `area_bytes` of the arena; `output_offset` is None after a fence, and
+    `fenced` is who had it. `deliver` takes the outcome, if one comes, or None when the deadline passed before the
+    request was sent. `span`: its span, if it is traced."""
 
     layer: str
     tokens: int
@@ -87,6 +87,7 @@ class Request:
     span: Span | None = None
     state: State = State.READING
     fences: int = 0
+    fenced: Key | None = None
     abandoned: bool = False
 
     @property
@@ -260,7 +261,7 @@ class Batcher:
                 self._flights[key] = Flight(number, requests, now)
                 segments = tuple(Segment(r.input_offset, r.output_offset or 0, r.tokens) for r in requests)
                 tokens = sum(request.tokens for request in requests)
-                batch = Batch(key.generation, number, layer, segments, _names(requests))
+                batch = Batch(key.generation, number, layer, segments, _names(requests), _replay(requests))
                 return Departure(key, batch, requests, tokens, replayed)
         return None
 
@@ -294,7 +295,7 @@ class Batcher:
             assert request.output_offset is not None, "sent without an output area"
             quarantine.append(request.output_offset)
             request.output_offset = None
-            request.fences += 1
+            request.fences, request.fenced = request.fences + 1, key
             if request.abandoned:
                 self._free(request)
             elif request.fences > MAX_REPLAYS:
@@ -378,6 +379,15 @@ class Batcher:
 
 def _names(requests: tuple[Request, ...]) -> tuple[str, ...]:
     return tuple([request.id for request in requests[:MAX_NAMED_REQUESTS]])
+
+
+def _replay(requests: tuple[Request, ...]) -> Replay | None:
+    """Of those at the head that one worker had, who was fenced; they go before all others."""
+    fenced = requests[0].fenced
+    if fenced is None:
+        return None
+    tokens = sum(request.tokens for request in itertools.takewhile(lambda request: request.fenced == fenced, requests))
+    return Replay(*fenced, tokens)
 
 
 def _in_hand(requests: tuple[Request, ...]) -> InHand:

@@ -125,7 +125,7 @@ def _serve(
         ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
         pace = Pace(settings.recovery.slow_factor, settings.recovery.slow_checks)
-        Loop(engine, choice, pace, page, control, listener, ready, chaos=settings.chaos).run()
+        Loop(engine, choice, pace, page, control, listener, ready, name=options.name, chaos=settings.chaos).run()
 
 
 def _prove(engine: Engine, *, faults: bool) -> bool:

@@ -21,8 +21,8 @@ _IDLE_BEAT_S = 0.1
 
 
 class Loop:
-    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts. `chaos`: faults
-    may be asked for."""
+    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts. `name`: of this
+    worker. `chaos`: faults may be asked for."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Loop:
         listener: Listener,
         ready: messages.WorkerReady,
         *,
+        name: str,
         chaos: bool,
     ) -> None:
         self._engine = engine
@@ -43,6 +44,7 @@ class Loop:
         self._control = control
         self._listener = listener
         self._ready = ready
+        self._name = name
         self._chaos = chaos
         self._gateway: Channel | None = None
         self._aborted = False
@@ -156,9 +158,18 @@ class Loop:
             fused = self._run_fused(x, batch)
             if fused is not None:
                 self._tell(batch, "baseline", engine.compare(fused, y))
+        self._count_for_record(x, batch)
+
+    def _count_for_record(self, x: Tensor, batch: messages.Batch) -> None:
+        """Where the tokens went of a launch that was aborted, and of what another worker had when it was fenced."""
+        engine, replay = self._engine, batch.replay
         if self._aborted:
             self._aborted = False
-            self._send(messages.ExpertTokens(engine.launches, engine.expert_tokens(x, batch.layer)))
+            counts = engine.expert_tokens(x, batch.layer)
+            self._send(messages.ExpertTokens(self._name, self._ready.generation, engine.launches, counts))
+        if replay is not None:
+            counts = engine.expert_tokens(x[: replay.tokens], batch.layer)
+            self._send(messages.ExpertTokens(replay.worker, replay.generation, None, counts))
 
     def _run_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
         """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""

@@ -13,7 +13,7 @@ from fdmoe_ops.gateway.admission import Limits, QueueFull, Waiting
 from fdmoe_ops.gateway.batcher import MAX_SEGMENTS, Batcher, Key, Outcome, Request, State
 from fdmoe_ops.gateway.called import MAX_CHARACTERS
 from fdmoe_watchdog.channel import MAX_PACKET_BYTES
-from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Segment, encode
+from fdmoe_watchdog.messages import MAX_NAMED_REQUESTS, Answer, Batch, Replay, Segment, encode
 
 AREA = 256  # what one token of these tests takes of the arena
 LIMITS = Limits(8, 8, 64 * AREA)
@@ -346,6 +346,22 @@ def test_a_replay_has_other_output_areas_and_the_same_input() -> None:
     assert here.requests["x"].replayed
 
 
+def test_a_batch_says_which_of_its_rows_another_worker_had() -> None:
+    here = desk()
+    here.do("active a 1")
+    here.do("ask x m 2")
+    here.do("ask y m 1")
+    here.do("fence a 1")
+    here.do("active b 1")
+    a, b, c = Key("a", 1), Key("b", 1), Key("c", 1)
+    assert here.sent[a].replay is None
+    assert (len(here.sent[b].segments), here.sent[b].replay) == (2, Replay("a", 1, 2))
+    here.do("fence b 1")
+    here.do("active c 1")
+    # the last that had them: what it had is all of the batch
+    assert here.sent[c].replay == Replay("b", 1, 3)
+
+
 @pytest.mark.parametrize(
     ("limits", "text"),
     [
@@ -413,7 +429,8 @@ def test_released_twice_is_a_mistake_of_ours() -> None:
 def test_the_largest_batch_fits_a_packet() -> None:
     far = 1 << 40  # a terabyte: offsets of nine bytes
     segments = tuple(Segment(far, far, 1 << 17) for _ in range(MAX_SEGMENTS))
-    batch = Batch(1 << 32, 1 << 40, "x" * 1000, segments, ("x" * MAX_CHARACTERS,) * MAX_NAMED_REQUESTS)
+    requests = ("x" * MAX_CHARACTERS,) * MAX_NAMED_REQUESTS
+    batch = Batch(1 << 32, 1 << 40, "x" * 1000, segments, requests, Replay("x" * 1000, 1 << 32, 1 << 17))
     assert len(encode(batch)) < MAX_PACKET_BYTES
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 # a batch may have thousands of requests; so many of them are named
 MAX_NAMED_REQUESTS = 32
 Path = Literal["fused", "shadow", "baseline"]

@@ -109,15 +109,24 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
 
 
+class Replay(msgspec.Struct, frozen=True, array_like=True):
+    """The first `tokens` rows of a batch were with this generation, which was fenced."""
+
+    worker: str
+    generation: int
+    tokens: int
+
+
 class Batch(Message, frozen=True):
     """Run one layer over the segments' rows, one after another. `requests`: the ids of the first MAX_NAMED_REQUESTS
-    segments' requests, for log lines and records."""
+    segments' requests, for log lines and records. `replay`: of a batch whose head is sent again."""
 
     generation: int
     batch: int
     layer: str
     segments: tuple[Segment, ...]
     requests: tuple[str, ...] = ()
+    replay: Replay | None = None
 
 
 # ---- worker -> gateway

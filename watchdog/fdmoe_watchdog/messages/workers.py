@@ -66,9 +66,12 @@ class Slow(Message, frozen=True):
 
 
 class ExpertTokens(Message, frozen=True):
-    """Of an aborted launch, counted afterwards on the baseline: how many of its tokens went to each routed expert."""
+    """How many of its tokens went to each routed expert, counted on the baseline by whoever answered the batch: of a
+    launch of this generation that was aborted, or of what a generation had that was fenced, whose `launch` is None."""
 
-    launch: int
+    worker: str
+    generation: int
+    launch: int | None
     counts: tuple[int, ...]
 
 
