@@ -6,7 +6,7 @@ may ever launch is launched here once.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -44,6 +44,28 @@ def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
     return error if compared else None
 
 
+def first_of_each_kind(layers: Iterable[MoELayer]) -> list[MoELayer]:
+    """Of layers of one shape those whose builds no earlier one has: builds differ by what a layer has, and its rules."""
+    kinds: dict[object, MoELayer] = {}
+    for layer in layers:
+        kinds.setdefault((tuple(layer.tensors), layer.routing, layer.activation), layer)
+    return list(kinds.values())
+
+
+def warm_up_all(layers: Collection[MoELayer], workspace: Workspace) -> float:
+    """`warm_up` of the first layer of each kind. The others, which launch the same builds, are proven at one token
+    count of each form of the kernel: so a model's number of layers does not make a start much longer.
+
+    Returns the largest difference; raises as `warm_up` does.
+    """
+    firsts = first_of_each_kind(layers)
+    worst = [warm_up(layer, workspace) for layer in firsts]
+    counts = _token_count_of_each_form(workspace)
+    others = (layer for layer in layers if layer not in firsts)
+    worst += [_prove_at(counts, layer, workspace) for layer in others]
+    return max(worst)
+
+
 def warm_up(
     layer: MoELayer, workspace: Workspace, *, precision: Precision = "ieee", given: Collection[torch.dtype] = ()
 ) -> float:
@@ -55,9 +77,17 @@ def warm_up(
 
     Raises ProofError if the difference is above the tolerance of the layer's dtype.
     """
+    counts = {*token_counts_of_all_rows(layer, workspace.max_tokens, precision), *_token_count_of_each_form(workspace)}
+    return _prove_at(counts, layer, workspace, precision=precision, given=given)
+
+
+def _prove_at(
+    counts: Collection[int], layer: MoELayer, workspace: Workspace, *,
+    precision: Precision = "ieee", given: Collection[torch.dtype] = (),
+) -> float:  # fmt: skip
+    """The largest difference of the paths at these token counts."""
     generator = torch.Generator(device=layer.device).manual_seed(0)
     worst = 0.0
-    counts = {*token_counts_of_all_rows(layer, workspace.max_tokens, precision), *_token_count_of_each_form(workspace)}
     for tokens in sorted(counts):
         x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
         worst = max(worst, _prove(x, layer, workspace, precision=precision))

@@ -6,7 +6,17 @@ import pytest
 import torch
 from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relative_error, transformers_block
 
-from fdmoe_kernels import Fault, MoELayer, RoutingRule, Workspace, baseline_moe, fused_moe, reference_moe, warm_up
+from fdmoe_kernels import (
+    Fault,
+    MoELayer,
+    RoutingRule,
+    Workspace,
+    baseline_moe,
+    fused_moe,
+    reference_moe,
+    warm_up,
+    warmup,
+)
 from fdmoe_watchdog import page as beat_page
 
 
@@ -125,6 +135,21 @@ def test_warm_up_runs_every_row_of_the_table(place: Place) -> None:
     workspace = Workspace(layer, 500)
     assert warm_up(layer, workspace) < place.tolerance * 2
     assert workspace.launches >= 2
+
+
+def test_a_layer_like_one_that_is_warm_is_proven_and_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [random_layer(4, 32, 16, 2, renormalize=index != 1, seed=index) for index in range(4)]
+    workspace = Workspace(layers[0], 200)
+    ran: dict[MoELayer, list[int]] = {layer: [] for layer in layers}
+
+    def prove(x: torch.Tensor, layer: MoELayer, *_: object, **__: object) -> float:
+        ran[layer].append(x.shape[0])
+        return layers.index(layer) / 10
+
+    monkeypatch.setattr(warmup, "_prove", prove)
+    monkeypatch.setattr(warmup, "token_counts_of_all_rows", lambda *_: [1, 7, 200])
+    assert warmup.warm_up_all(layers, workspace) == 0.3
+    assert list(ran.values()) == [[1, 7, 200], [1, 7, 200], [1, 200], [1, 200]]
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ import torch
 from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
 from fdmoe_kernels.baseline import route
 from fdmoe_kernels.tiles import token_counts_of_all_rows
-from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, load_faults, warm_up
+from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, first_of_each_kind, load_faults, warm_up_all
 from fdmoe_ops.worker.tally import Tally
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.counts import CountPage, counts_path
@@ -100,11 +100,11 @@ class Engine:
         Raises ProofError, BuildError or TritonError where the fused path is not to be had here; the baseline is warm
         all the same.
         """
-        for layer in self.layers.values():
+        for layer in first_of_each_kind(self.layers.values()):
             for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):
                 baseline_moe(self._x[:tokens], layer)
         self._measure_peak(self._fused_y[:1])
-        worst = max(warm_up(layer, self._workspace) for layer in self.layers.values())
+        worst = warm_up_all(self.layers.values(), self._workspace)
         name, layer = next(iter(self.layers.items()))
         abort_drill(layer, self._workspace)
         # what follows an abort counts as no path's work: it must not have to load its kernels then
