@@ -45,7 +45,7 @@ def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
 
 
 def first_of_each_kind(layers: Iterable[MoELayer]) -> list[MoELayer]:
-    """Of layers of one shape those whose builds no earlier one has: builds differ by what a layer has, and its rules."""
+    """Of layers of one shape those whose builds no earlier one has: they differ by what a layer has, and its rules."""
     kinds: dict[object, MoELayer] = {}
     for layer in layers:
         kinds.setdefault((tuple(layer.tensors), layer.routing, layer.activation), layer)

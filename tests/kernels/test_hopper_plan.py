@@ -89,6 +89,25 @@ def test_pairs_of_ctas_are_launched_together_and_a_cta_alone_is_not_one(
     assert listener.clusters == ([2] if paired else [])
 
 
+def test_l2_fetches_ahead_for_pairs_and_not_where_the_memory_is_the_bottleneck(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tensor_map(*_: object, ahead: bool) -> TensorMap:
+        made = TensorMap()
+        made.words[0] = 7 + ahead
+        return made
+
+    monkeypatch.setattr(plan, "_tensor_map", tensor_map)
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 5)
+    layer = _layer()
+    workspace = Workspace(layer, 1000)
+    for tokens, marks in ((100, {7}), (1000, {8}), (20, {7})):
+        fused_moe(random_tokens(layer, tokens, seed=0), layer, workspace)
+        params = listener.params[-1]
+        assert {weights.words[0] for weights in (params.router, params.gate_up, params.down)} == marks
+        assert params.act_8.words[0] == 8
+
+
 def test_a_page_with_fewer_slots_than_multiprocessors_bounds_the_launch(listener: Listener) -> None:
     layer = _layer()
     words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)
@@ -177,7 +196,7 @@ def test_threads_that_share_a_layer_launch_each_their_own_batch() -> None:
 def test_weights_that_moved_are_found_again(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped: list[int] = []
 
-    def tensor_map(tensor: torch.Tensor, *_: object) -> TensorMap:
+    def tensor_map(tensor: torch.Tensor, *_: object, **__: object) -> TensorMap:
         mapped.append(tensor.data_ptr())
         return TensorMap()
 
@@ -292,7 +311,7 @@ def test_a_tensor_map_that_the_driver_refuses_is_a_build_error(monkeypatch: pyte
 
     monkeypatch.setattr(real, "cuTensorMapEncodeTiled", lambda *_: (1, None))
     with pytest.raises(BuildError, match=r"a tensor map of sizes \(64, 8\), strides \(128,\) and box .* answered 1"):
-        plan._tensor_map(_layer().router, (64, 8), (128,), (64, 128))
+        plan._tensor_map(_layer().router, (64, 8), (128,), (64, 128), ahead=True)
 
 
 @pytest.mark.usefixtures("listener")

@@ -65,7 +65,7 @@ def play_hopper(monkeypatch: pytest.MonkeyPatch, listener: Listener) -> None:
         "load_layer",
         lambda _device, _dtype, fault: build.Kernels(*(handle + 10 * fault for handle in (77, 78))),
     )
-    monkeypatch.setattr(plan, "_tensor_map", lambda *_: TensorMap())
+    monkeypatch.setattr(plan, "_tensor_map", lambda *_, **__: TensorMap())
     monkeypatch.setattr(plan.Plan, "_driver", listener)
     monkeypatch.setattr(driver, "_thread", driver._Thread())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

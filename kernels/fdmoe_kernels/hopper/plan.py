@@ -102,17 +102,12 @@ class Plan:
         self._kernels = load_layer(self._device_index, layer.dtype, Fault.NONE)
         params = self._params = Params()
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
-        row, half = hidden * 2, intermediate * hidden * 2
-        params.router = _tensor_map(layer.router, (hidden, layer.experts), (row,), (64, 128))
-        params.gate_up = _tensor_map(
-            layer.gate_up,
-            (hidden, 8, 2, intermediate // 8, experts), (row, half, 8 * row, 2 * half), (64, 8, 2, 8, 1),
-        )  # fmt: skip
-        params.down = _tensor_map(layer.down, (intermediate, hidden, experts), (intermediate * 2, half), (64, 128, 1))
+        self._weights = {ahead: _weight_maps(layer, ahead=ahead) for ahead in (False, True)}
+        self._ahead: bool | None = None
         rows = sorted_rows(layer, workspace.max_tokens)
         for count in (8, 16, 32):
             for name, size in (("sorted", hidden), ("act", intermediate)):
-                buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count))
+                buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count), ahead=True)
                 setattr(params, f"{name}_{count}", buffer)
         for name in ("router", "gate_up", "down"):
             setattr(params, f"{name}_at", getattr(layer, name).data_ptr())
@@ -209,6 +204,10 @@ class Plan:
         params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
         params.combine_tokens = tiles.combine_tokens
         params.sort, params.paired = tiles.sort, tiles.paired
+        # pairs have many tokens for each weight, and find them in L2; with few the memory is the bottleneck
+        if self._ahead is not tiles.paired:
+            params.router, params.gate_up, params.down = self._weights[tiles.paired]
+            self._ahead = tiles.paired
         row_tiles = _row_tiles(tokens * self._entries_per_token, self._experts, tiles.token_tile)
         params.up_at = params.route_at + math.ceil(tokens / params.route_tokens)
         params.sorted_at = params.up_at + row_tiles
@@ -252,17 +251,31 @@ def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _weight_maps(layer: MoELayer, *, ahead: bool) -> tuple[TensorMap, TensorMap, TensorMap]:
+    """Of the router, of gate and up, and of down: as params.cuh says."""
+    experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
+    row, half = hidden * 2, intermediate * hidden * 2
+    router = _tensor_map(layer.router, (hidden, layer.experts), (row,), (64, 128), ahead=ahead)
+    gate_up = _tensor_map(
+        layer.gate_up, (hidden, 8, 2, intermediate // 8, experts), (row, half, 8 * row, 2 * half), (64, 8, 2, 8, 1),
+        ahead=ahead,
+    )  # fmt: skip
+    sizes, strides = (intermediate, hidden, experts), (intermediate * 2, half)
+    return router, gate_up, _tensor_map(layer.down, sizes, strides, (64, 128, 1), ahead=ahead)
+
+
 def _tensor_map(
-    tensor: torch.Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...]
+    tensor: torch.Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], *, ahead: bool
 ) -> TensorMap:
-    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes.
+    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes. `ahead`: L2
+    fetches 256 bytes where 128 are asked for.
 
     Raises BuildError where the driver refuses.
     """
     with told_as_build_errors():
         from cuda.bindings import driver
 
-    half = driver.CUtensorMapDataType
+    half, promotion = driver.CUtensorMapDataType, driver.CUtensorMapL2promotion
     returned = driver.cuTensorMapEncodeTiled(
         half.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if tensor.dtype == torch.bfloat16
         else half.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -274,7 +287,8 @@ def _tensor_map(
         [driver.cuuint32_t(1) for _ in sizes],
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B if ahead
+        else promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )  # fmt: skip
     encoded = checked(returned, f"a tensor map of sizes {sizes}, strides {strides} and box {box}")
