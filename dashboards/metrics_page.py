@@ -47,6 +47,7 @@ LABELS = {
     "path": ("3", "`fused`, `shadow`, `baseline`; `none` where nothing was computed"),
     "peer": ("1", "`local`: the GPU's own memory"),
     "phase": ("4", "`route`, `up`, `down`, `combine`"),
+    "process": ("4", "`weights`, `gateway`, `probe`, `annotator`; of all devices together"),
     "reason": ("12", "why: of path switches and restarts the watchdog's, of refusals the gateway's, of clocks NVML's"),
     "result": (
         "3",

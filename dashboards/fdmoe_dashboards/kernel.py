@@ -218,16 +218,22 @@ def _recovery() -> list[Panel]:
             "Aborts",
             "Kernels that were told to end, and whether they did in time.",
             increase_of("fdmoe_aborts_total", "result"),
-            width=6,
+            width=4,
         ),
         runbooks(
             events(
                 "Worker restarts",
                 "Workers started again after their process was ended, by reason.",
                 increase_of("fdmoe_worker_restarts_total", "reason"),
-                width=6,
+                width=4,
             ),
             "restart-loop",
+        ),
+        events(
+            "Ends of other processes",
+            "Weights holder, gateway, probe and annotator, which are started again when they end.",
+            increase_of("fdmoe_process_ends_total", "process"),
+            width=4,
         ),
         runbooks(
             events(

@@ -51,6 +51,8 @@ HISTORY = {
     'fdmoe_aborts_total{result="ended"}': "0x6 2x3",
     'fdmoe_aborts_total{result="timed_out"}': "0x6 1x3",
     'fdmoe_worker_restarts_total{reason="stall"}': "0x6 4x3",
+    'fdmoe_process_ends_total{process="gateway"}': "0x6 1x3",
+    'fdmoe_process_ends_total{process="weights"}': "0x10",
     "fdmoe_flight_records_total": "0x6 3x3",
     'fdmoe_grafana_annotations_total{result="sent"}': "0x6 5x3",
     'fdmoe_grafana_annotations_total{result="failed"}': "0x6 1x3",
@@ -233,6 +235,7 @@ ANSWERS: dict[str, dict[str, list[dict[str, float]]]] = {
         "Rungs that failed": [{'{rung="restart"}': 1}],
         "Aborts": [{'{result="ended"}': 2, '{result="timed_out"}': 1}],
         "Worker restarts": [{'{reason="stall"}': 4}],
+        "Ends of other processes": [{'{process="gateway"}': 1, '{process="weights"}': 0}],
         "Path switches": [
             {'{from="fused", reason="stall", to="baseline"}': 2, '{from="shadow", reason="proven", to="fused"}': 0}
         ],

@@ -14,7 +14,7 @@ from fdmoe_watchdog.gpu_metrics import GpuCollector
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.messages import Path
 from fdmoe_watchdog.policy import Life
-from fdmoe_watchdog.status import TreeView
+from fdmoe_watchdog.status import Event, TreeView
 
 PATHS: tuple[str, ...] = get_args(Path)
 # every change of path that the policy knows, and why
@@ -33,6 +33,14 @@ SWITCHES = (
     ("shadow", "fused", "proven"),
 )
 PHASES = ("route", "up", "down", "combine")
+# the processes that are no workers, by the event of their end
+_ENDS = {
+    "weights_gone": "weights",
+    "gateway_exit": "gateway",
+    "probe_exit": "probe",
+    "probe_silent": "probe",
+    "annotator_exit": "annotator",
+}
 # from one poll of the watchdog to a restart
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
@@ -49,6 +57,12 @@ class Metrics:
         )
         self.worker_restarts = Counter(
             "fdmoe_worker_restarts", "Worker processes started after the first.", ["reason"], registry=registry
+        )
+        self._process_ends = Counter(
+            "fdmoe_process_ends",
+            "Ends of processes that are no workers; each is started again, within its budget.",
+            ["process"],
+            registry=registry,
         )
         self.device_work_items = Counter(
             "fdmoe_device_work_items",
@@ -114,6 +128,8 @@ class Metrics:
             self.stalls.labels(cause)
         for reason in ("stall", "frozen", "exit", "page", "startup", "weights"):
             self.worker_restarts.labels(reason)
+        for process in _ENDS.values():
+            self._process_ends.labels(process)
         for hop in SWITCHES:
             self.path_switches.labels(*hop)
         for result in ("ended", "timed_out"):
@@ -129,6 +145,11 @@ class Metrics:
         registry.register(_Gauges(view))
         registry.register(GpuCollector(lambda: view().gpus))
         registry.register(CountCollector(ledger))
+
+    def happened(self, event: Event) -> None:
+        """Follows the event log."""
+        if (process := _ENDS.get(str(event["event"]))) is not None:
+            self._process_ends.labels(process).inc()
 
 
 class _Gauges(Collector):

@@ -70,6 +70,7 @@ class Supervisor:
             ProbeKeeper(plan.probe, plan.watchdog, plan.recovery, self._events, self._started) if plan.probe else None
         )
         self.metrics = Metrics(lambda: self._view, self._ledger, plan.version, plan.devices)
+        self._events.follow(self.metrics.happened)
         self._recorder = FlightRecorder(plan, self._events, self.metrics.flight_records.inc)
         self._annotator = (
             AnnotatorKeeper(plan.annotator, plan.recovery, self._events, self.metrics, self._drop, self._started)
