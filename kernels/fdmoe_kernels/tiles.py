@@ -70,17 +70,25 @@ ALLOWED = {
 }
 
 
-def kinds_of(dtype: torch.dtype, precision: Precision) -> tuple[Kind, ...]:
-    """Of the tables' rows: the numbers' own, then those that serve where a table has none."""
-    return _KINDS[precision] if dtype == torch.float32 else ("half",)
+def kinds_of(dtype: torch.dtype, precision: Precision, *, alone: bool = False) -> tuple[Kind, ...]:
+    """Of the tables' rows: the numbers' own, then those that serve where a table has none. `alone`: for one token."""
+    if dtype == torch.float32:
+        return _KINDS[precision]
+    return ("half-alone", "half") if alone else ("half",)
 
 
 def rows_for(
-    family: Family, dtype: torch.dtype, precision: Precision = "ieee", *, device: str | None = None
+    family: Family,
+    dtype: torch.dtype,
+    precision: Precision = "ieee",
+    *,
+    device: str | None = None,
+    alone: bool = False,
 ) -> tuple[Row, ...]:
     """All rows for one family of devices, one dtype and one precision of float32, by rising bound; those of `device`'s
-    own table if its name has one, the family's default else."""
-    rows = next((rows for kind in kinds_of(dtype, precision) if (rows := rows_of(TRITON, kind, family, device))), ())
+    own table if its name has one, the family's default else. `alone`: those for one token."""
+    kinds = kinds_of(dtype, precision, alone=alone)
+    rows = next((rows for kind in kinds if (rows := rows_of(TRITON, kind, family, device))), ())
     assert rows, f"no table has rows for {family}, {dtype}"
     return rows
 
@@ -90,7 +98,7 @@ def tiles_for(layer: MoELayer, tokens: int, precision: Precision = "ieee") -> Ti
     row = pinned_row(TRITON)
     if row is None:
         average = tokens * layer.routing.top_k / layer.experts
-        rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device))
+        rows = rows_for(family(), layer.dtype, precision, device=device_name(layer.device), alone=tokens == 1)
         row = next(tiles for bound, tiles in rows if average <= bound)
     return fit_layer(row, layer)
 

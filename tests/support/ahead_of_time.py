@@ -165,7 +165,9 @@ def main(arguments: list[str]) -> None:
     precision = cast(Precision, rest[0]) if rest else "ieee"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     family: Family = "hip" if target.startswith("gfx") else "cuda"
-    for bound, tiles in rows_for(family, dtypes[dtype], precision, device="NVIDIA H200" if target == "sm_90" else None):
+    device = "NVIDIA H200" if target == "sm_90" else None
+    several, alone = (rows_for(family, dtypes[dtype], precision, device=device, alone=alone) for alone in (False, True))
+    for bound, tiles in several if alone == several else (*several, *alone):
         tiles = fit(
             tiles, hidden_size=shape.hidden, intermediate_size=shape.intermediate, experts=shape.experts,
             element_bytes=dtypes[dtype].itemsize, shared_bytes=SHARED_BYTES[target],

@@ -73,13 +73,13 @@ def measure_model(
     for workspace in (with_beats, without):
         warm_up(layer, workspace, precision=numbers.precision)
     for tokens in missing:
-        x = _batch(name, tokens, layer)
+        x = choose_batch(name, tokens, layer)
         wanted = tuple(mode for mode in modes if (name, tokens, dtype, mode) not in done)
         variants = _variants(x, layer, with_beats, without, numbers.precision)
         yield from _measure_batch(name, dtype, x, layer, variants, wanted, plan)
 
 
-def _batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
+def choose_batch(name: str, tokens: int, layer: MoELayer) -> torch.Tensor:
     """Random tokens that choose as many experts as the peers' did; if none are found, any, whose floor says so."""
     wanted = chosen_experts(name, tokens)
     draws = (random_tokens(layer, tokens) for _ in range(_DRAWS))

@@ -14,8 +14,9 @@ from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.form import Form, steps
 from fdmoe_kernels.tuning.tables import pinned_row, rows_of
 
-# Up to here the portable form is faster: its launch reaches the first weights sooner (measured on one H200)
-FEWEST_TOKENS_PER_EXPERT = 4.0
+# Up to here the portable form is faster, or as fast: its launch reaches the first weights sooner (measured on one H200
+# at 8, 16 and 32)
+FEWEST_TOKENS_PER_EXPERT = 22.0
 ROUTE_TOKENS = 64  # of a router tile at most, for the shared memory it has (MAX_ROUTE_TOKENS in params.cuh)
 _DEPTH = 64
 _EXPERTS_PER_TILE = 128
@@ -75,7 +76,7 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
     steps = math.ceil(hidden_size / _DEPTH)
     return HopperTiles(
         token_tile=token_tile,
-        slots=4 if token_tile <= 64 else 2,
+        slots=4 if token_tile <= 32 else 2,
         route_tokens=route_tokens,
         route_splits=max(1, min(int(free), 4 if tokens > 8 else 8, steps)),
         row_group=8,

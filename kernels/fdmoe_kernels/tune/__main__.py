@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     place = torch.device(device)
     numbers = DTYPES[options.dtype]
-    kind = kinds_of(numbers.dtype, numbers.precision)[0]
+    kind = kinds_of(numbers.dtype, numbers.precision, alone=options.tokens == [1])[0]
     form = FORMS[options.form]
     if not form.supported(place, numbers.dtype):
         parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--form", choices=FORMS, required=True, help="the kind of kernel")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, default=list(TOKENS), help="of each batch; 1 alone: rows for one token"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long the search may take")
     parser.add_argument("--output", type=Path, help="table to write; the package's own for this device otherwise")
@@ -100,7 +102,7 @@ def _tune(
     stopped: Callable[[], bool],
 ) -> list[tuple[float, Any]]:
     numbers = DTYPES[options.dtype]
-    kinds = kinds_of(numbers.dtype, numbers.precision)
+    kinds = kinds_of(numbers.dtype, numbers.precision, alone=options.tokens == [1])
 
     @functools.cache
     def layer_of(model: str) -> tuple[MoELayer, Workspace]:

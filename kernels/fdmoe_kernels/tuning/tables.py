@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 from fdmoe_kernels.hardware import Family
 from fdmoe_kernels.tuning.form import Form, R
 
-# of the numbers: 16 bits, float32 by IEEE arithmetic, float32 on tensor cores by three products, or by one
-Kind = Literal["half", "single", "tf32x3", "tf32"]
+# of the numbers: 16 bits, float32 by IEEE arithmetic, float32 on tensor cores by three products, or by one;
+# alone: 16 bits, one token, which has fewer tiles than there are multiprocessors
+Kind = Literal["half", "half-alone", "single", "tf32x3", "tf32"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 FOLDER = Path(__file__).parent
 _BOUND = "tokens_per_expert"
