@@ -427,9 +427,10 @@ def moe_layer_kernel(
         ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
         item = ticket - route_tiles
 
-    _beat(page, launch, ticket, PHASE_LEFT, zero, zero, zero, WAIT_NONE, zero, zero, items, BEATS)
     tl.debug_barrier()
     left = tl.atomic_add(control + EXITS, 1, sem="acq_rel")
+    # not before: what releases waits for all earlier stores, and this one goes over PCIe
+    _beat(page, launch, ticket, PHASE_LEFT, zero, zero, zero, WAIT_NONE, zero, zero, items, BEATS)
     if left == tl.num_programs(0) - 1:
         _leave(
             control, page, totals, launch, row_tiles_bound,
