@@ -529,6 +529,18 @@ def test_workers_of_a_lost_holder_serve_on_and_move_one_after_the_other() -> Non
     assert {worker.weights for worker in ladder.state.workers.values()} == {2}
 
 
+def test_weights_in_memory_that_failed_are_loaded_once_more_and_the_workers_move_to_them() -> None:
+    """A worker that touches them ends, and so would its successor: restarts alone would use up the budget."""
+    ladder = Ladder().serving()
+    spoilt = replace(HELD, spoilt=True)
+    assert ladder.at(2.0, ABSENT, IDLE, spoilt)[0] == KillHolder(1)
+    assert ladder.at(2.1, ABSENT, IDLE, LOST)[0] == HolderGone(1)
+    assert ladder.at(2.6, ABSENT, IDLE, LOST) == (StartHolder(2, "memory"),)
+    # what met the error before it was started is behind it
+    assert ladder.at(3.0, ABSENT, IDLE) == (HolderReady(2), Start("a", 2, "exit"))
+    assert Kill("b", 1) in ladder.at(4.0, IDLE, IDLE)
+
+
 def test_no_worker_starts_without_weights() -> None:
     ladder = Ladder().serving()
     ladder.at(2.0, IDLE, ABSENT, LOST)

@@ -24,7 +24,7 @@ from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, Life, Seen, Worker
+from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, HolderSeen, Life, Seen, Worker
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
@@ -423,6 +423,30 @@ def test_what_the_device_says_of_memory_and_of_itself_reaches_the_ladder(in_memo
     assert pair._doom(probe) is None
     probe.health_now = Health("fail_closed", "Xid 79: it fell off the bus", "drain_node")
     assert pair._doom(probe) == Condemned("Xid 79: it fell off the bus", "drain_node")
+
+
+def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_spoilt(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))
+    pair, probe = supervisor._pairs[0], AskedDevice()
+    holder = pair.holder = pair._spawn_holder(1)
+    try:
+        holder.ready = messages.WeightsReady(1, "manifest", 1)
+        holder.signal(signal.SIGSTOP)
+        wait_until(lambda: holder.stopped)
+        start = time.monotonic()
+        seen = [pair._see_holder(start + turn * 0.02, probe) for turn in range(20)]
+        assert set(seen) == {HolderSeen(alive=True, ready=True)}, "it is served from all the same"
+        holder.signal(signal.SIGCONT)
+        wait_until(lambda: not holder.stopped)
+        pair._see_holder(start + 1.0, None)
+        assert [event["event"] for event in supervisor._events.last] == ["weights_held", "weights_resumed"]
+        probe.health_now = Health("reload_weights", "Xid 94: memory failed")
+        assert pair._see_holder(start + 1.1, probe) == HolderSeen(alive=True, ready=True, spoilt=True)
+        assert pair._doom(probe) is None
+    finally:
+        holder.signal(signal.SIGKILL)
+        assert holder.wait(10)
 
 
 def test_jumps_of_the_wall_clock_change_no_decision(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
+_HOLDER_LOOK_S = 0.05
 _CPU_SLOTS = 16
 
 
@@ -78,6 +79,7 @@ class Pair:
         wanted = len(self.workers) if plan.recovery.spare_process else 0
         self.spares = SpareKeeper(self._worker_command, plan.environment, self._events, wanted=wanted)
         self._started_ns = time.monotonic_ns()
+        self._holder_looked_at = now
         self._killed_at: dict[str, float] = {}
         # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
         self._reaped: dict[str, tuple[int, int]] = {}
@@ -94,7 +96,7 @@ class Pair:
                 "recovery", rung=recovered.rung, worker=recovered.worker, seconds=round(recovered.seconds, 4)
             )  # fmt: skip
         workers = {name: self._see(name, probe) for name in self.workers}
-        observation = policy.Observation(now, workers, self._see_holder(now), lag_s, self._doom(probe))
+        observation = policy.Observation(now, workers, self._see_holder(now, probe), lag_s, self._doom(probe))
         self.state, actions = policy.decide(self.state, observation, self._plan.recovery)
         for action in actions:
             self._act(action, now)
@@ -183,13 +185,32 @@ class Pair:
         health = probe.health(self.device, self._started_ns)
         return policy.Condemned(health.reason, health.node_action) if health.state == "fail_closed" else None
 
-    def _see_holder(self, now: float) -> policy.HolderSeen:
+    def _see_holder(self, now: float, probe: ProbeKeeper | None) -> policy.HolderSeen:
         holder = self.holder
         if holder is None:
             return policy.HolderSeen(alive=False)
-        # one that holds the weights may stand still: nobody waits for it
-        held_s = holder.held_s(now) if holder.ready is None else 0.0
-        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed, held_s)
+        if holder.ready is None:
+            held_s = holder.held_s(now)
+        else:
+            # one that holds the weights may stand still: nobody waits for it
+            held_s = 0.0
+            self._tell_of_held(holder, now)
+        spoilt = probe is not None and probe.health(self.device, holder.started_ns).state == "reload_weights"
+        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed, held_s, spoilt)
+
+    def _tell_of_held(self, holder: HolderProcess, now: float) -> None:
+        if now < self._holder_looked_at + _HOLDER_LOOK_S:
+            return
+        self._holder_looked_at = now
+        held = holder.held_s(now) > 0
+        if held == holder.told_held:
+            return
+        holder.told_held = held
+        name, generation, pid = holder.name, holder.generation, holder.pid
+        if held:
+            self._events.add("weights_held", level="warning", holder=name, generation=generation, pid=pid)
+        else:
+            self._events.add("weights_resumed", holder=name, generation=generation, pid=pid)
 
     # ---- messages
 

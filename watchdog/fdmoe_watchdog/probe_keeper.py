@@ -26,7 +26,7 @@ _COUNTED_S = 0.5
 _LEVELS: dict[xid.XidClass, Level] = {
     xid.XidClass.IGNORE: "info",
     xid.XidClass.APPLICATION: "warning",
-    xid.XidClass.RESTART_WORKER: "warning",
+    xid.XidClass.RELOAD_WEIGHTS: "warning",
 }
 
 

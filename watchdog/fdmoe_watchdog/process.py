@@ -108,7 +108,7 @@ class Child:
 
 
 class HolderProcess(Child):
-    """One generation of the process that holds a device's weights."""
+    """One generation of the process that holds a device's weights. `told_held`: that a signal holds it was told."""
 
     def __init__(
         self, name: str, generation: int, *, command: tuple[str, ...], environment: Mapping[str, str], run_dir: Path
@@ -117,6 +117,8 @@ class HolderProcess(Child):
         self._run_dir = run_dir
         self.ready: WeightsReady | None = None
         self.failed: tuple[str, Blame] | None = None
+        self.told_held = False
+        self.started_ns = time.monotonic_ns()
         super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
 
     def discard(self) -> None:

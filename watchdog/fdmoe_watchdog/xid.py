@@ -25,7 +25,8 @@ class XidClass(Enum):
 
     ignore           nothing: it accompanies another event, or a clean-up such as that of a killed process
     application      the process that caused it is at fault; the GPU is not
-    restart_worker   the process that met it has lost its context; the GPU goes on
+    reload_weights   the process that met it has lost its context; the GPU goes on, without the memory that failed, in
+                     which weights may have been
     recovery_action  the number does not say; NVML's recovery action does
     reset_gpu        the GPU serves nobody until it has been reset
     drain_node       a reset does not help: power, bus or links of the node
@@ -33,7 +34,7 @@ class XidClass(Enum):
 
     IGNORE = "ignore"
     APPLICATION = "application"
-    RESTART_WORKER = "restart_worker"
+    RELOAD_WEIGHTS = "reload_weights"
     RECOVERY_ACTION = "recovery_action"
     RESET_GPU = "reset_gpu"
     DRAIN_NODE = "drain_node"
@@ -69,7 +70,7 @@ XIDS: dict[int, Xid] = {
     79: Xid(XidClass.DRAIN_NODE, "the GPU fell off the bus", "RESTART_BM"),
     80: Xid(XidClass.APPLICATION, "corrupted data sent to the GPU", "RESTART_APP"),
     92: Xid(XidClass.IGNORE, "many corrected (single bit) ECC errors", "IGNORE"),
-    94: Xid(XidClass.RESTART_WORKER, "uncorrectable memory error, contained in one process", "RESTART_APP"),
+    94: Xid(XidClass.RELOAD_WEIGHTS, "uncorrectable memory error, contained in one process", "RESTART_APP"),
     95: Xid(XidClass.RESET_GPU, "uncorrectable memory error that may reach every process", "RESET_GPU"),
     109: Xid(XidClass.RESET_GPU, "a context could not be switched in time", "RESET_GPU"),
     110: Xid(XidClass.RESET_GPU, "security fault", "RESET_GPU"),
@@ -113,7 +114,7 @@ class Health:
     """`node_action` is what the node's owner has to do. It can be other than none while the GPU is ok: a row that waits
     for its remapping needs a reset at some time, and until then work goes on."""
 
-    state: Literal["ok", "restart_worker", "fail_closed"]
+    state: Literal["ok", "reload_weights", "fail_closed"]
     reason: str = ""
     node_action: NodeAction = "none"
 
@@ -121,16 +122,16 @@ class Health:
 def verdict(readings: Iterable[GpuReading], xids: Iterable[XidSeen], since_ns: int) -> Health:
     """The worst that follows from the last readings and the Xids of one device; times are of CLOCK_MONOTONIC.
 
-    since_ns: when the present worker was started. A contained error before that has been dealt with; what condemns the
-    GPU is never forgotten.
+    since_ns: when the present holder of weights was started. A contained error before that has been dealt with; what
+    condemns the GPU is never forgotten.
     """
     readings, xids = tuple(readings), tuple(xids)
     gpus = [gpu for reading in readings for gpu in reading.gpus]
     for health in chain(_condemned_by_nvml(gpus), _condemned_by_xids(readings, xids)):
         return health
     for seen in xids:
-        if kind(seen.xid) is XidClass.RESTART_WORKER and seen.at_ns >= since_ns:
-            return Health("restart_worker", _words(seen.xid))
+        if kind(seen.xid) is XidClass.RELOAD_WEIGHTS and seen.at_ns >= since_ns:
+            return Health("reload_weights", _words(seen.xid))
     for gpu in gpus:
         if gpu.remap_pending or gpu.retired_pages_pending:
             return Health("ok", "memory waits to be remapped at the next reset", "reset_gpu")

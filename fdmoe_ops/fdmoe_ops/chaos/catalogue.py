@@ -166,9 +166,11 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "stop-holder", Place.TREE, Means.WATCHDOG,
         "The process that holds the weights is stopped.",
-        "Nothing: it runs no kernel, what it holds stays where it is, and new workers map it from the manifest.",
-        "Nothing.",
-        _NOTHING,
+        "It runs no kernel, and what it holds stays where it is: workers serve on, and one that starts meanwhile maps "
+        "it from the manifest (on a game day the standby is killed as well). It is not replaced: to load the weights "
+        "once more would cost more than it helps.",
+        "weights_held in the events, and weights_resumed once it goes on.",
+        "Look who stops processes.",
     ),
     FaultInfo(
         "kill-gateway", Place.TREE, Means.WATCHDOG,

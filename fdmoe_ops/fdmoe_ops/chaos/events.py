@@ -15,7 +15,8 @@ Event = dict[str, Any]
 # what only a fault should bring
 ALARMS = (
     "stall", "fence", "kill", "abort_ended", "abort_timed_out", "link_lost", "page_lost", "gateway_frozen",
-    "gateway_exit", "worker_gone", "weights_gone", "device_out", "probe_silent", "shadow_mismatch", "slow",
+    "gateway_exit", "worker_gone", "weights_gone", "weights_held", "device_out", "probe_silent", "shadow_mismatch",
+    "slow",
 )  # fmt: skip
 
 
@@ -30,6 +31,20 @@ def new_events(seen: list[Event], events: list[Event]) -> list[Event]:
 def monotonic_of(event: Event) -> float:
     """When it was, by this host's monotonic clock, s. Events have the wall clock to a millisecond."""
     return datetime.fromisoformat(event["at"]).timestamp() - time.time() + time.monotonic()
+
+
+def restarts_s(events: list[Event]) -> list[float]:
+    """Of the workers that became ready: how long each had been out, from its fence on; of one without, since it was
+    started."""
+    fenced: dict[str, float] = {}
+    found = []
+    for event in events:
+        if event["event"] == "fence":
+            fenced[event["worker"]] = monotonic_of(event)
+        elif event["event"] == "worker_ready":
+            since = fenced.pop(event["worker"], None)
+            found.append(event["seconds"] if since is None else monotonic_of(event) - since)
+    return found
 
 
 class EventTail:

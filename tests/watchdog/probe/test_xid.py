@@ -27,7 +27,7 @@ def test_the_classes_are_these() -> None:
     assert found == {
         XidClass.IGNORE: [44, 45, 63, 92, 121, 141, 157],
         XidClass.APPLICATION: [8, 11, 13, 25, 31, 32, 43, 69, 80, 137],
-        XidClass.RESTART_WORKER: [94],
+        XidClass.RELOAD_WEIGHTS: [94],
         XidClass.RECOVERY_ACTION: [144, 145, 146, 147, 148, 149, 150, 154],
         XidClass.RESET_GPU: [46, 48, 62, 64, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 158],
         XidClass.DRAIN_NODE: [54, 74, 79, 151],
@@ -37,7 +37,7 @@ def test_the_classes_are_these() -> None:
 def test_classes_agree_with_nvidias_immediate_actions() -> None:
     allowed = {
         "IGNORE": {XidClass.IGNORE, XidClass.APPLICATION},
-        "RESTART_APP": {XidClass.APPLICATION, XidClass.RESTART_WORKER},
+        "RESTART_APP": {XidClass.APPLICATION, XidClass.RELOAD_WEIGHTS},
         "RESET_GPU": {XidClass.RESET_GPU},
         "WORKFLOW_XID_45": {XidClass.IGNORE},
         "WORKFLOW_XID_48": {XidClass.RESET_GPU},
@@ -67,7 +67,7 @@ CASES: list[tuple[str, list[GpuReading], list[XidSeen], Health]] = [
         "a contained error",
         [reading(recovery_action="none")],
         [seen(94)],
-        Health("restart_worker", "Xid 94: uncorrectable memory error, contained in one process"),
+        Health("reload_weights", "Xid 94: uncorrectable memory error, contained in one process"),
     ),
     ("a contained error of an earlier worker", [reading()], [seen(94, AT - 1)], Health("ok")),
     (

@@ -76,12 +76,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class HolderSeen:
-    """What the watchdog saw of the process that holds the weights. `failed` and `held_s` as in Seen."""
+    """What the watchdog saw of the process that holds the weights. `failed` and `held_s` as in Seen; `spoilt`: memory
+    of the device failed since it was started, and some of the weights may have been there."""
 
     alive: bool
     ready: bool = False
     failed: tuple[str, Blame] | None = None
     held_s: float = 0.0
+    spoilt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
