@@ -17,6 +17,7 @@ from fdmoe_kernels import (
     warm_up,
     warmup,
 )
+from fdmoe_kernels.tiles import tiles_for
 from fdmoe_watchdog import page as beat_page
 
 
@@ -115,8 +116,9 @@ def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Pl
     assert {slot.launch for slot in slots[:3]} == {2}
     # two launches alike: the slots of the last hold half of all items
     assert 2 * sum(slot.items for slot in slots) == route + up + down + combine
-    # tiles of 16 and of 4 tokens; of 8 and of one in the Hopper form
-    assert (route, combine) == {"hopper": (2 * 3, 2 * 20), "portable": (2 * 2, 2 * 5)}[workspace.form(layer, 20)]
+    tiles = tiles_for(layer, 20)
+    assert workspace.form(layer, 20) == "portable"
+    assert (route, combine) == (2 * -(-20 // tiles.route_tokens), 2 * -(-20 // tiles.combine_tokens))
 
 
 def test_launch_numbers_go_beyond_32_bits(place: Place) -> None:

@@ -189,7 +189,7 @@ def test_a_given_routing_with_experts_that_do_not_exist(dtype: torch.dtype) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("tokens", "form"), [(1, "hopper"), (2, "portable"), (16, "portable"), (17, "hopper"), (400, "hopper")]
+    ("tokens", "form"), [(1, "hopper"), (2, "portable"), (88, "portable"), (89, "hopper"), (400, "hopper")]
 )
 def test_the_faster_form_serves(tokens: int, form: str) -> None:
     layer = random_layer(8, 128, 64, 2, place=Place("cuda", torch.bfloat16, 6e-3, ()))

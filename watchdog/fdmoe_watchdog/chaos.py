@@ -97,12 +97,12 @@ class Chaos:
             worker = _active(pairs)
             _damage(worker, cut=fault == "truncate-page")
             return [worker.name]
-        if fault == "block-worker":
-            worker = _active(pairs)
-            self._tell(worker, messages.Block(BLOCK_S))
-            return [worker.name]
         verb, _, whom = fault.partition("-")
         victims = _victims(whom, pairs, others)
+        if verb == "block":
+            for child in victims.values():
+                self._tell(child, messages.Block(BLOCK_S))
+            return list(victims)
         for child in victims.values():
             child.signal(signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
         return list(victims)
@@ -130,7 +130,7 @@ def _victims(whom: str, pairs: Sequence[Pair], others: dict[str, Child | None]) 
             if pair.state.workers[name].life is policy.Life.READY and process is not active
         ]
         match whom:
-            case "active" if active is not None:
+            case "active" | "worker" if active is not None:
                 return {active.name: active}
             case "standby" if ready:
                 return {ready[0].name: ready[0]}

@@ -33,7 +33,8 @@ _LEVELS: dict[xid.XidClass, Level] = {
 @dataclass(frozen=True)
 class ProbePlan:
     """devices: what NVML is asked for (an index, or the UUID of a GPU or a MIG instance), by the device's name in
-    metrics and status. recorded: a file to replay instead of asking NVML. log_format, log_level: of its log lines."""
+    metrics and status. recorded: a file to replay instead of asking NVML. log_format, log_level: of its log lines.
+    chaos: a reading may be told to block."""
 
     devices: Mapping[str, str]
     run_dir: Path
@@ -41,6 +42,7 @@ class ProbePlan:
     recorded: Path | None = None
     log_format: log.Format = "console"
     log_level: log.Level = "info"
+    chaos: bool = False
 
     def command(self, interval_s: float) -> tuple[str, ...]:
         recorded = () if self.recorded is None else ("--recorded", str(self.recorded))
@@ -49,6 +51,7 @@ class ProbePlan:
             *("--run-dir", str(self.run_dir), "--interval-s", str(interval_s)),
             *("--log-format", self.log_format, "--log-level", self.log_level),
             *recorded,
+            *(("--chaos",) if self.chaos else ()),
             *("--device", *self.devices.values()),
         )
 

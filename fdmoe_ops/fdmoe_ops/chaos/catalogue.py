@@ -195,9 +195,17 @@ FAULTS: tuple[FaultInfo, ...] = (
     ),
     FaultInfo(
         "stop-probe", Place.TREE, Means.WATCHDOG,
-        "The process that asks NVML is stopped, as a call of NVML that never returns would.",
+        "The process that asks NVML is stopped.",
         "Its silence is seen, it is killed and started again; serving knows nothing of it.",
         "fdmoe_gpu_collector_success 0 until then.",
+        "Look who stops processes.",
+    ),
+    FaultInfo(
+        "block-probe", Place.SURROUNDINGS, Means.WATCHDOG,
+        "A reading of the GPU does not return, as a call of NVML into a driver that hangs.",
+        "The device's silence is seen, and the probe is killed and started again. A process that sits in the driver "
+        "may not die: until it has, there is no other one, for it would hang as well. Serving knows nothing of it.",
+        "probe_silent in the events, fdmoe_gpu_collector_success 0 until it answers again.",
         "If it comes by itself, the driver hangs: look for Xids.",
     ),
     FaultInfo(

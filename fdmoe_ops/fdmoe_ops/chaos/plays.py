@@ -64,6 +64,7 @@ PLAYS: dict[str, Play] = {
         Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), may_retry=True),
         Play("kill-probe", decision=("probe_exit",), then=("gpu_readable",)),
         Play("stop-probe", decision=("probe_silent",), then=("gpu_readable",)),
+        Play("block-probe", decision=("probe_silent",), then=("gpu_readable",)),
         Play("truncate-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
         Play("noise-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
         Play("stop-watchdog", quiet=True),

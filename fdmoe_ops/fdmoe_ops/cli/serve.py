@@ -143,8 +143,9 @@ def _probe_plan(settings: Settings, uuids: Mapping[str, str], environment: Mappi
     assert settings.run_dir, "resolved settings have a run directory"
     asked = {name: uuids.get(name) or str(index) for index, name in enumerate(settings.devices)}
     return ProbePlan(
-        asked, settings.run_dir, environment, recording, settings.log.format.value, settings.log.level.value
-    )
+        asked, settings.run_dir, environment, recording, settings.log.format.value, settings.log.level.value,
+        settings.chaos,
+    )  # fmt: skip
 
 
 def _additions(devices: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., Watchdog]]:
         recorded: Path | None = None,
         devices: dict[str, str] | None = None,
         recovery: RecoverySettings = RECOVERY,
+        chaos: bool = False,
         **script: Any,
     ) -> Watchdog:
         devices = devices or {"cuda:0": "0"}
@@ -33,7 +34,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., Watchdog]]:
         else:
             support = str(Path(__file__).parents[2] / "support")
             path = ":".join([support, *filter(None, sys.path)])
-            plan = FakePlan(devices, tmp_path, {"PYTHONPATH": path}, script=json.dumps(script))
+            plan = FakePlan(devices, tmp_path, {"PYTHONPATH": path}, script=json.dumps(script), chaos=chaos)
         watchdogs.append(Watchdog(plan, recovery))
         return watchdogs[-1]
 

@@ -17,6 +17,7 @@ from fake_nvml import GPU_UUID
 from probed_watchdog import RECOVERY, WATCHDOG, Watchdog
 from pydantic import ValidationError
 
+from fdmoe_watchdog import messages
 from fdmoe_watchdog.messages import GpuFailed, GpuReading, XidSeen
 from fdmoe_watchdog.probe.recorded import H200
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
@@ -139,6 +140,27 @@ def test_a_device_that_is_not_there_takes_nothing_from_the_others(watch: Watch) 
     watchdog.until(lambda: {message.device for message in watchdog.heard} == {"0", "7"})
     good, bad = watchdog.keeper.view()
     assert (good.collecting, bad.collecting, bad.reason) == (True, False, "device 7: Invalid Argument")
+
+
+def test_a_reading_that_is_told_to_block_silences_its_device_alone_and_the_probe_is_replaced(watch: Watch) -> None:
+    watchdog = watch(gpus=2, devices={"cuda:0": "0", "cuda:1": "1"}, chaos=True)
+    watchdog.until(lambda: all(view.collecting for view in watchdog.keeper.view()))
+    first = watchdog.keeper.child
+    first.channel.send(messages.Block(3600.0))
+    watchdog.until(lambda: bool(watchdog.named("probe_silent")))
+    (silent,) = watchdog.named("probe_silent")
+    assert silent["pid"] == first.pid
+    watchdog.until(lambda: watchdog.keeper.child not in (None, first))
+    watchdog.until(lambda: all(view.collecting for view in watchdog.keeper.view()))
+
+
+def test_without_chaos_a_probe_is_told_nothing(watch: Watch) -> None:
+    watchdog = watch()
+    watchdog.until(lambda: watchdog.view.collecting)
+    watchdog.keeper.child.channel.send(messages.Block(3600.0))
+    read = len(watchdog.heard)
+    watchdog.until(lambda: len(watchdog.heard) > read + 5)
+    assert not watchdog.named("probe_silent")
 
 
 def test_a_process_that_ends_is_started_again(watch: Watch) -> None:

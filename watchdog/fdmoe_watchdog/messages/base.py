@@ -16,7 +16,7 @@ KernelFault = Literal["stall", "endless", "nan", "wrong", "slow", "illegal"]
 LastingFault = Literal["corrupt"]
 ProcessFault = Literal[
     "kill-active", "stop-active", "kill-standby", "stop-standby", "kill-workers", "stop-workers", "block-worker",
-    "kill-holder", "stop-holder", "kill-gateway", "stop-gateway", "kill-probe", "stop-probe",
+    "kill-holder", "stop-holder", "kill-gateway", "stop-gateway", "kill-probe", "stop-probe", "block-probe",
     "truncate-page", "noise-page",
 ]  # fmt: skip
 Fault = KernelFault | LastingFault | ProcessFault

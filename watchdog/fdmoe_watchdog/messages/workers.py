@@ -104,6 +104,7 @@ class ArmFault(Message, frozen=True):
 
 
 class Block(Message, frozen=True):
-    """The worker's one thread is to do nothing for so long, where chaos is allowed."""
+    """The worker's one thread, or the probe's next reading of a device, is to do nothing for so long, where chaos is
+    allowed."""
 
     seconds: float

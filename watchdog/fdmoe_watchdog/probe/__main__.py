@@ -15,6 +15,7 @@ from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.child import die_with_parent
 from fdmoe_watchdog.messages import PROTOCOL, Hello
 from fdmoe_watchdog.probe.backend import Backend
+from fdmoe_watchdog.probe.blocking import BlockingBackend
 from fdmoe_watchdog.probe.loop import run
 from fdmoe_watchdog.probe.recorded import RecordedBackend
 
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--interval-s", type=float, default=1.0, help="pause between two readings")
     parser.add_argument("--retry-s", type=float, default=30.0, help="pause before a device is opened again")
     parser.add_argument("--recorded", type=Path, help="replay this file instead of asking NVML")
+    parser.add_argument("--chaos", action="store_true", help="let the watchdog have a reading block")
     parser.add_argument("--log-format", choices=get_args(log.Format), default="console")
     parser.add_argument("--log-level", choices=get_args(log.Level), default="info")
     options = parser.parse_args(arguments)
@@ -38,8 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         structlog.get_logger("fdmoe.probe").error("no_watchdog", run_dir=str(options.run_dir), reason=str(error))
         return EXIT_FAILED
+    backend = _backend(options.recorded)
     return run(
-        _backend(options.recorded),
+        BlockingBackend(backend, channel) if options.chaos else backend,
         options.device,
         channel.send,
         interval_s=options.interval_s,
