@@ -1,6 +1,7 @@
 """The report of a game day: a CSV for machines, a JSON document, and a page with plots for people.
 
-`python -P -m fdmoe_ops.chaos.report FILE.csv` prints README's table of it.
+`python -P -m fdmoe_ops.chaos.report FILE.csv` prints README's table of it; with a second name the page is written
+there, as for days that were played in several parts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fdmoe_ops.chaos.soak import Soaked
 from fdmoe_ops.version import version
 
 _TIMES = ("p50", "p99", "max")
+_COUNTS = ("repetitions", "seconds", "requests", "failed", "wrong", "sent_again", "replayed")
 
 
 def machine() -> dict[str, str]:
@@ -80,6 +82,18 @@ def write(directory: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
     return [directory / name for name in ("game-day.csv", *written)]
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a CSV as `row` makes them."""
+    with path.open(newline="") as file:
+        return [{name: _value(name, text) for name, text in values.items()} for values in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in _COUNTS:
+        return int(text) if text else ""
+    return float(text) if name.endswith("_ms") and text else text
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Makes the directory, too. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +118,10 @@ def soak_row(soaked: Soaked, **more: str) -> dict[str, Any]:
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """One HTML document without outside parts, in the reader's own light or dark."""
-    shown = [name for name in rows[0] if name not in ("place", "problem", "versions", "command", "device", "commit")]
+    hidden = {"place", "problem", "versions", "command", "device"}
+    if len({row.get("commit") for row in rows}) == 1:
+        hidden.add("commit")
+    shown = [name for name in rows[0] if name not in hidden]
     head = "".join(f"<th scope=col>{html.escape(name.replace('_', ' '))}</th>" for name in shown)
     body = "".join(_table_row(row, shown) for row in rows)
     bad = sum(row["ok"] == "no" for row in rows)
@@ -120,7 +137,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return _PAGE.format(
         words=html.escape(words),
         where=html.escape(f"{rows[0].get('device', '')}; {rows[0].get('versions', '')}"),
-        command=html.escape(str(rows[0].get("command", ""))),
+        command=html.escape("; ".join(dict.fromkeys(str(row.get("command", "")) for row in rows))),
         head=head,
         body=body,
         plot=_plot(rows),
@@ -200,5 +217,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], newline="") as file:
-        print(table(list(csv.DictReader(file))), end="")
+    read = read_csv(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        Path(sys.argv[2]).write_text(page(read))
+    print(table(read), end="")

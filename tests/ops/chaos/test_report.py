@@ -16,6 +16,7 @@ from fdmoe_ops.chaos.load import Sent
 from fdmoe_ops.chaos.plays import PLAYS
 from fdmoe_ops.chaos.soak import Soaked
 
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 ANSWERED = Sent(1.0, 1.5, "fused")
 
 
@@ -108,6 +109,20 @@ def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "https://matplotlib.org", ""
     ).replace("http://creativecommons.org", ""), "no part of it lies elsewhere"
+
+
+def test_rows_are_read_back_and_a_page_of_several_parts_names_each_commit(tmp_path: Path) -> None:
+    path = RESULTS / "game-day-h200.csv"
+    rows = report.read_csv(path)
+    again = tmp_path / "again.csv"
+    report.write_csv(again, rows)
+    assert again.read_text() == path.read_text()
+    assert all(isinstance(row["requests"], int) for row in rows)
+    parts = [rows[0] | {"commit": "1111111"}, rows[1] | {"commit": "2222222"}]
+    page = report.page(parts)
+    assert "1111111" in page
+    assert "2222222" in page
+    assert "1111111" not in report.page([row | {"commit": "1111111"} for row in parts])
 
 
 def test_a_soak_is_clean_without_an_alarm_and_without_a_loss() -> None:
