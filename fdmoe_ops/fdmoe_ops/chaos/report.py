@@ -127,6 +127,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     bad = sum(row["ok"] == "no" for row in rows)
     lost, wrong = sum(row["failed"] for row in rows), sum(row["wrong"] for row in rows)
     allowed = sum(row["wrong"] for row in rows if PLAYS[row["fault"]].may_be_wrong)
+    commands = {str(row.get("command", "")) for row in rows}
     words = (
         f"{len(rows)} faults, {sum(row['repetitions'] for row in rows)} injections, "
         f"{sum(row['requests'] for row in rows)} requests: {lost} lost, {wrong} wrong"
@@ -137,7 +138,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return _PAGE.format(
         words=html.escape(words),
         where=html.escape(f"{rows[0].get('device', '')}; {rows[0].get('versions', '')}"),
-        command=html.escape("; ".join(dict.fromkeys(str(row.get("command", "")) for row in rows))),
+        command=html.escape(commands.pop() if len(commands) == 1 else f"{len(commands)} commands, which the CSV has"),
         head=head,
         body=body,
         plot=_plot(rows),

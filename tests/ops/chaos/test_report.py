@@ -122,6 +122,7 @@ def test_rows_are_read_back_and_a_page_of_several_parts_names_each_commit(tmp_pa
     page = report.page(parts)
     assert "1111111" in page
     assert "2222222" in page
+    assert "2 commands, which the CSV has" in page
     assert "1111111" not in report.page([row | {"commit": "1111111"} for row in parts])
 
 
