@@ -60,8 +60,8 @@ def _forms() -> Iterator[str]:
     """The public op: one token, the portable form, fp16 and float32, and routings made elsewhere."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         layer = _layer(40, 200, 72, dtype)
-        workspace = Workspace(layer, 300, page=new_page(_DEVICE))
-        for tokens in (1, 3, 40, 300):
+        workspace = Workspace(layer, 500, page=new_page(_DEVICE))
+        for tokens in (1, 3, 40, 500):
             x = random_tokens(layer, tokens)
             y = fused_moe(x, layer, workspace)
             yield _compare(f"{dtype}, {tokens} tokens, {workspace.form(layer, tokens)}", layer, x, y)

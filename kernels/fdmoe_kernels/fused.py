@@ -70,7 +70,7 @@ def fused_moe(
             raise ValueError(f"{name} is at address {tensor.data_ptr():#x}; 16-byte alignment is needed")
     if tokens == 0:
         return out
-    plan = workspace.hopper_plan(layer, tokens)
+    plan = workspace.hopper_plan(layer, tokens, programs)
     if plan is not None:
         plan.launch(x, out, routing=routing, programs=programs, fault=fault)
     else:

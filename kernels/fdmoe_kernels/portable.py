@@ -57,8 +57,8 @@ def launch(
 ) -> None:
     """One launch for x [T, H], T at least 1, into out [T, H]; fused.py has checked the arguments."""
     tokens = x.shape[0]
-    # a faulty build is made once, for the smallest row of the table, which serves any token count
-    tiles = tiles_for(layer, tokens if fault is Fault.NONE else 1, precision)
+    # a faulty build is made once, for the first row for several tokens, which serves any number of them
+    tiles = tiles_for(layer, tokens if fault is Fault.NONE else 2, precision)
     grid = programs or multiprocessors(layer.device) * tiles.programs
     if workspace.page is not None:
         grid = min(grid, workspace.slots)

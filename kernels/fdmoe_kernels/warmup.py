@@ -48,7 +48,8 @@ def first_of_each_kind(layers: Iterable[MoELayer]) -> list[MoELayer]:
     """Of layers of one shape those whose builds no earlier one has: they differ by what a layer has, and its rules."""
     kinds: dict[object, MoELayer] = {}
     for layer in layers:
-        kinds.setdefault((tuple(layer.tensors), layer.routing, layer.activation), layer)
+        aligned = tuple(address % 16 == 0 for address in layer.addresses)
+        kinds.setdefault((tuple(layer.tensors), aligned, layer.routing, layer.activation), layer)
     return list(kinds.values())
 
 
@@ -118,9 +119,10 @@ def _prove(
 
 
 def _token_count_of_each_form(workspace: Workspace) -> list[int]:
-    """One token and the most, and where the Hopper form serves some counts, two: among them is every form of the kernel
-    that the workspace uses."""
-    small = set() if workspace.hopper is None else {min(2, workspace.max_tokens)}
+    """One token and the most, and where the Hopper form serves some counts, two and the first that it serves: among
+    them is every form of the kernel that the workspace uses, and each way it reads weights."""
+    hopper = workspace.hopper
+    small = set() if hopper is None else {min(tokens, workspace.max_tokens) for tokens in (2, hopper.fewest_tokens)}
     return sorted({1, workspace.max_tokens} | small)
 
 

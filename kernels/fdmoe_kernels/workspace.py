@@ -74,16 +74,20 @@ class Workspace:
     def fits(self, layer: MoELayer) -> bool:
         return (_shape(layer), layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
 
-    def hopper_plan(self, layer: MoELayer, tokens: int) -> Plan | None:
-        """By which the Hopper form computes `tokens` tokens of the layer; None: the portable form does. It decides for
-        each launch. The first time for a layer it compiles and loads; HopperScratch.plan says more."""
-        if self.hopper is None or not self.hopper.serves(tokens):
+    def hopper_plan(self, layer: MoELayer, tokens: int, programs: int = 0) -> Plan | None:
+        """By which the Hopper form computes `tokens` tokens of the layer on so many CTAs (0: all that fit); None: the
+        portable form does. It decides for each launch. The first time for a layer it compiles and loads;
+        HopperScratch.plan says more."""
+        if self.page is not None:
+            programs = min(programs or self.slots, self.slots)
+        if self.hopper is None or not self.hopper.serves(tokens, programs):
             return None
         return self.hopper.plan(layer, self)
 
-    def form(self, layer: MoELayer, tokens: int) -> Literal["hopper", "portable"]:
-        """Which form of the kernel serves `tokens` tokens of the layer. As hopper_plan, it may compile."""
-        return "portable" if self.hopper_plan(layer, tokens) is None else "hopper"
+    def form(self, layer: MoELayer, tokens: int, programs: int = 0) -> Literal["hopper", "portable"]:
+        """Which form of the kernel serves `tokens` tokens of the layer on so many CTAs. As hopper_plan, it may
+        compile."""
+        return "portable" if self.hopper_plan(layer, tokens, programs) is None else "hopper"
 
     def expert_tokens(self) -> torch.Tensor:
         """Tokens that each expert has computed, the shared ones last: [E + S] int64 on the layer's device, over all

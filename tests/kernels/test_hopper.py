@@ -24,9 +24,10 @@ from moe_layers import (
 
 from fdmoe_kernels import Fault, Routing, RoutingRule, Workspace, fused_moe, reference_moe
 from fdmoe_kernels import _fused_kernel as portable_kernel
+from fdmoe_kernels.hardware import device_name
 from fdmoe_kernels.hopper import build, scratch
 from fdmoe_kernels.hopper.params import Params, TensorMap
-from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS, default_tiles
+from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS, default_tiles, most_portable_tokens
 from fdmoe_watchdog import page as beat_page
 
 HALVES = [
@@ -106,7 +107,7 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
 def _always(workspace: Workspace) -> Workspace:
     """The workspace, with the Hopper form for any number of tokens."""
     assert workspace.hopper is not None
-    workspace.hopper._fewest_tokens = 0
+    workspace.hopper._few = workspace.hopper._more = 0
     return workspace
 
 
@@ -189,17 +190,24 @@ def test_a_given_routing_with_experts_that_do_not_exist(dtype: torch.dtype) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("tokens", "form"), [(1, "hopper"), (2, "portable"), (88, "portable"), (89, "hopper"), (400, "hopper")]
-)
-def test_the_faster_form_serves(tokens: int, form: str) -> None:
+    ("tokens", "programs", "form"),
+    [
+        (1, 0, "hopper"), (2, 0, "portable"), ("most", 0, "portable"), ("more", 0, "hopper"), (400, 0, "hopper"),
+        (16, 3, "portable"), (17, 3, "hopper"),
+    ],
+)  # fmt: skip
+def test_the_faster_form_serves(tokens: int | str, programs: int, form: str) -> None:
     layer = random_layer(8, 128, 64, 2, place=Place("cuda", torch.bfloat16, 6e-3, ()))
+    if isinstance(tokens, str):
+        most = int(most_portable_tokens(device_name(layer.device)) * 8 / 2)
+        tokens = most if tokens == "most" else most + 1
     workspace = Workspace(layer, 400)
-    fused_moe(random_tokens(layer, tokens, seed=0), layer, workspace)
+    fused_moe(random_tokens(layer, tokens, seed=0), layer, workspace, programs=programs)
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        fused_moe(random_tokens(layer, tokens, seed=1), layer, workspace)
+        fused_moe(random_tokens(layer, tokens, seed=1), layer, workspace, programs=programs)
         torch.cuda.synchronize()
-    assert workspace.form(layer, tokens) == form
+    assert workspace.form(layer, tokens, programs) == form
     names = [event.name for event in profile.events() if "moe_layer" in event.name]
     ours = "moe_layer_token" if tokens == 1 else "moe_layer"
     assert names == [ours if form == "hopper" else "moe_layer_kernel"]

@@ -245,6 +245,25 @@ def _unaligned(tensor: torch.Tensor) -> torch.Tensor:
     return room.view(tensor.shape).copy_(tensor)
 
 
+def test_from_where_on_this_form_serves_is_the_devices_and_the_budgets(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """22 tokens an expert were measured on one device, with two CTAs a multiprocessor; elsewhere 4."""
+    layer = _layer()
+    words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)
+    assert [Workspace(layer, 100).form(layer, tokens) for tokens in (16, 17)] == ["portable", "hopper"]
+    monkeypatch.setattr(scratch, "device_name", lambda _: "NVIDIA H200 NVL")
+    monkeypatch.setattr(scratch, "multiprocessors", lambda _: 5)
+    workspace, few_slots = Workspace(layer, 100), Workspace(layer, 100, page=words)
+    assert [workspace.form(layer, tokens) for tokens in (17, 88, 89)] == ["portable", "portable", "hopper"]
+    assert [workspace.form(layer, 17, programs) for programs in (0, 1, 5, 6)] == [
+        "portable", "hopper", "hopper", "portable",
+    ]  # fmt: skip
+    assert few_slots.form(layer, 17) == "hopper"
+    fused_moe(random_tokens(layer, 17, seed=0), layer, workspace, programs=5)
+    assert len(listener.launched) == 1
+
+
 OTHERS = {
     "group_scores is 3; 1 or 2 are computed": lambda: _layer(routing=RoutingRule(2, True, groups=2, group_scores=3)),
     "down is at address 0x": lambda: _layer(down=_unaligned(_layer().down)),

@@ -72,6 +72,16 @@ def test_each_family_dtype_and_precision_has_rows_for_every_batch(
     assert bounds[-1] == float("inf")
 
 
+def test_one_token_has_rows_of_its_own_where_a_table_has_them() -> None:
+    h200, other = ("NVIDIA H200", "NVIDIA L4")
+    several = rows_for("cuda", torch.bfloat16, device=h200)
+    alone = rows_for("cuda", torch.bfloat16, device=h200, alone=True)
+    assert [bound for bound, _ in alone] == [float("inf")]
+    assert alone[0][1].down_columns < several[0][1].down_columns
+    assert rows_for("cuda", torch.bfloat16, device=other, alone=True) == rows_for("cuda", torch.bfloat16, device=other)
+    assert rows_for("cuda", torch.float32, device=h200, alone=True) == rows_for("cuda", torch.float32, device=h200)
+
+
 def test_what_is_written_is_read_back_beside_the_rows_of_others(tmp_path: Path) -> None:
     path = tmp_path / "nvidia-h200.json"
     write_rows(path, TRITON, "single", ROWS[1:], description="first")
@@ -116,7 +126,7 @@ _LAST = {"tokens_per_expert": None} | asdict(SMALL)
         (_table(3), "t.json, triton half, row 1 is 3; an object with tokens_per_expert is needed"),
         (
             {"forms": {"triton": {"quarter": []}}},
-            "t.json, triton: 'quarter' is unknown; half, single, tf32x3, tf32 are allowed",
+            "t.json, triton: 'quarter' is unknown; half, half-alone, single, tf32x3, tf32 are allowed",
         ),
         ({"forms": {"cutlass": {}}}, "t.json, forms: 'cutlass' is unknown; triton"),
         ({"rows": []}, "t.json: 'rows' is unknown; description, forms are allowed"),

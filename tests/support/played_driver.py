@@ -60,8 +60,6 @@ def play_hopper(monkeypatch: pytest.MonkeyPatch, listener: Listener) -> None:
     from cuda.bindings import driver as real
 
     monkeypatch.setattr(scratch, "hopper_kernels_supported", lambda *_: True)
-    # small batches of small layers: from where on this form is the faster one is measured, and moves
-    monkeypatch.setattr(scratch, "FEWEST_TOKENS_PER_EXPERT", 4.0)
     monkeypatch.setattr(
         plan,
         "load_layer",

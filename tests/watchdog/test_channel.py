@@ -51,7 +51,7 @@ def test_another_protocol_version_is_refused(listener: Listener) -> None:
     Channel.connect(listener.path, Hello(99, "cli", "test", 0, 1))
     server = listener.accept()
     assert server is not None
-    with pytest.raises(ChannelClosed, match="peer speaks protocol 99; this side speaks 2"):
+    with pytest.raises(ChannelClosed, match="peer speaks protocol 99; this side speaks 3"):
         wait_for(server)
 
 
@@ -61,7 +61,7 @@ def test_noise_is_refused(listener: Listener) -> None:
     server = listener.accept()
     assert server is not None
     raw.send(b"\x93\xa5Hello")
-    with pytest.raises(ChannelClosed, match="not a message of protocol 2"):
+    with pytest.raises(ChannelClosed, match="not a message of protocol 3"):
         wait_for(server)
     raw.close()
 

@@ -763,6 +763,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.seen[name] = replace(self.seen[name], untouched_s=held_s, held_s=held_s)
 
     @rule()
+    def spoil_the_weights(self) -> None:
+        if self.holder.ready:
+            self.holder = replace(self.holder, spoilt=True)
+
+    @rule()
     def stop_the_holder(self) -> None:
         if self.holder.alive:
             self.holder = replace(self.holder, held_s=0.3)

@@ -28,6 +28,7 @@ from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, HolderSeen, 
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
+from fdmoe_watchdog.status_page.words import NAMES
 from fdmoe_watchdog.supervisor import EXIT_NODE, EXIT_RESTART_ME, Supervisor
 from fdmoe_watchdog.xid import Health
 
@@ -440,13 +441,86 @@ def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_sp
         holder.signal(signal.SIGCONT)
         wait_until(lambda: not holder.stopped)
         pair._see_holder(start + 1.0, None)
+        assert [event["event"] for event in supervisor._events.last] == ["weights_held"], "it may be about to end"
+        pair._see_holder(start + 2.0, None)
         assert [event["event"] for event in supervisor._events.last] == ["weights_held", "weights_resumed"]
         probe.health_now = Health("reload_weights", "Xid 94: memory failed")
-        assert pair._see_holder(start + 1.1, probe) == HolderSeen(alive=True, ready=True, spoilt=True)
+        assert not pair._see_holder(start + 2.1, probe).spoilt, "it may have been anybody's memory"
+        pair._ended_ns = time.monotonic_ns()
+        assert pair._see_holder(start + 2.2, probe) == HolderSeen(alive=True, ready=True, spoilt=True)
         assert pair._doom(probe) is None
     finally:
         holder.signal(signal.SIGKILL)
         assert holder.wait(10)
+
+
+def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memory: Path) -> None:
+    """It may have been silent before, for it was idle, or ran a path."""
+    (in_memory / "run").mkdir()
+    process = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]._spawn("a", 1)
+    try:
+        process.ready = messages.WorkerReady(1, (), 8)
+        process.tracker.untouched_s = 0.2
+        assert process._held() == 0
+        process.signal(signal.SIGSTOP)
+        wait_until(lambda: process.stopped)
+        assert process._held() == pytest.approx(0.05)
+        process.tracker._clock_s += 0.04
+        assert process._held() == pytest.approx(0.09)
+    finally:
+        process.signal(signal.SIGKILL)
+        assert process.wait(10)
+        process.discard()
+
+
+def test_counts_of_who_took_a_batch_over_are_of_the_record_of_its_fence_or_left_out(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    recorder, process = supervisor._recorder, supervisor._pairs[0]._spawn("a", 1)
+
+    def told(tokens: int, *counts: int, layer: str = "m/layers.0") -> dict[str, int]:
+        recorder.expert_tokens(messages.ExpertTokens("a", 1, None, layer, tokens, counts))
+        assert recorder._disk.submit(lambda: None).wait(10)
+        assert recorder.last is not None
+        return flight.parse(flight.read(recorder.last)).expert_tokens
+
+    try:
+        process.ready = messages.WorkerReady(1, (messages.LayerInfo("m/layers.0", 64, "FP32", 2, 1),), 8)
+        snapshot = process.read_page()
+        assert snapshot is not None
+        process.tracker.read(replace(snapshot, tokens=3), 0.0)
+        recorder.record(process, "exit", "cpu")
+        assert told(3, 1, 2) == {}, "it was not fenced: what is replayed is another affair"
+        for tokens, layer in ((4, "m/layers.0"), (3, "m/layers.1")):
+            recorder.fenced(process)
+            assert told(tokens, 1, 2, layer=layer) == {}
+        recorder.fenced(process)
+        assert told(3, 1, 2) == {"0": 1, "1": 2}
+        assert told(3, 3, 0) == {"0": 1, "1": 2}, "once"
+    finally:
+        process.signal(signal.SIGKILL)
+        assert process.wait(10)
+        process.discard()
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [
+        ("weights_gone", "weights"), ("gateway_exit", "gateway"), ("probe_exit", "probe"), ("probe_silent", "probe"),
+        ("annotator_exit", "annotator"),
+    ],
+)  # fmt: skip
+def test_ends_of_processes_that_are_no_workers_are_counted(in_memory: Path, name: str, process: str) -> None:
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    assert name in NAMES
+    supervisor._events.add(name)
+    supervisor._events.add("worker_gone")
+    registry = supervisor.metrics.registry
+    counts = {
+        each: registry.get_sample_value("fdmoe_process_ends_total", {"process": each})
+        for each in ("weights", "gateway", "probe", "annotator")
+    }
+    assert counts == {each: float(each == process) for each in counts}
 
 
 def test_jumps_of_the_wall_clock_change_no_decision(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

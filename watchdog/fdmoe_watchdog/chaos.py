@@ -100,7 +100,9 @@ class Chaos:
         verb, _, whom = fault.partition("-")
         victims = _victims(whom, pairs, others)
         if verb == "block":
-            for child in victims.values():
+            for name, child in victims.items():
+                if child.channel is None:
+                    raise Refused(f"{name} is not connected")
                 self._tell(child, messages.Block(BLOCK_S))
             return list(victims)
         for child in victims.values():

@@ -68,7 +68,7 @@ class Ears:
         """What a holder of weights says. Raises ChannelClosed for what it may not say."""
         match message:
             case messages.WeightsReady(size_bytes=size_bytes):
-                holder.ready = message
+                holder.ready, holder.ready_ns = message, time.monotonic_ns()
                 self._events.add(
                     "weights_ready", holder=holder.name, generation=holder.generation, size_bytes=size_bytes
                 )  # fmt: skip

@@ -47,14 +47,17 @@ class FlightRecorder:
         self._disk = Background("watchdog-disk")
         self._saved = threading.Event()
         self._saved.set()
-        # of each worker, the record of its last stalled launch; for the disk's thread alone
-        self._paths: dict[tuple[str, int, int], Path] = {}
+        # of each worker, the record of its last stalled launch, and its layer and tokens; for the disk's thread alone
+        self._paths: dict[tuple[str, int, int], tuple[Path, tuple[str, int]]] = {}
+        # of generations that were fenced, the launch whose record their batch belongs to
+        self._fenced: dict[tuple[str, int], int] = {}
 
     def record(self, process: WorkerProcess, cause: str, device: str) -> None:
         """Before the worker's process is reaped."""
         tracker, snapshot = process.tracker, process.tracker.last
         if snapshot is None:
             return  # it ended before its page was read once
+        context = flight.launch_context(process.ready.layers if process.ready else (), snapshot.layer, device=device)
         document = flight.record(
             snapshot,
             worker=process.name,
@@ -66,7 +69,7 @@ class FlightRecorder:
             stall_after_s=tracker.stall_after_s(),
             learned_gap_s=tracker.learned_gap_s,
             exit_code=process.exit_code,
-            context=flight.launch_context(process.ready.layers if process.ready else (), snapshot.layer, device=device),
+            context=context,
             events=self._events.last,
             versions=self._versions,
         )
@@ -85,14 +88,27 @@ class FlightRecorder:
             )
         key = (process.name, process.generation, snapshot.begun)
         asked = process.alive and stacks.request(process.pid, process.stacks_path)
-        self._saved = self._disk.submit(lambda: self._save(key, document, device))
+        of = (str(context.get("layer")), snapshot.tokens)
+        self._saved = self._disk.submit(lambda: self._save(key, document, device, of))
         self._disk.submit(lambda: self._append(key, lambda: self._surroundings(process, asked)))
 
+    def fenced(self, process: WorkerProcess) -> None:
+        """A record was made of why: whoever takes the batch over will count its tokens."""
+        if process.tracker.last is not None:
+            self._fenced = {key: launch for key, launch in self._fenced.items() if key[0] != process.name}
+            self._fenced[process.name, process.generation] = process.tracker.last.begun
+
     def expert_tokens(self, message: ExpertTokens) -> None:
-        """Somebody has answered the batch, and counted."""
-        key = (message.worker, message.generation, message.launch)
+        """Somebody has answered the batch, and counted. What is of another batch than the record's launch had, because
+        others came with it or were dropped, is left out."""
+        launch = message.launch
+        if launch is None:
+            launch = self._fenced.pop((message.worker, message.generation), None)
+        if launch is None:
+            return
+        key, of = (message.worker, message.generation, launch), (message.layer, message.tokens)
         counts = dict(enumerate(message.counts))
-        self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": counts}))
+        self._disk.submit(lambda: self._append(key, lambda: {"expert_tokens": counts}, of))
 
     def in_flight(self, message: InFlight) -> None:
         """The gateway says which requests the launch's worker had."""
@@ -106,7 +122,7 @@ class FlightRecorder:
 
     # ---- in the disk's thread: a full or hanging disk must not stop a recovery
 
-    def _save(self, key: tuple[str, int, int], document: dict[str, object], device: str) -> None:
+    def _save(self, key: tuple[str, int, int], document: dict[str, object], device: str, of: tuple[str, int]) -> None:
         try:
             self.last = flight.save(self._directory, document, self._settings)
         except OSError as error:
@@ -116,15 +132,20 @@ class FlightRecorder:
         self.view = FlightView(self.last, at, worker, cause, verdict)
         self._count()
         # a worker has one record that anything is still appended to
-        self._paths = {other: path for other, path in self._paths.items() if other[:2] != key[:2]}
-        self._paths[key] = self.last
+        self._paths = {other: kept for other, kept in self._paths.items() if other[:2] != key[:2]}
+        self._paths[key] = self.last, of
         worker, generation, _ = key
         self._events.add("flight_record", device=device, worker=worker, generation=generation, file=self.last.name)
 
-    def _append(self, key: tuple[str, int, int | None], sections: Callable[[], dict[str, object]]) -> None:
-        """To the worker's record, if it is of this launch; without one, of whichever."""
-        path = next((path for other, path in self._paths.items() if key in (other, (*other[:2], None))), None)
-        if path is None:
+    def _append(
+        self,
+        key: tuple[str, int, int],
+        sections: Callable[[], dict[str, object]],
+        of: tuple[str, int] | None = None,
+    ) -> None:
+        """`of`: the layer and the number of tokens that the record must be of."""
+        path, shape = self._paths.get(key, (None, None))
+        if path is None or of not in (None, shape):
             return
         try:
             flight.append(path, sections(), self._settings)

@@ -60,7 +60,7 @@ class Metrics:
         )
         self._process_ends = Counter(
             "fdmoe_process_ends",
-            "Ends of processes that are no workers; each is started again, within its budget.",
+            "Ends of processes that are no workers: by themselves, by the watchdog, and those that were asked for.",
             ["process"],
             registry=registry,
         )

@@ -29,6 +29,10 @@ from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
 _HOLDER_LOOK_S = 0.05
+# a process that is killed leaves the stopped state some time before it can be reaped
+_RESUMED_S = 1.0
+# between an error of the device's memory and the end of the process that met it, as they are told
+_SPOILT_NS = 5_000_000_000
 _CPU_SLOTS = 16
 
 
@@ -80,6 +84,8 @@ class Pair:
         self.spares = SpareKeeper(self._worker_command, plan.environment, self._events, wanted=wanted)
         self._started_ns = time.monotonic_ns()
         self._holder_looked_at = now
+        # when a worker that maps the present weights last ended by itself
+        self._ended_ns = -2 * _SPOILT_NS
         self._killed_at: dict[str, float] = {}
         # processes that were reaped, and when (CLOCK_MONOTONIC), of which the device may still have memory
         self._reaped: dict[str, tuple[int, int]] = {}
@@ -195,22 +201,29 @@ class Pair:
             # one that holds the weights may stand still: nobody waits for it
             held_s = 0.0
             self._tell_of_held(holder, now)
-        spoilt = probe is not None and probe.health(self.device, holder.started_ns).state == "reload_weights"
+        spoilt = probe is not None and holder.ready is not None and self._is_spoilt(holder, probe)
         return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed, held_s, spoilt)
 
+    def _is_spoilt(self, holder: HolderProcess, probe: ProbeKeeper) -> bool:
+        """Whether one of our workers ended by itself, over these weights, about when the device told of memory that
+        failed: another process's memory may as well have, and is not our affair."""
+        if time.monotonic_ns() > self._ended_ns + _SPOILT_NS:
+            return False
+        since_ns = max(holder.ready_ns, self._ended_ns - _SPOILT_NS)
+        return probe.health(self.device, since_ns).state == "reload_weights"
+
     def _tell_of_held(self, holder: HolderProcess, now: float) -> None:
-        if now < self._holder_looked_at + _HOLDER_LOOK_S:
+        if now < self._holder_looked_at + _HOLDER_LOOK_S or self.state.holder.life is policy.Life.DYING:
             return
         self._holder_looked_at = now
-        held = holder.held_s(now) > 0
-        if held == holder.told_held:
-            return
-        holder.told_held = held
         name, generation, pid = holder.name, holder.generation, holder.pid
-        if held:
-            self._events.add("weights_held", level="warning", holder=name, generation=generation, pid=pid)
-        else:
+        if holder.held_s(now) > 0:
+            if holder.held_until is None:
+                self._events.add("weights_held", level="warning", holder=name, generation=generation, pid=pid)
+            holder.held_until = now
+        elif holder.held_until is not None and now >= holder.held_until + _RESUMED_S and holder.alive:
             self._events.add("weights_resumed", holder=name, generation=generation, pid=pid)
+            holder.held_until = None
 
     # ---- messages
 
@@ -319,6 +332,10 @@ class Pair:
         # of a stall there is one already, and new weights are nobody's fault
         if cause in ("frozen", "startup", "exit", "page") and process is not None:
             self._record(process, cause)
+        if cause != policy.NEW_WEIGHTS and process is not None:
+            self._recorder.fenced(process)
+        if cause == "exit" and self.state.workers[name].weights == self.state.holder.generation:
+            self._ended_ns = time.monotonic_ns()
 
     def _record(self, process: WorkerProcess, cause: str) -> None:
         """The gateway knows which requests are concerned; its answer is appended."""

@@ -108,7 +108,11 @@ class Child:
 
 
 class HolderProcess(Child):
-    """One generation of the process that holds a device's weights. `told_held`: that a signal holds it was told."""
+    """One generation of the process that holds a device's weights.
+
+    ready_ns    when it said that it has them (CLOCK_MONOTONIC)
+    held_until  when a signal was last seen to hold it, on the caller's clock; None if that was not told
+    """
 
     def __init__(
         self, name: str, generation: int, *, command: tuple[str, ...], environment: Mapping[str, str], run_dir: Path
@@ -117,8 +121,8 @@ class HolderProcess(Child):
         self._run_dir = run_dir
         self.ready: WeightsReady | None = None
         self.failed: tuple[str, Blame] | None = None
-        self.told_held = False
-        self.started_ns = time.monotonic_ns()
+        self.ready_ns = 0
+        self.held_until: float | None = None
         super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
 
     def discard(self) -> None:
@@ -257,8 +261,8 @@ class WorkerProcess(Child):
     def _held(self) -> float:
         silent_s = self.tracker.untouched_s
         held_s = self.held_s(self.tracker.clock_s, silent_s)
-        # one that serves beats: it has been silent for as long as it has been held
-        return held_s if self.ready is None or self._held_since is None else silent_s
+        # one that serves beats: of its silence before the first look a look's worth counts
+        return held_s if self.ready is None or self._held_since is None else min(silent_s, held_s + STOPPED_ASKED_S)
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

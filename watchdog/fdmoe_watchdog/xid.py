@@ -122,8 +122,7 @@ class Health:
 def verdict(readings: Iterable[GpuReading], xids: Iterable[XidSeen], since_ns: int) -> Health:
     """The worst that follows from the last readings and the Xids of one device; times are of CLOCK_MONOTONIC.
 
-    since_ns: when the present holder of weights was started. A contained error before that has been dealt with; what
-    condemns the GPU is never forgotten.
+    since_ns: a contained error before that has been dealt with; what condemns the GPU is never forgotten.
     """
     readings, xids = tuple(readings), tuple(xids)
     gpus = [gpu for reading in readings for gpu in reading.gpus]

@@ -40,7 +40,8 @@ def restarts_s(events: list[Event]) -> list[float]:
     found = []
     for event in events:
         if event["event"] == "fence":
-            fenced[event["worker"]] = monotonic_of(event)
+            # a start that fails is fenced as well, and is part of the way back
+            fenced.setdefault(event["worker"], monotonic_of(event))
         elif event["event"] == "worker_ready":
             since = fenced.pop(event["worker"], None)
             found.append(event["seconds"] if since is None else monotonic_of(event) - since)

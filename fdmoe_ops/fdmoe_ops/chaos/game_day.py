@@ -213,8 +213,11 @@ class Stage:
             stopped, mark = self._pids(name), self.tail.mark()
             self._ask(name)
             if name == "stop-holder":
-                # a worker that starts meanwhile maps what it holds all the same
-                self._ask("kill-standby")
+                with contextlib.ExitStack() as stack:
+                    stack.callback(_continue, stopped)
+                    # a worker that starts meanwhile maps what it holds all the same
+                    self._ask("kill-standby")
+                    stack.pop_all()
             if name in ("slow", "corrupt"):
                 served = self._fused_batches()
                 return lambda: self._outlive(mark, served)

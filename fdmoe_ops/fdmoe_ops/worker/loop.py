@@ -162,14 +162,16 @@ class Loop:
 
     def _count_for_record(self, x: Tensor, batch: messages.Batch) -> None:
         """Where the tokens went of a launch that was aborted, and of what another worker had when it was fenced."""
-        engine, replay = self._engine, batch.replay
+        replay = batch.replay
         if self._aborted:
             self._aborted = False
-            counts = engine.expert_tokens(x, batch.layer)
-            self._send(messages.ExpertTokens(self._name, self._ready.generation, engine.launches, counts))
+            self._tell_tokens(x, batch.layer, self._name, self._ready.generation, self._engine.launches)
         if replay is not None:
-            counts = engine.expert_tokens(x[: replay.tokens], batch.layer)
-            self._send(messages.ExpertTokens(replay.worker, replay.generation, None, counts))
+            self._tell_tokens(x[: replay.tokens], batch.layer, replay.worker, replay.generation, None)
+
+    def _tell_tokens(self, x: Tensor, layer: str, worker: str, generation: int, launch: int | None) -> None:
+        counts = self._engine.expert_tokens(x, layer)
+        self._send(messages.ExpertTokens(worker, generation, launch, layer, x.shape[0], counts))
 
     def _run_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
         """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""

@@ -58,10 +58,12 @@ class ProfileError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ProfileRow:
-    """One launch. Shares are of the device's peak, over the whole launch; `*_flowing` without its begin and its end.
+    """One launch. Shares are of the device's peak, over the whole launch; `*_flowing` without its begin and its end
+    (of the DRAM the reads alone).
 
     begin_us  from the first sample to the first in which weights are read, or, where tensor cores are busy for half of
-              the time or more, products are made, at a good part of the highest rate
+              the time or more, products are made, at a good part of the highest rate; with very many tokens these may
+              be the router's
     end_us    from the last such sample of products (one token: of reading) to the last of the launch
     stalls    what warps wait for, or that they issue (selected), in Nsight Compute's words, with their shares
     """
@@ -77,7 +79,7 @@ class ProfileRow:
     issue_share: float
     begin_us: float
     end_us: float
-    dram_flowing: float
+    dram_read_flowing: float
     tensor_flowing: float
     stalls: str
     device: str
@@ -195,7 +197,7 @@ def row_of(model: str, tokens: int, values: dict[str, str], about: dict[str, str
         sm_ghz=round(sm_ghz, 2),
         begin_us=round(max(first - begin, 0) * interval_us, 1),
         end_us=round(max(end - last, 0) * interval_us, 1),
-        dram_flowing=round(sum(dram[between]) / len(dram[between]) / 100, 3),
+        dram_read_flowing=round(sum(dram[between]) / len(dram[between]) / 100, 3),
         tensor_flowing=round(sum(tensor[between]) / len(tensor[between]) / 100, 3),
         stalls=_stalls(values),
         dram_share=shares["dram_share"],

@@ -34,7 +34,8 @@ _TOKEN_WARPS = 12
 _CHUNK_COLUMNS = 256
 _TOKEN_ENTRIES = 32
 _TOKEN_BYTES = 190_000
-# with more the portable form is faster: 209 us for 705 MB on one H200, where token.cuh takes 257; for 101 MB 59 and 54
+# with more the portable form is faster: 188 us for 705 MB on one H200, where token.cuh takes 257; for 101 MB 59 and 54,
+# the portable form with the tile numbers of several tokens
 _TOKEN_WEIGHT_BYTES = 128_000_000
 
 

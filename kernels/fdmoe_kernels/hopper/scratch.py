@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fdmoe_kernels.hardware import capturing, hopper_kernels_supported, multiprocessors
+from fdmoe_kernels.hardware import capturing, device_name, hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.hopper.plan import Plan, sorted_rows, token_cut
-from fdmoe_kernels.hopper.tiles import FEWEST_TOKENS_PER_EXPERT, HOPPER, ROUTE_TOKENS
+from fdmoe_kernels.hopper.tiles import HOPPER, MOST_PORTABLE_TOKENS, ROUTE_TOKENS, most_portable_tokens
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.tables import pinned_form
 
@@ -82,14 +82,24 @@ class HopperScratch:
         self._decisions: weakref.WeakKeyDictionary[MoELayer, _Decision] = weakref.WeakKeyDictionary()
         self._told: set[str] = set()
         self._takes_one = token_cut(layer) is not None
-        self._fewest_tokens = FEWEST_TOKENS_PER_EXPERT * layer.experts / layer.routing.top_k
+        self._multiprocessors = multiprocessors(device)
+        share = layer.experts / layer.routing.top_k
+        self._few = MOST_PORTABLE_TOKENS * share
+        self._more = most_portable_tokens(device_name(device)) * share
 
-    def serves(self, tokens: int) -> bool:
-        """Whether this form is the faster one for a batch of `tokens` tokens, or launches are held to it for tuning."""
+    @property
+    def fewest_tokens(self) -> int:
+        """The smallest batch of several tokens that this form serves, if it may take the whole device."""
+        return max(int(self._more) + 1, 2)
+
+    def serves(self, tokens: int, programs: int = 0) -> bool:
+        """Whether this form is the faster one for a batch of `tokens` tokens on so many CTAs (0: all that fit), or
+        launches are held to it for tuning. On fewer CTAs than two a multiprocessor it is so from smaller batches on."""
         held_to = pinned_form()
         if held_to is not None:
             return held_to == HOPPER.name
-        return tokens > self._fewest_tokens or (tokens == 1 and self._takes_one)
+        most = self._few if 0 < programs <= self._multiprocessors else self._more
+        return tokens > most or (tokens == 1 and self._takes_one)
 
     def plan(self, layer: MoELayer, workspace: Workspace) -> Plan | None:
         """The layer's plan over the workspace that this is part of; None if the portable form must serve it, which is

@@ -14,12 +14,20 @@ from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.form import Form, steps
 from fdmoe_kernels.tuning.tables import pinned_row, rows_of
 
-# Up to here the portable form is faster, or as fast: its launch reaches the first weights sooner (measured on one H200
-# at 8, 16 and 32)
-FEWEST_TOKENS_PER_EXPERT = 22.0
+# Tokens per expert up to which the portable form is faster, with the tile numbers that there are for any device, or
+# where it has one CTA a multiprocessor
+MOST_PORTABLE_TOKENS = 4.0
+# and with those of a device's own table (one H200, at 8, 16 and 32: 0.97, 0.98 to 0.99 and 1.02 of this form's time)
+_MOST_WITH_OWN_TABLE = {"NVIDIA H200": 22.0}
 ROUTE_TOKENS = 64  # of a router tile at most, for the shared memory it has (MAX_ROUTE_TOKENS in params.cuh)
 _DEPTH = 64
 _EXPERTS_PER_TILE = 128
+
+
+def most_portable_tokens(device: str | None) -> float:
+    """Per expert, on a device of this name, for a launch that may take all of it."""
+    measured = (most for name, most in _MOST_WITH_OWN_TABLE.items() if device and device.startswith(name))
+    return next(measured, MOST_PORTABLE_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.hardware import device_name, family
 from fdmoe_kernels.layer import MoELayer
-from fdmoe_kernels.tiles import kinds_of
+from fdmoe_kernels.tiles import TRITON, kinds_of
 from fdmoe_kernels.timing import CudaTimer, Timer
 from fdmoe_kernels.tune.journal import Journal, JournalError
 from fdmoe_kernels.tune.merge import NoCommonRowError
@@ -34,7 +34,7 @@ from fdmoe_kernels.tune.trials import DeviceLostError, Trials
 from fdmoe_kernels.tune.tuner import Stopped, Tuner
 from fdmoe_kernels.tuning.form import Form
 from fdmoe_kernels.tuning.forms import FORMS
-from fdmoe_kernels.tuning.tables import FOLDER, TableError, rows_of, slug, write_rows
+from fdmoe_kernels.tuning.tables import FOLDER, Kind, TableError, rows_of, slug, write_rows
 from fdmoe_kernels.workspace import Workspace
 
 _INTERRUPTED = 130
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     place = torch.device(device)
     numbers = DTYPES[options.dtype]
-    kind = kinds_of(numbers.dtype, numbers.precision, alone=options.tokens == [1])[0]
     form = FORMS[options.form]
+    kind = _kinds(options)[0]
     if not form.supported(place, numbers.dtype):
         parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
     output = options.output or FOLDER / f"{slug(device_name(place))}.json"
@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _kinds(options: argparse.Namespace) -> tuple[Kind, ...]:
+    """The rows that are searched for, and those that serve where there are none."""
+    numbers = DTYPES[options.dtype]
+    return kinds_of(numbers.dtype, numbers.precision, alone=options.tokens == [1] and options.form == TRITON.name)
+
+
 def _tune(
     options: argparse.Namespace,
     form: Form[Any],
@@ -102,7 +108,7 @@ def _tune(
     stopped: Callable[[], bool],
 ) -> list[tuple[float, Any]]:
     numbers = DTYPES[options.dtype]
-    kinds = kinds_of(numbers.dtype, numbers.precision, alone=options.tokens == [1])
+    kinds = _kinds(options)
 
     @functools.cache
     def layer_of(model: str) -> tuple[MoELayer, Workspace]:

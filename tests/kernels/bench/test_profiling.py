@@ -54,7 +54,7 @@ def test_a_launch_that_reads_begins_with_its_weights_and_ends_with_its_products(
     assert (row.dram_share, row.l2_share, row.tensor_share, row.issue_share) == (0.77,) * 4
     # three samples of seven from the first that is active to the last: two before the weights, one after the products
     assert (row.begin_us, row.end_us) == (3.0, 1.5)
-    assert (row.dram_flowing, row.tensor_flowing) == (0.71, 0.05)
+    assert (row.dram_read_flowing, row.tensor_flowing) == (0.71, 0.05)
     assert row.stalls == "wait 75%, barrier 25%"
     assert (row.device, row.commit, row.command) == ("d", "c", "x")
 

@@ -11,6 +11,7 @@ import pytest
 
 from fdmoe_ops.chaos import report, wall_clock
 from fdmoe_ops.chaos.catalogue import FAULTS
+from fdmoe_ops.chaos.events import restarts_s
 from fdmoe_ops.chaos.game_day import Result, playable
 from fdmoe_ops.chaos.load import Sent
 from fdmoe_ops.chaos.plays import PLAYS
@@ -124,6 +125,18 @@ def test_rows_are_read_back_and_a_page_of_several_parts_names_each_commit(tmp_pa
     assert "2222222" in page
     assert "2 commands, which the CSV has" in page
     assert "1111111" not in report.page([row | {"commit": "1111111"} for row in parts])
+
+
+def test_a_restart_counts_from_the_first_fence_of_a_worker_until_it_is_ready() -> None:
+    def event(name: str, second: int, worker: str = "a", **more: float) -> dict[str, object]:
+        return {"at": f"2026-11-29T08:00:{second:02}.000+00:00", "event": name, "worker": worker, **more}
+
+    happened = [
+        event("fence", 1), event("fence", 2, "b"), event("worker_ready", 4, "b", seconds=1.5),
+        event("fence", 7), event("worker_ready", 9, seconds=1.5), event("worker_ready", 10, seconds=1.5),
+    ]  # fmt: skip
+    # of the last one nobody saw it go
+    assert restarts_s(happened) == pytest.approx([2, 8, 1.5], abs=0.01)
 
 
 def test_a_soak_is_clean_without_an_alarm_and_without_a_loss() -> None:

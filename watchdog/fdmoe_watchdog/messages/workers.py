@@ -66,12 +66,15 @@ class Slow(Message, frozen=True):
 
 
 class ExpertTokens(Message, frozen=True):
-    """How many of its tokens went to each routed expert, counted on the baseline by whoever answered the batch: of a
-    launch of this generation that was aborted, or of what a generation had that was fenced, whose `launch` is None."""
+    """How many of these tokens of this layer went to each routed expert, counted on the baseline by whoever answered
+    them: of a launch of this generation that was aborted, or of what a generation had that was fenced, whose `launch`
+    is None."""
 
     worker: str
     generation: int
     launch: int | None
+    layer: str
+    tokens: int
     counts: tuple[int, ...]
 
 

@@ -51,12 +51,14 @@ from fdmoe_watchdog.policy.state import (
     initial,
 )
 from fdmoe_watchdog.policy.turn import Turn, restart_delay_s
+from fdmoe_watchdog.policy.workers import NEW_WEIGHTS
 from fdmoe_watchdog.settings import RecoverySettings
 
 __all__ = [
-    "FIRST_START", "Abort", "AbortEnded", "Action", "BudgetGone", "Check", "Condemned", "Ending", "Fence", "GiveUp",
-    "Gone", "Holder", "HolderGone", "HolderReady", "HolderSeen", "Kill", "KillHolder", "Life", "Observation", "Route",
-    "Seen", "SetPath", "Start", "StartHolder", "State", "Worker", "decide", "initial", "restart_delay_s",
+    "FIRST_START", "NEW_WEIGHTS", "Abort", "AbortEnded", "Action", "BudgetGone", "Check", "Condemned", "Ending",
+    "Fence", "GiveUp", "Gone", "Holder", "HolderGone", "HolderReady", "HolderSeen", "Kill", "KillHolder", "Life",
+    "Observation", "Route", "Seen", "SetPath", "Start", "StartHolder", "State", "Worker", "decide", "initial",
+    "restart_delay_s",
 ]  # fmt: skip
 
 

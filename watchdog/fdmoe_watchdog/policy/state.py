@@ -77,7 +77,7 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class HolderSeen:
     """What the watchdog saw of the process that holds the weights. `failed` and `held_s` as in Seen; `spoilt`: memory
-    of the device failed since it was started, and some of the weights may have been there."""
+    of the device failed, and a worker that maps what it holds ended by it."""
 
     alive: bool
     ready: bool = False
