@@ -441,9 +441,9 @@ def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_sp
         holder.signal(signal.SIGCONT)
         wait_until(lambda: not holder.stopped)
         pair._see_holder(start + 1.0, None)
-        assert [event["event"] for event in supervisor._events.last] == ["weights_held"], "it may be about to end"
+        assert [event["event"] for event in supervisor._events.last] == ["weights_stopped"], "it may be about to end"
         pair._see_holder(start + 2.0, None)
-        assert [event["event"] for event in supervisor._events.last] == ["weights_held", "weights_resumed"]
+        assert [event["event"] for event in supervisor._events.last] == ["weights_stopped", "weights_resumed"]
         probe.health_now = Health("reload_weights", "Xid 94: memory failed")
         assert not pair._see_holder(start + 2.1, probe).spoilt, "it may have been anybody's memory"
         pair._ended_ns = time.monotonic_ns()

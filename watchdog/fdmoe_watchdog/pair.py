@@ -219,7 +219,7 @@ class Pair:
         name, generation, pid = holder.name, holder.generation, holder.pid
         if holder.held_s(now) > 0:
             if holder.held_until is None:
-                self._events.add("weights_held", level="warning", holder=name, generation=generation, pid=pid)
+                self._events.add("weights_stopped", level="warning", holder=name, generation=generation, pid=pid)
             holder.held_until = now
         elif holder.held_until is not None and now >= holder.held_until + _RESUMED_S and holder.alive:
             self._events.add("weights_resumed", holder=name, generation=generation, pid=pid)

@@ -169,7 +169,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "It runs no kernel, and what it holds stays where it is: workers serve on, and one that starts meanwhile maps "
         "it from the manifest (on a game day the standby is killed as well). It is not replaced: to load the weights "
         "once more would cost more than it helps.",
-        "weights_held in the events, and weights_resumed once it goes on.",
+        "weights_stopped in the events, and weights_resumed once it goes on.",
         "Look who stops processes.",
     ),
     FaultInfo(

@@ -15,7 +15,7 @@ Event = dict[str, Any]
 # what only a fault should bring
 ALARMS = (
     "stall", "fence", "kill", "abort_ended", "abort_timed_out", "link_lost", "page_lost", "gateway_frozen",
-    "gateway_exit", "worker_gone", "weights_gone", "weights_held", "device_out", "probe_silent", "shadow_mismatch",
+    "gateway_exit", "worker_gone", "weights_gone", "weights_stopped", "device_out", "probe_silent", "shadow_mismatch",
     "slow",
 )  # fmt: skip
 

@@ -46,7 +46,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "weights_ready": ("good", "The holder {holder} has the weights, {size_bytes}."),
     "weights_failed": ("bad", "The holder {holder} cannot load the weights: {reason}."),
     "weights_kill": ("warn", "The holder {holder} is killed."),
-    "weights_held": ("warn", "A signal holds the holder {holder}; what it holds is served all the same."),
+    "weights_stopped": ("warn", "A signal holds the holder {holder}; what it holds is served all the same."),
     "weights_resumed": ("good", "The holder {holder} goes on."),
     "weights_gone": ("bad", "The process of the holder {holder} is gone, {exit_code}."),
     # ---- the gateway
