@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,17 +12,12 @@ from fdmoe_kernels.bench.command import without
 
 def describe_machine() -> dict[str, str]:
     """What every row of a result says about where it was measured."""
-    import platform
-
     import torch
-    import triton
 
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"CPU, {os.cpu_count()} cores"
-    versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
-    return {"device": device, "versions": versions}
+    from fdmoe_kernels.hardware import device_name, software_versions
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"device": device_name(device), "versions": software_versions()}
 
 
 def reproduce() -> str:

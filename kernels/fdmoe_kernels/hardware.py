@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import logging
 import os
+import platform
 from typing import Literal
 
 import torch
@@ -34,6 +35,11 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {os.cpu_count()} cores"
+
+
+def software_versions() -> str:
+    """Of Python, torch and Triton, as results name them."""
+    return f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
 
 
 @functools.cache

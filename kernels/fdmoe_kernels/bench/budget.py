@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -18,14 +17,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-import triton
 
 from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import Plan, new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
 from fdmoe_kernels.bench.neighbour import Neighbour, NeighbourError
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hardware import device_name, multiprocessors
+from fdmoe_kernels.hardware import device_name, multiprocessors, software_versions
 from fdmoe_kernels.timing import CudaTimer, Run, Timer
 from fdmoe_kernels.warmup import warm_up
 from fdmoe_kernels.workspace import Workspace
@@ -94,7 +92,7 @@ def measure_budgets(
                 dtype=dtype,
                 mps=under_mps(),
                 device=device_name(plan.device),
-                versions=f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}",
+                versions=software_versions(),
                 commit=plan.commit,
                 command=plan.command,
             )

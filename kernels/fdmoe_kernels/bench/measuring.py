@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import triton
 
 from fdmoe_kernels.baseline import baseline_moe
 from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
@@ -15,7 +13,7 @@ from fdmoe_kernels.bench.peers import Mode, best_peer, chosen_experts
 from fdmoe_kernels.bench.rows import Key, Row
 from fdmoe_kernels.bench.work import Work, touched_experts, work_of
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hardware import device_name, grouped_mm_supported
+from fdmoe_kernels.hardware import device_name, grouped_mm_supported, software_versions
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.reference import reference_moe
 from fdmoe_kernels.tiles import Precision
@@ -187,7 +185,7 @@ def _row(
         baseline_operations=operations["baseline"],
         baseline_relative_error=errors["baseline"],
         device=device_name(plan.device),
-        versions=f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}",
+        versions=software_versions(),
         commit=plan.commit,
         command=plan.command,
     )

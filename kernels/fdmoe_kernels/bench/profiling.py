@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-import triton
 
 from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import choose_batch, new_page
 from fdmoe_kernels.bench.models import MODELS, TOKENS
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hardware import device_name
+from fdmoe_kernels.hardware import device_name, software_versions
 from fdmoe_kernels.warmup import warm_up
 from fdmoe_kernels.workspace import Workspace
 
@@ -108,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     about = {
         "device": device_name(torch.device("cuda")),
-        "versions": f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}",
+        "versions": software_versions(),
         "commit": options.commit,
         "command": reproduce(sys.argv[1:] if arguments is None else arguments, "fdmoe_kernels.bench.profiling"),
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import platform
 import signal
 import sys
 import time
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
 from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
-from fdmoe_kernels.hardware import device_name, family
+from fdmoe_kernels.hardware import device_name, family, software_versions
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tiles import TRITON, kinds_of
 from fdmoe_kernels.timing import CudaTimer, Timer
@@ -52,7 +50,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
     if not form.supported(place, numbers.dtype):
         parser.error(f"{form.name} does not run on {device_name(place)} with {options.dtype}")
     output = options.output or FOLDER / f"{slug(device_name(place))}.json"
-    versions = f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
+    versions = software_versions()
     origin = {"form": form.name, "dtype": options.dtype, "device": device_name(place), "versions": versions}
     command = reproduce(sys.argv[1:] if arguments is None else arguments, "fdmoe_kernels.tune")
     try:
