@@ -16,8 +16,8 @@ DEVICE void consume(const Context& c) {
     while (true) {
         const Item& item = reader.known();  // stays in shared memory: the products need the registers
         reader.ready();
-        if (thread < 32) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
         if (item.phase == PHASE_LEFT) break;
+        if (thread < 32) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
         const int* entries = c.s.entry[reader.slot];
         go_wrong(p, item, 100);  // a tile takes 6 to 20 us
         if (item.discard) {
@@ -45,6 +45,8 @@ DEVICE void consume(const Context& c) {
     barrier_wait(shared_address(&c.s.quiet), 0);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
     if (thread == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
+    // after the count, whose release would wait until the host has the line
+    if (thread < 32) beat(c, reader.known(), PHASE_LEFT, WAIT_NONE, 0, 0, items);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
     if (c.s.left != gridDim.x - 1) return;
     int row_tiles = c.s.ends[c.all_experts() - 1];

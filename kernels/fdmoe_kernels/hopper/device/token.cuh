@@ -407,9 +407,10 @@ struct Token {
         const Params& p = c.p;
         Item item = {};
         item.phase = PHASE_LEFT;
-        if (warp == 0) beat(c, item, PHASE_LEFT, WAIT_NONE, 0, 0, items);
         __syncthreads();
         if (threadIdx.x == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
+        // after the count, whose release would wait until the host has the line
+        if (warp == 0) beat(c, item, PHASE_LEFT, WAIT_NONE, 0, 0, items);
         __syncthreads();
         if (c.s.left != gridDim.x - 1) return;
         if (load_relaxed(p.control + ABORT) == 0) count_experts();
