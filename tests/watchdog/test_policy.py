@@ -529,6 +529,23 @@ def test_workers_of_a_lost_holder_serve_on_and_move_one_after_the_other() -> Non
     assert {worker.weights for worker in ladder.state.workers.values()} == {2}
 
 
+def test_a_holder_whose_end_has_begun_is_lost_and_replaced_once_it_is_gone() -> None:
+    ladder = Ladder().serving()
+    ending = replace(HELD, cut_off=True)
+    assert ladder.at(2.0, IDLE, IDLE, ending) == (KillHolder(1),)
+    assert ladder.at(2.2, IDLE, IDLE, ending) == ()
+    assert ladder.at(2.3, IDLE, IDLE, LOST) == (HolderGone(1),)
+    assert ladder.at(2.8, IDLE, IDLE, LOST) == (StartHolder(2, "exit"),)
+
+
+def test_what_a_holder_that_ends_has_said_decides_what_follows() -> None:
+    ladder = Ladder()
+    ladder.at(0, ABSENT, ABSENT, LOST)
+    said = ("there is no layer 99", "settings")
+    ending = HolderSeen(alive=True, failed=said, cut_off=True)
+    assert ladder.at(1, ABSENT, ABSENT, ending)[-1] == GiveUp(said[0], Ending.SETTINGS)
+
+
 def test_weights_in_memory_that_failed_are_loaded_once_more_and_the_workers_move_to_them() -> None:
     """A worker that touches them ends, and so would its successor: restarts alone would use up the budget."""
     ladder = Ladder().serving()
@@ -716,6 +733,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def lose_the_holder(self) -> None:
         self.holder = HolderSeen(alive=False)
+
+    @rule()
+    def begin_the_holders_end(self) -> None:
+        if self.holder.alive:
+            self.holder = replace(self.holder, cut_off=True)
 
     @rule(blame=st.sampled_from(["settings", "unknown"]))
     def fail_the_holder(self, blame: Blame) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from waiting import wait_until
 
+from fdmoe_watchdog import proc
+from fdmoe_watchdog.proc import Stat, StatFile
 from fdmoe_watchdog.process import Child
 
 
@@ -49,3 +52,39 @@ def test_one_that_has_ended_is_not_held(child: Child) -> None:
     child.signal(signal.SIGKILL)
     assert child.wait(10)
     assert not child.stopped
+
+
+def test_its_end_is_seen_before_it_is_reaped(child: Child) -> None:
+    assert not child.ending
+    child.signal(signal.SIGSTOP)
+    wait_until(lambda: child.stopped)
+    assert not child.ending
+    child.signal(signal.SIGKILL)
+    wait_until(lambda: child.ending)
+    assert child.exit_code is None
+    assert child.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("text", "stat"),
+    [
+        ("7 (worker) S 1 7 7 0 -1 4194560 1 0", Stat("S", exiting=False)),
+        # PF_EXITING: it still gives back what it had mapped
+        ("7 (worker) D 1 7 7 0 -1 4194564 1 0", Stat("D", exiting=True)),
+        # its other threads end still
+        ("7 (worker) Z 1 7 7 0 -1 4194560 1 0", Stat("Z", exiting=True)),
+        ("7 (a name) S 4 4) T 1 7 7 0 -1 256 1 0", Stat("T", exiting=False)),
+        ("7 (worker) S 1", Stat()),
+        ("", Stat()),
+    ],
+)
+def test_what_the_system_tells_of_it(text: str, stat: Stat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "PROC", tmp_path)
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text(text)
+    assert StatFile(7).read() == stat
+
+
+def test_where_there_is_no_proc_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "PROC", tmp_path)
+    assert StatFile(7).read() == Stat()

@@ -606,3 +606,24 @@ def _without_refusal(ask: Callable[[], bool]) -> bool:
         return ask()
     except OSError:
         return False
+
+
+def test_who_begins_to_end_is_cut_off_before_it_can_be_reaped(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    pair = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))._pairs[0]
+    holder = pair.holder = pair._spawn_holder(1)
+    worker = pair.processes["a"] = pair._spawn("a", 1)
+    try:
+        pair._hear_out()
+        assert (holder.cut_off, worker.cut_off) == (False, "")
+        for child in (holder, worker):
+            child.signal(signal.SIGKILL)
+        wait_until(lambda: holder.ending and worker.ending)
+        pair._hear_out()
+        assert (holder.cut_off, worker.cut_off) == (True, "exit")
+        assert (holder.exit_code, worker.exit_code) == (None, None), "nobody has reaped them"
+    finally:
+        for child in (holder, worker):
+            child.signal(signal.SIGKILL)
+            assert child.wait(10)
+        worker.discard()

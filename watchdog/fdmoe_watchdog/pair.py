@@ -167,10 +167,16 @@ class Pair:
                     self._metrics.device_work_items.labels(self.device, phase).inc(items)
 
     def _hear_out(self) -> None:
-        """What those who have ended said last: it may still wait to be read when their end is seen."""
+        """What those who end said last: it may still wait to be read when their end is seen."""
         for child in list(self.children()):
+            if not child.ending and child.alive:
+                continue
+            if isinstance(child, WorkerProcess):
+                child.cut_off = child.cut_off or "exit"
+            elif isinstance(child, HolderProcess):
+                child.cut_off = True
             channel = child.channel
-            if child.alive or channel is None:
+            if channel is None:
                 continue
             with contextlib.suppress(ChannelClosed):
                 while (message := channel.receive()) is not None:
@@ -202,7 +208,9 @@ class Pair:
             held_s = 0.0
             self._tell_of_held(holder, now)
         spoilt = probe is not None and holder.ready is not None and self._is_spoilt(holder, probe)
-        return policy.HolderSeen(holder.alive, holder.ready is not None, holder.failed, held_s, spoilt)
+        return policy.HolderSeen(
+            holder.alive, holder.ready is not None, holder.failed, held_s, spoilt=spoilt, cut_off=holder.cut_off
+        )
 
     def _is_spoilt(self, holder: HolderProcess, probe: ProbeKeeper) -> bool:
         """Whether one of our workers ended by itself, over these weights, about when the device told of memory that

@@ -1,11 +1,16 @@
-"""A file of /proc, where it can be had."""
+"""What /proc tells, where it can be had."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
+_STATE, _FLAGS = 0, 6  # of the fields behind the name
+_EXITING = 0x4  # PF_EXITING in Linux's include/linux/sched.h
+_MOST_BYTES = 4096
 
 
 def text_of(path: Path) -> str:
@@ -13,3 +18,34 @@ def text_of(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()
     return ""
+
+
+class Stat(NamedTuple):
+    """state    of a process's main thread, one letter (proc_pid_stat(5)); "" where nothing is told
+    exiting  it has begun to end, or has ended
+    """
+
+    state: str = ""
+    exiting: bool = False
+
+
+class StatFile:
+    """/proc/PID/stat, opened once: it is read at each turn, and never tells of another process with the same number."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            self._fd = os.open(PROC / str(pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> Stat:
+        """Nothing is told of a process that has been reaped."""
+        try:
+            fields = os.pread(self._fd, _MOST_BYTES, 0).rpartition(b")")[2].split()
+            state = fields[_STATE].decode()
+            return Stat(state, state in ("Z", "X") or bool(int(fields[_FLAGS]) & _EXITING))
+        except (OSError, IndexError, ValueError):
+            return Stat()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)

@@ -18,7 +18,7 @@ from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
 from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
-from fdmoe_watchdog.proc import PROC, text_of
+from fdmoe_watchdog.proc import StatFile
 from fdmoe_watchdog.tracker import Tracker
 
 # who has been silent for so long is looked at: the state of one that works is nobody's question
@@ -58,6 +58,7 @@ class Child:
     ) -> None:
         self.started_at = time.monotonic()
         self._process = process or spawn(command, environment, stdin, pass_fds)
+        self._stat = StatFile(self._process.pid)
         self._held_since: float | None = None
         self.channel: Channel | None = None
 
@@ -76,7 +77,13 @@ class Child:
     @property
     def stopped(self) -> bool:
         """Whether a signal holds it (SIGSTOP and its like, no debugger), as far as /proc tells."""
-        return text_of(PROC / str(self.pid) / "stat").rpartition(")")[2].split()[:1] == ["T"]
+        return self._stat.read().state == "T"
+
+    @property
+    def ending(self) -> bool:
+        """Whether its end has begun, as far as /proc tells. A process with a CUDA context takes some tenths of a second
+        from then until its sockets close and it can be reaped."""
+        return self._stat.read().exiting
 
     def held_s(self, now_s: float, silent_s: float = math.inf) -> float:
         """How long it has been so, as far as it was looked at: not while it was silent for a moment only. `now_s` is of
@@ -112,6 +119,7 @@ class HolderProcess(Child):
 
     ready_ns    when it said that it has them (CLOCK_MONOTONIC)
     held_until  when a signal was last seen to hold it, on the caller's clock; None if that was not told
+    cut_off     its end has begun
     """
 
     def __init__(
@@ -123,6 +131,7 @@ class HolderProcess(Child):
         self.failed: tuple[str, Blame] | None = None
         self.ready_ns = 0
         self.held_until: float | None = None
+        self.cut_off = False
         super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
 
     def discard(self) -> None:

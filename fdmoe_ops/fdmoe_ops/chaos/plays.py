@@ -58,7 +58,7 @@ PLAYS: dict[str, Play] = {
         Play("kill-workers", decision=_GONE, then=("worker_gone",)),
         Play("stop-workers", decision=("stall",), then=("kill", "worker_gone")),
         Play("block-worker", decision=("stall",), then=("kill", "worker_gone")),
-        Play("kill-holder", decision=("weights_gone",), then=("weights_ready", "worker_gone")),
+        Play("kill-holder", decision=("weights_kill", "weights_gone"), then=("weights_ready", "worker_gone")),
         Play("stop-holder", decision=("weights_stopped",), then=("worker_gone", "worker_ready")),
         Play("kill-gateway", decision=("gateway_exit",), then=("gateway_listening",), may_retry=True),
         Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), may_retry=True),

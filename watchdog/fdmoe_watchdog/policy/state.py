@@ -50,8 +50,8 @@ class Seen:
     checks        comparisons of the paths since the last observation
     slow          it said since then that its fused path has become slow, and its baseline has not
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
-    cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its connection to the
-                  gateway or to the watchdog broke; "page", its beat page is damaged
+    cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its end has begun, or
+                  its connection to the gateway or to the watchdog broke; "page", its beat page is damaged
     failed        it said that it cannot serve: why, and whose fault it is
     memory_back   nothing of a predecessor that ended is left on the device, as far as can be known
     """
@@ -77,13 +77,14 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class HolderSeen:
     """What the watchdog saw of the process that holds the weights. `failed` and `held_s` as in Seen; `spoilt`: memory
-    of the device failed, and a worker that maps what it holds ended by it."""
+    of the device failed, and a worker that maps what it holds ended by it; `cut_off`: its end has begun."""
 
     alive: bool
     ready: bool = False
     failed: tuple[str, Blame] | None = None
     held_s: float = 0.0
     spoilt: bool = False
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ def look(turn: Turn) -> None:
             _blame(turn, *seen.failed)
         case Life.STARTING | Life.READY if not seen.alive:
             _bury(turn, "exit")
+        case Life.STARTING | Life.READY if seen.cut_off:
+            _kill(turn, "exit")
         case Life.READY if seen.spoilt:
             # each worker that touches them would end, its successor too
             _kill(turn, "memory")

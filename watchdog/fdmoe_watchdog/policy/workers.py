@@ -39,7 +39,7 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             _fence(turn, name, "exit")
             _bury(turn, name, "exit")
         case life if life in _AT_WORK and seen.cut_off:
-            # mostly it is ending, and the sockets of a process close some time before it can be reaped
+            # mostly it is ending, and has not ended yet
             kill(turn, name, seen.cut_off)
         case Life.READY | Life.ABORTING if seen.failed is not None:
             # it is about to end by itself, and that may take longer than its requests can wait
