@@ -32,8 +32,9 @@ def fused_moe(
               products of ten bits more each, as near to the exact result and several times as fast; or "tf32", by
               one. The router's are always IEEE, so that all choose the same experts
     out       [T, H] like x, or None for a new tensor
-    programs  the number of CTAs, from 1 up; 0: what fills the device. Any number gives the same bits. With many
-              tokens on Hopper they work in pairs: an odd number above 1 is one less.
+    programs  the number of CTAs, from 1 up; 0: what fills the device. All numbers with which the same form of the
+              kernel serves (Workspace.form) give the same bits: on Hopper up to one a multiprocessor, and above it.
+              With many tokens on Hopper they work in pairs: an odd number above 1 is one less.
 
     Returns out [T, H]. T = 0 launches nothing. After a launch that was aborted, out is not defined: the page says so
     (Page.exit_of). Where a device has a form of the kernel of its own and it cannot be built, the portable form serves

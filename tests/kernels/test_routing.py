@@ -229,7 +229,7 @@ def test_shared_experts_do_not_change_the_bits_of_other_rows(place: Place) -> No
     for row in (0, 19):
         other = random_tokens(layer, 20, seed=2 + row)
         other[row] = x[row]
-        assert_same_row_elsewhere(together[row], fused_moe(other, layer, workspace)[row], place)
+        assert_same_row_elsewhere(together[row], fused_moe(other, layer, workspace, programs=1)[row], place)
 
 
 def assert_same_row_elsewhere(found: torch.Tensor, expected: torch.Tensor, place: Place) -> None:
