@@ -1,14 +1,18 @@
 """Which devices this machine has, without importing torch here: the process that asks becomes the watchdog.
 
-`python -m fdmoe_ops.devices` is the short process that does import it, and prints {"cuda": [UUID of each device]}.
+`python -m fdmoe_ops.devices` is the short process that asks, and prints {"cuda": [UUID of each device]}.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import json
 import logging
+import runpy
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 # NVIDIA's driver, its form under WSL, AMD's driver
@@ -67,12 +71,55 @@ def _cuda_uuids(wanted: str) -> list[str]:
 
 
 def _probe() -> None:
+    uuids = asked_of_driver()
+    print(json.dumps({"cuda": asked_of_torch() if uuids is None else uuids}))
+
+
+def asked_of_driver() -> list[str] | None:
+    """The devices that torch sees, in its order, as NVIDIA's driver names them; None where only torch itself can tell.
+    To import its CUDA build takes seconds, and whoever starts a tree anew waits for them."""
+    wanted = _cuda_of_torch()
+    if wanted is None:
+        return None
+    count, version, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    identity = (ctypes.c_ubyte * 16)()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        if driver.cuDriverGetVersion(ctypes.byref(version)) != 0 or version.value // 1000 < wanted:
+            return None
+        if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+            return None
+        uuids = []
+        for index in range(count.value):
+            # the first version of this call: the GPU's own name, also where a part of it is what we are given
+            failed = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetUuid(identity, device)
+            if failed:
+                return None
+            uuids.append(f"GPU-{uuid.UUID(bytes=bytes(identity))}")
+    except (OSError, AttributeError):
+        return None
+    return uuids
+
+
+def asked_of_torch() -> list[str]:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     # NVML's order of devices is another than CUDA's where CUDA_VISIBLE_DEVICES says so, or the devices differ
-    uuids = [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(count)]
-    print(json.dumps({"cuda": uuids}))
+    return [f"GPU-{torch.cuda.get_device_properties(index).uuid}" for index in range(count)]
+
+
+def _cuda_of_torch() -> int | None:
+    """The major version of the CUDA that torch is built for; None if it is built for none, or cannot be found. Without
+    importing it."""
+    spec = importlib.util.find_spec("torch")
+    for directory in (spec.submodule_search_locations if spec else None) or ():
+        try:
+            facts = runpy.run_path(str(Path(directory) / "version.py"))
+        except (OSError, SyntaxError, ImportError):
+            continue
+        return int(facts["cuda"].partition(".")[0]) if facts.get("cuda") else None
+    return None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +148,62 @@ def test_what_torch_itself_answers() -> None:
     uuids = json.loads(done.stdout)["cuda"]
     assert len(uuids) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
     assert all(re.fullmatch("GPU-[0-9a-f-]{36}", uuid) for uuid in uuids)
+
+
+_DRIVER = """
+#include <cstring>
+extern "C" {
+int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }
+int cuInit(unsigned) { return INIT; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index + 7; return 0; }
+int cuDeviceGetUuid(unsigned char *uuid, int device) { memset(uuid, device, 16); return 0; }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cuda", "version", "init", "by"),
+    [
+        ("13.0", 13000, 0, "driver"),
+        ("12.8", 13020, 0, "driver"),
+        ("13.0", 12080, 0, "torch"),  # too old for it
+        ("13.0", 13000, 802, "torch"),
+        (None, 13000, 0, "torch"),  # torch's build for the CPU sees no device
+    ],
+)
+def test_the_driver_is_asked_where_torch_would_ask_it(
+    cuda: str | None, version: int, init: int, by: str, tmp_path: Path
+) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed (Debian and Ubuntu: apt-get install g++)")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text(f"cuda = {cuda!r}\n")
+    # a torch that is imported answers, here with a device of its own
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "class cuda:\n"
+        "    device_count, is_available = lambda: 1, lambda: True\n"
+        "    get_device_properties = lambda index: type('Properties', (), {'uuid': 'torch'})\n"
+    )
+    (tmp_path / "driver.cpp").write_text(_DRIVER)
+    subprocess.run(
+        ("g++", "-shared", "-fPIC", f"-DVERSION={version}", f"-DINIT={init}", "-o", tmp_path / "libcuda.so.1",
+         tmp_path / "driver.cpp"),
+        check=True,
+    )  # fmt: skip
+    path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    done = subprocess.run(
+        (sys.executable, "-P", "-m", "fdmoe_ops.devices"),
+        env={**os.environ, "PYTHONPATH": path, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    of_driver = ["GPU-07070707-0707-0707-0707-070707070707", "GPU-08080808-0808-0808-0808-080808080808"]
+    assert json.loads(done.stdout) == {"cuda": of_driver if by == "driver" else ["GPU-torch"]}
+
+
+@pytest.mark.gpu
+def test_driver_and_torch_name_the_same_devices() -> None:
+    assert devices.asked_of_driver() == devices.asked_of_torch()
 
 
 @pytest.mark.gpu
