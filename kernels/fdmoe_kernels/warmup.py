@@ -154,8 +154,10 @@ def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.T
 
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:
-    """Compile and load the builds that chaos may ask for. ENDLESS ends here, and ILLEGAL stores nothing, for their tile
-    finds NEVER already set; STALL is the drill's."""
+    """Compile and load the builds that chaos may ask for; Triton's interpreter has none. ENDLESS ends here, and ILLEGAL
+    stores nothing, for their tile finds NEVER already set; STALL is the drill's."""
+    if layer.device.type == "cpu":
+        return
     workspace.control[kernel.NEVER.value] = 1
     for tokens in _token_count_of_each_form(workspace):
         x = torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device)
