@@ -83,7 +83,9 @@ def test_every_fault_costs_nobody_an_answer_and_raises_no_false_alarm(
     tmp_path: Path, watch: Monitoring | None, begun: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["fdmoe", "chaos", "game-day", "--commit", "abc", "--report", str(tmp_path)])
-    day = Day(Settings.model_validate({"devices": "cpu"}), tmp_path, "abc", clients=2, max_tokens=4)
+    # two clients fill no larger batch, and every start proves the largest
+    settings = Settings.model_validate({"devices": "cpu", "worker": {"max_batch_tokens": 16}})
+    day = Day(settings, tmp_path, "abc", clients=2, max_tokens=4)
     with contextlib.redirect_stdout(None):
         assert day.play(FAULTS, abortable=1, others=1), (tmp_path / "game-day.csv").read_text()
     with (tmp_path / "game-day.csv").open() as file:

@@ -24,7 +24,7 @@ from fdmoe_ops.checkpoint import Checkpoint
 from fdmoe_ops.checkpoint.errors import CheckpointError
 from fdmoe_ops.demo import write_demo_model
 from fdmoe_ops.devices import are_cpu, find_devices
-from fdmoe_ops.settings import Settings, SettingsError, resolve
+from fdmoe_ops.settings import Settings, SettingsError, WorkerSettings, resolve
 from fdmoe_watchdog.probe.recorded import H200
 
 _MODEL = "game-day"
@@ -68,7 +68,7 @@ class Day:
         with self._model() as model:
             name, layer = self._layer(model)
             plan = self._plan(model, name, layer, {})
-            most = resolve(self._settings, self._devices).worker.max_batch_tokens
+            most = self._worker(model).max_batch_tokens
             pools = [plan.pool, *(Pool.of(name, layer, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
             with running_tree(*plan.flags) as tree:
                 soaked = soak(tree, pools, self._devices[0], minutes)
@@ -84,15 +84,21 @@ class Day:
     def _devices(self) -> tuple[str, ...]:
         return tuple(find_devices(self._settings.devices))
 
+    def _worker(self, model: Path) -> WorkerSettings:
+        """As a tree that serves `model` has it."""
+        served = self._settings.model.model_copy(update={"path": model})
+        return resolve(self._settings.model_copy(update={"model": served}), self._devices).worker
+
     def _plan(self, model: Path, name: str, layer: MoELayer, repetitions: dict[Group, int]) -> Plan:
-        settings = self._settings
+        settings, worker = self._settings, self._worker(model)
         # without a GPU there is a probe all the same, of a recording
         recording = (f"--watchdog-gpu-recording={H200}",) if are_cpu(self._devices) else ()
         # one layer is enough to break, and starts in a moment
         flags = (
             *recording,
             f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={name.rpartition('.')[2]}",
-            f"--devices={','.join(settings.devices)}", f"--worker-programs={settings.worker.programs}",
+            f"--devices={','.join(settings.devices)}", f"--worker-programs={worker.programs}",
+            f"--worker-max-batch-tokens={worker.max_batch_tokens}",
         )  # fmt: skip
         return Plan(flags, self._devices[0], Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
 
