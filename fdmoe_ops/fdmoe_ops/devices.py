@@ -36,7 +36,7 @@ def find_devices(wanted: tuple[str, ...]) -> dict[str, str]:
     """The devices' names for `wanted`, the setting `devices`: cpu, or cpu:N.., or cuda:N.., each with its UUID as NVML
     knows it, "" for the CPU's. Raises DeviceError.
 
-    A machine without a GPU driver answers at once; elsewhere torch is asked in a process of its own.
+    A machine without a GPU driver answers at once; elsewhere a process of its own is asked.
     """
     if are_cpu(wanted):
         return dict.fromkeys(wanted, "")

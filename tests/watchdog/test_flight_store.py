@@ -133,8 +133,11 @@ def test_sections_are_appended_all_or_none(tmp_path: Path) -> None:
     assert flight.read(path) == document() | expected
     flight.append(path, {"expert_tokens": {"3": 13}})
     assert flight.read(path)["expert_tokens"] == {"3": 13}
+    flight.append(path, {"exit_code": -9})
+    assert flight.read(path)["exit_code"] == -9
     with pytest.raises(
-        ValueError, match="section 'verdict' cannot be appended; allowed: host, expert_tokens, stacks, in_flight"
+        ValueError,
+        match="section 'verdict' cannot be appended; allowed: host, expert_tokens, stacks, in_flight, exit_code",
     ):
         flight.append(path, {"host": {}, "verdict": "another"})
     assert flight.read(path)["host"] == {"load": "0.1"}

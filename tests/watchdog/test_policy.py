@@ -538,6 +538,27 @@ def test_a_holder_whose_end_has_begun_is_lost_and_replaced_once_it_is_gone() -> 
     assert ladder.at(2.8, IDLE, IDLE, LOST) == (StartHolder(2, "exit"),)
 
 
+def test_the_end_of_a_holder_that_takes_long_is_no_devices_fault_while_workers_have_the_weights() -> None:
+    ladder = Ladder().serving()
+    ending = replace(HELD, cut_off=True)
+    assert ladder.at(2.0, IDLE, IDLE, ending) == (KillHolder(1),)
+    assert ladder.at(200.0, IDLE, IDLE, ending) == ()
+    assert ladder.at(201.0, IDLE, IDLE, LOST) == (HolderGone(1),)
+    # one that does not end of a kill is another matter
+    ladder = Ladder().serving()
+    spoilt = replace(HELD, spoilt=True)
+    assert ladder.at(2.0, IDLE, IDLE, spoilt) == (KillHolder(1),)
+    assert isinstance(ladder.at(200.0, IDLE, IDLE, spoilt)[-1], GiveUp)
+
+
+def test_a_batch_is_not_sent_to_one_that_ends_as_well() -> None:
+    ending = replace(IDLE, cut_off="exit")
+    for other in (ending, ABSENT):
+        actions = Ladder().serving().at(2.0, ending, other)
+        assert {Fence("a", 1, "exit"), Kill("a", 1), Fence("b", 1, "exit")} <= set(actions)
+        assert not [action for action in actions if isinstance(action, Route)]
+
+
 def test_what_a_holder_that_ends_has_said_decides_what_follows() -> None:
     ladder = Ladder()
     ladder.at(0, ABSENT, ABSENT, LOST)

@@ -71,6 +71,9 @@ def test_its_end_is_seen_before_it_is_reaped(child: Child) -> None:
         ("7 (worker) S 1 7 7 0 -1 4194560 1 0", Stat("S", exiting=False)),
         # PF_EXITING: it still gives back what it had mapped
         ("7 (worker) D 1 7 7 0 -1 4194564 1 0", Stat("D", exiting=True)),
+        # PF_DUMPCORE and PF_POSTCOREDUMP: it writes a core first
+        ("7 (worker) R 1 7 7 0 -1 4195840 1 0", Stat("R", exiting=True)),
+        ("7 (worker) I 1 7 7 0 -1 4195336 1 0", Stat("I", exiting=True)),
         # its other threads end still
         ("7 (worker) Z 1 7 7 0 -1 4194560 1 0", Stat("Z", exiting=True)),
         ("7 (a name) S 4 4) T 1 7 7 0 -1 256 1 0", Stat("T", exiting=False)),

@@ -25,7 +25,7 @@ from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, HolderSeen, Life, Seen, Worker
-from fdmoe_watchdog.process import Child
+from fdmoe_watchdog.process import Child, WorkerProcess
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
 from fdmoe_watchdog.status_page.words import NAMES
@@ -608,22 +608,74 @@ def _without_refusal(ask: Callable[[], bool]) -> bool:
         return False
 
 
-def test_who_begins_to_end_is_cut_off_before_it_can_be_reaped(in_memory: Path) -> None:
+def test_who_begins_to_end_is_heard_out_and_cut_off_before_it_can_be_reaped(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))
+    pair = supervisor._pairs[0]
+    holder = pair.holder = pair._spawn_holder(1)
+    worker = pair.processes["a"] = pair._spawn("a", 1)
+    ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    try:
+        said = messages.encode(messages.ChildFailed("there is no layer 99", "settings"))
+        for child, (ours, theirs) in zip((holder, worker), ends, strict=True):
+            theirs.send(said)
+            child.channel = Channel(ours)
+        pair._hear_out()
+        assert (holder.cut_off, worker.cut_off, worker.failed) == ("", "", None)
+        for child in (holder, worker):
+            child.signal(signal.SIGKILL)
+        wait_until(lambda: holder.ending and worker.ending)
+        pair._hear_out()
+        assert (holder.cut_off, worker.cut_off) == ("exit", "exit")
+        assert holder.failed == worker.failed == ("there is no layer 99", "settings")
+        assert (holder.exit_code, worker.exit_code) == (None, None), "nobody has reaped them"
+    finally:
+        _end((holder, worker), worker)
+        for pair_of_ends in ends:
+            for end in pair_of_ends:
+                end.close()
+
+
+def test_who_ends_before_anybody_has_heard_of_it_is_reaped_first(in_memory: Path) -> None:
+    """Its connection may wait to be accepted, and say why."""
     (in_memory / "run").mkdir()
     pair = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))._pairs[0]
     holder = pair.holder = pair._spawn_holder(1)
     worker = pair.processes["a"] = pair._spawn("a", 1)
     try:
-        pair._hear_out()
-        assert (holder.cut_off, worker.cut_off) == (False, "")
         for child in (holder, worker):
             child.signal(signal.SIGKILL)
         wait_until(lambda: holder.ending and worker.ending)
         pair._hear_out()
-        assert (holder.cut_off, worker.cut_off) == (True, "exit")
-        assert (holder.exit_code, worker.exit_code) == (None, None), "nobody has reaped them"
+        assert (holder.cut_off, worker.cut_off) == ("", "")
     finally:
-        for child in (holder, worker):
-            child.signal(signal.SIGKILL)
-            assert child.wait(10)
-        worker.discard()
+        _end((holder, worker), worker)
+
+
+def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    recorder, worker = supervisor._recorder, supervisor._pairs[0]._spawn("a", 1)
+    try:
+        snapshot = worker.page.snapshot()
+        worker.tracker.read(snapshot, 0.0)
+        worker.signal(signal.SIGKILL)
+        wait_until(lambda: worker.ending)
+        recorder.record(worker, "exit", "cpu")
+        recorder.reaped(worker)
+        recorder.wait(10)
+        assert recorder.last is not None
+        record = flight.read(recorder.last)
+        assert (record["exit_code"], str(record["verdict"]).split(";")[0]) == (None, "the worker's process is ending")
+        assert worker.wait(10)
+        recorder.reaped(worker)
+        wait_until(lambda: flight.read(recorder.last)["exit_code"] == -signal.SIGKILL)
+    finally:
+        _end((worker,), worker)
+
+
+def _end(children: tuple[Child, ...], worker: WorkerProcess) -> None:
+    for child in children:
+        child.signal(signal.SIGKILL)
+        assert child.wait(10)
+    worker.discard()

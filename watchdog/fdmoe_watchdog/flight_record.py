@@ -103,6 +103,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 APPENDED = ("host", "expert_tokens", "stacks", "in_flight")
+# what can be added to a saved record: of a process that was still ending the exit code, too
+LATER = (*APPENDED, "exit_code")
 
 
 def record(

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from fdmoe_watchdog.flight_record import APPENDED, FORMAT, Record, plain
+from fdmoe_watchdog.flight_record import FORMAT, LATER, Record, plain
 from fdmoe_watchdog.settings import FLIGHT_RECORD_MAX_BYTES, WatchdogSettings
 
 _DEFAULTS = WatchdogSettings()
@@ -55,11 +55,11 @@ def append(path: Path, extra: Mapping[str, object], settings: WatchdogSettings =
     """Add sections to a saved record, all or none; one that was appended before is replaced, for the later knows more.
 
     Raises OSError, FileNotFoundError where the record has been removed meanwhile, RecordError where the file is none,
-    and ValueError for a section that is not one of flight_record.APPENDED.
+    and ValueError for a section that is not one of flight_record.LATER.
     """
     for section in extra:
-        if section not in APPENDED:
-            raise ValueError(f"section {section!r} cannot be appended; allowed: {', '.join(APPENDED)}")
+        if section not in LATER:
+            raise ValueError(f"section {section!r} cannot be appended; allowed: {', '.join(LATER)}")
     with _locked(path.parent):
         document = read(path)
         # what did not fit the last time is measured anew

@@ -115,15 +115,16 @@ def explain(
     else:
         words = f"{_device(causes, ctas)}; {launch}: {_counts(ctas)}"
     if opening := _OPENINGS.get(cause, ""):
-        code = f" ({_exit(exit_code)})" if exit_code is not None else ""
-        words = f"{opening}{code}; {words}"
+        if exit_code is not None:
+            opening = f"the worker's process has ended ({_exit(exit_code)})"
+        words = f"{opening}; {words}"
     return Verdict(words, causes, ctas)
 
 
 _OPENINGS = {
     "frozen": "the worker shows no sign of work",
     "startup": "the worker did not become ready in time",
-    "exit": "the worker's process has ended",
+    "exit": "the worker's process is ending",
     "page": "the worker's beat page is damaged",
 }
 

@@ -87,10 +87,17 @@ class FlightRecorder:
                 verdict=str(document["verdict"]),
             )
         key = (process.name, process.generation, snapshot.begun)
-        asked = process.alive and stacks.request(process.pid, process.stacks_path)
+        asked = process.alive and not process.ending and stacks.request(process.pid, process.stacks_path)
         of = (str(context.get("layer")), snapshot.tokens)
         self._saved = self._disk.submit(lambda: self._save(key, document, device, of))
         self._disk.submit(lambda: self._append(key, lambda: self._surroundings(process, asked)))
+
+    def reaped(self, process: WorkerProcess) -> None:
+        """Of a process that was still ending when its record was made nobody knew the exit code."""
+        if process.tracker.last is None or process.exit_code is None:
+            return
+        key, code = (process.name, process.generation, process.tracker.last.begun), process.exit_code
+        self._disk.submit(lambda: self._append(key, lambda: {"exit_code": code}))
 
     def fenced(self, process: WorkerProcess) -> None:
         """A record was made of why: whoever takes the batch over will count its tokens."""

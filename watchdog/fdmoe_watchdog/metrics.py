@@ -80,7 +80,8 @@ class Metrics:
         self.recovery = Histogram(
             "fdmoe_recovery_seconds",
             "abort, replay: from the detection of a stall to the next answered batch, by the rung that brought it. "
-            "kill: from the signal to the reaping. restart: from a start to a warm worker.",
+            "kill: from the signal to the reaping, also of a process that ends by itself. restart: from a start to a "
+            "warm worker.",
             ["rung"],
             buckets=_SECONDS,
             registry=registry,

@@ -168,16 +168,15 @@ class Pair:
 
     def _hear_out(self) -> None:
         """What those who end said last: it may still wait to be read when their end is seen."""
-        for child in list(self.children()):
-            if not child.ending and child.alive:
-                continue
-            if isinstance(child, WorkerProcess):
-                child.cut_off = child.cut_off or "exit"
-            elif isinstance(child, HolderProcess):
-                child.cut_off = True
+        children: list[WorkerProcess | HolderProcess] = [*self.processes.values()]
+        if self.holder is not None:
+            children.append(self.holder)
+        for child in children:
             channel = child.channel
-            if channel is None:
+            # nothing is done yet about one that nobody has heard of: what it says of its end may wait to be accepted
+            if channel is None or (not child.ending and child.alive):
                 continue
+            child.cut_off = child.cut_off or "exit"
             with contextlib.suppress(ChannelClosed):
                 while (message := channel.receive()) is not None:
                     self.handle(channel, message)
@@ -209,7 +208,7 @@ class Pair:
             self._tell_of_held(holder, now)
         spoilt = probe is not None and holder.ready is not None and self._is_spoilt(holder, probe)
         return policy.HolderSeen(
-            holder.alive, holder.ready is not None, holder.failed, held_s, spoilt=spoilt, cut_off=holder.cut_off
+            holder.alive, holder.ready is not None, holder.failed, held_s, spoilt=spoilt, cut_off=bool(holder.cut_off)
         )
 
     def _is_spoilt(self, holder: HolderProcess, probe: ProbeKeeper) -> bool:
@@ -409,6 +408,7 @@ class Pair:
             self._metrics.recovery.labels("kill").observe(time.monotonic() - killed_at)
         if process.channel is not None:
             self._drop(process.channel)
+        self._recorder.reaped(process)
         self._ledger.background.submit(lambda: self._ledger.went(name))
         self._events.add(
             "worker_gone", level="warning", worker=name, generation=process.generation, exit_code=process.exit_code or 0

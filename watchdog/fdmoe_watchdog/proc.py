@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 _STATE, _FLAGS = 0, 6  # of the fields behind the name
-_EXITING = 0x4  # PF_EXITING in Linux's include/linux/sched.h
+# PF_EXITING, PF_POSTCOREDUMP (before Linux 5.6 PF_EXITPIDONE) and PF_DUMPCORE of Linux's include/linux/sched.h: a core
+# may take seconds to write before the end itself begins
+_EXITING = 0x4 | 0x8 | 0x200
 _MOST_BYTES = 4096
 
 

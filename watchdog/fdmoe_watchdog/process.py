@@ -119,7 +119,7 @@ class HolderProcess(Child):
 
     ready_ns    when it said that it has them (CLOCK_MONOTONIC)
     held_until  when a signal was last seen to hold it, on the caller's clock; None if that was not told
-    cut_off     its end has begun
+    cut_off     "exit" once its end has begun
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class HolderProcess(Child):
         self.failed: tuple[str, Blame] | None = None
         self.ready_ns = 0
         self.held_until: float | None = None
-        self.cut_off = False
+        self.cut_off: Literal["", "exit"] = ""
         super().__init__((*command, "--name", name, "--generation", str(generation)), environment)
 
     def discard(self) -> None:

@@ -160,7 +160,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "kill-holder", Place.TREE, Means.WATCHDOG,
         "The process that holds the weights is killed.",
         "Workers serve on; a new holder loads the weights, then the standby is replaced, then the active worker.",
-        "weights_gone, weights_start, weights_ready, then one restart of each worker with reason weights.",
+        "weights_kill, _gone, _start and _ready, then one restart of each worker with reason weights.",
         _NOTHING,
     ),
     FaultInfo(

@@ -49,10 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _lend(settings: tree.Settings, control: Channel, options: argparse.Namespace) -> None:
     """Hold the weights until the watchdog's channel closes."""
     # only now: a child's first milliseconds belong to main, and torch takes seconds to import
-    import torch
+    try:
+        import torch
 
-    from fdmoe_ops.checkpoint import CheckpointError
-    from fdmoe_ops.weights.holder import hold
+        from fdmoe_ops.checkpoint import CheckpointError
+        from fdmoe_ops.weights.holder import hold
+    except (ImportError, OSError) as error:
+        # a library is missing: no other start would find it
+        fail(control, f"what serves a model cannot be imported: {error}", "settings")
 
     if torch.device(options.device).type == "cpu":
         # workers compute on the same cores: with two threads on two busy ones a gigabyte took 3 to 9 s, with one 1 s

@@ -33,6 +33,22 @@ def test_it_says_what_it_holds_and_ends_with_the_watchdogs_channel(parent: Paren
     assert holder.process.wait(DEADLINE_S) == 0
 
 
+def test_what_cannot_be_imported_is_said_and_is_the_installations_fault(
+    parent: Parent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text(
+        "raise ImportError('libcudnn.so.9: cannot open shared object file')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+    monkeypatch.syspath_prepend(tmp_path)  # what a child is given begins with the second
+    holder = parent.start_holder()
+    assert holder.hear() == ChildFailed(
+        "what serves a model cannot be imported: libcudnn.so.9: cannot open shared object file", "settings"
+    )
+    assert holder.process.wait(DEADLINE_S) == 1
+
+
 def test_sigterm_ends_it_and_a_message_that_is_not_for_it(parent: Parent) -> None:
     one, two = parent.start_holder(1), parent.start_holder(2)
     assert one.hear().generation == 1

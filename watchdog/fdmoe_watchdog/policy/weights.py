@@ -49,7 +49,8 @@ def look(turn: Turn) -> None:
             _kill(turn, "frozen")
         case Life.DYING if not seen.alive:
             _bury(turn, holder.reason)
-        case Life.DYING if for_s >= settings.kill_deadline_s:
+        # of one that ends by itself nobody needs to wait for the end, while workers have what it held
+        case Life.DYING if for_s >= settings.kill_deadline_s and not (holder.reason == "exit" and _mappers(turn)):
             turn.give_up(
                 f"the weights holder was killed and cannot be reaped after {settings.kill_deadline_s:g} s",
                 Ending.NODE,

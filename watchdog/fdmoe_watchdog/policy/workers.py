@@ -78,10 +78,14 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
 
 
 def choose_active(turn: Turn) -> None:
-    """The first that is ready, unless one is active."""
+    """The first that is ready, unless one is active; who is about to end is given nothing."""
     if turn.state.active is not None:
         return
-    ready = [name for name, worker in turn.state.workers.items() if worker.life is Life.READY]
+    ready = [
+        name
+        for name, worker in turn.state.workers.items()
+        if worker.life is Life.READY and turn.seen(name).alive and not turn.seen(name).cut_off
+    ]
     if not ready:
         return
     name = ready[0]
