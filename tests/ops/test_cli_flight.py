@@ -186,6 +186,9 @@ def test_a_record_in_plain_words(tmp_path: Path) -> None:
     assert _lines(_invoke(tmp_path, "show", "2")) == lines == _lines(_invoke(tmp_path, "show", path.name))
     assert _lines(_invoke(tmp_path, "show", "1"))[0] == "of another launch"
     assert json.loads(_invoke(tmp_path, "show", "2", "--json").stdout) == DOCUMENT | APPENDED
+    flight.append(path, {"exit_code": -9})
+    ended = _lines(_invoke(tmp_path, "show", "2"))
+    assert ended == [*lines[:7], "ended     by SIGKILL", *lines[7:]]
 
 
 def test_a_record_without_a_launch_says_no_more_than_it_knows(tmp_path: Path) -> None:

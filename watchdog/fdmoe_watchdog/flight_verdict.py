@@ -116,7 +116,7 @@ def explain(
         words = f"{_device(causes, ctas)}; {launch}: {_counts(ctas)}"
     if opening := _OPENINGS.get(cause, ""):
         if exit_code is not None:
-            opening = f"the worker's process has ended ({_exit(exit_code)})"
+            opening = f"the worker's process has ended ({ended_by(exit_code)})"
         words = f"{opening}; {words}"
     return Verdict(words, causes, ctas)
 
@@ -323,7 +323,8 @@ def _host(snapshot: Snapshot) -> str:
     return f"the worker serves, with {waiting} unanswered"
 
 
-def _exit(code: int) -> str:
+def ended_by(code: int) -> str:
+    """How a process ended, by the code that its parent was given."""
     try:
         return f"by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     except ValueError:

@@ -13,6 +13,7 @@ from rich.text import Text
 from fdmoe_ops.cli.tables import plain_table
 from fdmoe_watchdog.flight import Record
 from fdmoe_watchdog.flight_record import SlotRecord
+from fdmoe_watchdog.flight_verdict import ended_by
 from fdmoe_watchdog.threads import ThreadFacts
 
 CTAS_SHOWN = 12
@@ -53,6 +54,7 @@ def _fact_rows(record: Record) -> Iterator[tuple[str, str]]:
     yield "time", record.at
     yield "cause", record.cause
     yield "worker", f"{record.worker}, generation {record.generation}, pid {record.pid}"
+    yield "ended", "" if record.exit_code is None else ended_by(record.exit_code)
     yield "launch", f"{record.launch}, begun {record.begun_s_ago:g} s before" if record.launch else "none"
     yield "layer", f"{record.layer_name}, {record.tokens} tokens"
     yield "shape", _pairs(context)
