@@ -92,8 +92,7 @@ def asked_of_driver() -> list[str] | None:
         uuids = []
         for index in range(count.value):
             # the first version of this call: the GPU's own name, also where a part of it is what we are given
-            failed = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetUuid(identity, device)
-            if failed:
+            if driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetUuid(identity, device):
                 return None
             uuids.append(f"GPU-{uuid.UUID(bytes=bytes(identity))}")
     except (OSError, AttributeError):
@@ -113,13 +112,13 @@ def _cuda_of_torch() -> int | None:
     """The major version of the CUDA that torch is built for; None if it is built for none, or cannot be found. Without
     importing it."""
     spec = importlib.util.find_spec("torch")
-    for directory in (spec.submodule_search_locations if spec else None) or ():
-        try:
-            facts = runpy.run_path(str(Path(directory) / "version.py"))
-        except (OSError, SyntaxError, ImportError):
-            continue
-        return int(facts["cuda"].partition(".")[0]) if facts.get("cuda") else None
-    return None
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        cuda = runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    except (OSError, SyntaxError, ImportError):
+        return None
+    return int(cuda.partition(".")[0]) if cuda else None
 
 
 if __name__ == "__main__":

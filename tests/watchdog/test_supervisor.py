@@ -136,10 +136,7 @@ def test_a_worker_that_leaves_the_watchdog_is_not_relied_on_until_it_can_be_reap
     finally:
         ours.close()
         theirs.close()
-        for process in (first, second):
-            process.signal(signal.SIGKILL)
-            assert process.wait(10)
-            process.discard()
+        _end(first, second)
 
 
 @pytest.mark.parametrize(("life", "events"), [(Life.READY, ["link_lost"]), (Life.DYING, [])])
@@ -156,9 +153,7 @@ def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, 
         assert process.cut_off == ("exit" if events else "")
         assert process.alive, "what becomes of it is the policy's to say"
     finally:
-        process.signal(signal.SIGKILL)
-        assert process.wait(10)
-        process.discard()
+        _end(process)
 
 
 def test_which_requests_a_stalled_worker_had_is_the_gateways_to_say(in_memory: Path) -> None:
@@ -185,10 +180,7 @@ def test_which_requests_a_stalled_worker_had_is_the_gateways_to_say(in_memory: P
         with pytest.raises(ChannelClosed, match="from somebody who is no gateway"):
             supervisor._handle(Channel(there), said)
     finally:
-        for child in (process, gateway):
-            child.signal(signal.SIGKILL)
-            assert child.wait(10)
-        process.discard()
+        _end(process, gateway)
         here.close()
         there.close()
 
@@ -229,9 +221,7 @@ def test_a_worker_whose_page_cannot_be_made_takes_no_spare(in_memory: Path) -> N
     pair._start("a", 2, "exit")
     assert pair.spares.there == []
     assert pair.processes["a"].pid == spare.pid
-    pair.processes["a"].signal(signal.SIGKILL)
-    assert pair.processes["a"].wait(10)
-    pair.processes["a"].discard()
+    _end(pair.processes["a"])
 
 
 READY, STARTING, BACKOFF, DYING = Life.READY, Life.STARTING, Life.BACKOFF, Life.DYING
@@ -468,9 +458,7 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memo
         process.tracker._clock_s += 0.04
         assert process._held() == pytest.approx(0.09)
     finally:
-        process.signal(signal.SIGKILL)
-        assert process.wait(10)
-        process.discard()
+        _end(process)
 
 
 def test_counts_of_who_took_a_batch_over_are_of_the_record_of_its_fence_or_left_out(in_memory: Path) -> None:
@@ -498,9 +486,7 @@ def test_counts_of_who_took_a_batch_over_are_of_the_record_of_its_fence_or_left_
         assert told(3, 1, 2) == {"0": 1, "1": 2}
         assert told(3, 3, 0) == {"0": 1, "1": 2}, "once"
     finally:
-        process.signal(signal.SIGKILL)
-        assert process.wait(10)
-        process.discard()
+        _end(process)
 
 
 @pytest.mark.parametrize(
@@ -630,7 +616,7 @@ def test_who_begins_to_end_is_heard_out_and_cut_off_before_it_can_be_reaped(in_m
         assert holder.failed == worker.failed == ("there is no layer 99", "settings")
         assert (holder.exit_code, worker.exit_code) == (None, None), "nobody has reaped them"
     finally:
-        _end((holder, worker), worker)
+        _end(holder, worker)
         for pair_of_ends in ends:
             for end in pair_of_ends:
                 end.close()
@@ -649,7 +635,7 @@ def test_who_ends_before_anybody_has_heard_of_it_is_reaped_first(in_memory: Path
         pair._hear_out()
         assert (holder.cut_off, worker.cut_off) == ("", "")
     finally:
-        _end((holder, worker), worker)
+        _end(holder, worker)
 
 
 def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(in_memory: Path) -> None:
@@ -671,11 +657,12 @@ def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(in_memory: 
         recorder.reaped(worker)
         wait_until(lambda: flight.read(recorder.last)["exit_code"] == -signal.SIGKILL)
     finally:
-        _end((worker,), worker)
+        _end(worker)
 
 
-def _end(children: tuple[Child, ...], worker: WorkerProcess) -> None:
+def _end(*children: Child) -> None:
     for child in children:
         child.signal(signal.SIGKILL)
         assert child.wait(10)
-    worker.discard()
+        if isinstance(child, WorkerProcess):
+            child.discard()

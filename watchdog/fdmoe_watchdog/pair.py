@@ -117,11 +117,15 @@ class Pair:
         return all(worker.life in calm for worker in self.state.workers.values())
 
     def children(self) -> Iterator[Child]:
+        """All processes of this device."""
+        yield from self._workers_and_holder()
+        yield from self.spares.there
+
+    def _workers_and_holder(self) -> Iterator[WorkerProcess | HolderProcess]:
         """The workers first: they map what the holder has."""
         yield from self.processes.values()
         if self.holder is not None:
             yield self.holder
-        yield from self.spares.there
 
     def end(self) -> None:
         """This device is out: its processes are killed, and nothing of it is listened to any more. Reap it from then
@@ -168,10 +172,7 @@ class Pair:
 
     def _hear_out(self) -> None:
         """What those who end said last: it may still wait to be read when their end is seen."""
-        children: list[WorkerProcess | HolderProcess] = [*self.processes.values()]
-        if self.holder is not None:
-            children.append(self.holder)
-        for child in children:
+        for child in list(self._workers_and_holder()):
             channel = child.channel
             # nothing is done yet about one that nobody has heard of: what it says of its end may wait to be accepted
             if channel is None or (not child.ending and child.alive):

@@ -22,6 +22,12 @@ def text_of(path: Path) -> str:
     return ""
 
 
+def split_stat(line: str) -> tuple[str, list[str]]:
+    """Of a stat file the name and the fields behind it; a name may hold spaces and parentheses."""
+    head, found, tail = line.rpartition(")")
+    return (head.partition("(")[2], tail.split()) if found else ("", [])
+
+
 class Stat(NamedTuple):
     """state    of a process's main thread, one letter (proc_pid_stat(5)); "" where nothing is told
     exiting  it has begun to end, or has ended
@@ -42,8 +48,8 @@ class StatFile:
     def read(self) -> Stat:
         """Nothing is told of a process that has been reaped."""
         try:
-            fields = os.pread(self._fd, _MOST_BYTES, 0).rpartition(b")")[2].split()
-            state = fields[_STATE].decode()
+            _, fields = split_stat(os.pread(self._fd, _MOST_BYTES, 0).decode(errors="replace"))
+            state = fields[_STATE]
             return Stat(state, state in ("Z", "X") or bool(int(fields[_FLAGS]) & _EXITING))
         except (OSError, IndexError, ValueError):
             return Stat()

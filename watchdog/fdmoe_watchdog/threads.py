@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from fdmoe_watchdog.proc import PROC, text_of
+from fdmoe_watchdog.proc import PROC, split_stat, text_of
 
 _MAX_THREADS = 64
 # of a line of /proc/PID/stat, counted behind the name, which may hold anything
@@ -48,7 +48,7 @@ def process_facts(pid: int, proc: Path = PROC) -> ProcessFacts | None:
 
 
 def _thread(task: Path, tid: int) -> ThreadFacts:
-    name, fields = _stat(text_of(task / "stat"))
+    name, fields = split_stat(text_of(task / "stat"))
     counts = dict(line.split(":", 1) for line in text_of(task / "status").splitlines() if ":" in line)
     waits_in = text_of(task / "wchan")
     return ThreadFacts(
@@ -62,12 +62,6 @@ def _thread(task: Path, tid: int) -> ThreadFacts:
         voluntary_switches=_number(counts.get("voluntary_ctxt_switches", "")),
         involuntary_switches=_number(counts.get("nonvoluntary_ctxt_switches", "")),
     )
-
-
-def _stat(line: str) -> tuple[str, list[str]]:
-    """The name and the fields behind it; a name may hold spaces and parentheses."""
-    head, found, tail = line.rpartition(")")
-    return (head.partition("(")[2], tail.split()) if found else ("", [])
 
 
 def _seconds(fields: list[str], index: int) -> float | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fdmoe_ops.client import WatchdogClient, WatchdogUnreachable
+from fdmoe_watchdog.proc import StatFile
 
 
 class Tree:
@@ -149,11 +150,7 @@ def free_port() -> int:
 
 def is_running(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+    return StatFile(pid).read().state not in ("", "Z")
 
 
 def read_events(tree: Tree) -> list[dict[str, Any]]:
