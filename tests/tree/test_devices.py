@@ -1,4 +1,4 @@
-"""One tree on two devices, which here are two names of the CPU: a holder and a pair of workers on each."""
+"""One tree on two devices: a holder and a pair of workers on each. Without GPUs they are two names of the CPU."""
 
 from __future__ import annotations
 
@@ -17,39 +17,50 @@ from fdmoe_ops.chaos.tree import Tree, read_events, running_tree
 from fdmoe_ops.checkpoint import Checkpoint
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def names(request: pytest.FixtureRequest) -> tuple[str, str]:
+    kind: str = request.param
+    if kind == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    return f"{kind}:0", f"{kind}:1"
+
+
 @pytest.fixture(scope="module")
-def two_devices(demo: Path) -> Iterator[Tree]:
+def two_devices(demo: Path, names: tuple[str, str]) -> Iterator[Tree]:
     flags = (
-        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--devices=cpu:0,cpu:1", "--enable-chaos",
+        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", f"--devices={','.join(names)}",
+        "--worker-max-batch-tokens=256", "--enable-chaos",
         "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     )  # fmt: skip
     with running_tree(*flags) as tree:
         yield tree
 
 
-def test_each_device_has_a_holder_and_a_pair_of_its_own(two_devices: Tree) -> None:
+def test_each_device_has_a_holder_and_a_pair_of_its_own(two_devices: Tree, names: tuple[str, str]) -> None:
+    first, second = names
     status = two_devices.status()
     found = [(device["name"], device["holder"]["name"], device["holder"]["state"]) for device in status["devices"]]
-    assert found == [("cpu:0", "weights0", "ready"), ("cpu:1", "weights1", "ready")]
+    assert found == [(first, "weights0", "ready"), (second, "weights1", "ready")]
     assert [(worker["name"], worker["device"], worker["state"]) for worker in status["workers"]] == [
-        ("a0", "cpu:0", "ready"),
-        ("b0", "cpu:0", "ready"),
-        ("a1", "cpu:1", "ready"),
-        ("b1", "cpu:1", "ready"),
+        ("a0", first, "ready"),
+        ("b0", first, "ready"),
+        ("a1", second, "ready"),
+        ("b1", second, "ready"),
     ]
 
 
-def test_children_are_told_their_device_and_its_weights(two_devices: Tree) -> None:
+def test_children_are_told_their_device_and_its_weights(two_devices: Tree, names: tuple[str, str]) -> None:
+    first, second = names
     told = {}
     for worker in two_devices.status()["workers"]:
         words = Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")
         device, weights = (words[words.index(flag) + 1] for flag in ("--device", "--weights"))
         told[worker["name"]] = (device, re.sub(r"-g[0-9]+\.json$", "", Path(weights).name))
     assert told == {
-        "a0": ("cpu:0", "weights0"),
-        "b0": ("cpu:0", "weights0"),
-        "a1": ("cpu:1", "weights1"),
-        "b1": ("cpu:1", "weights1"),
+        "a0": (first, "weights0"),
+        "b0": (first, "weights0"),
+        "a1": (second, "weights1"),
+        "b1": (second, "weights1"),
     }
 
 
@@ -63,10 +74,11 @@ def test_the_answers_are_right(two_devices: Tree, blocks: list[torch.nn.Module])
     assert np.allclose(result.as_numpy("output"), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_devices_are_announced(two_devices: Tree) -> None:
+def test_the_devices_are_announced(two_devices: Tree, names: tuple[str, str]) -> None:
     two_devices.wait_until("the announcement", lambda: "A first request" in two_devices.output.read_text())
     assert (
-        f"gateway   http://{two_devices.gateway_address}   (demo on cpu:0, cpu:1)\n" in two_devices.output.read_text()
+        f"gateway   http://{two_devices.gateway_address}   (demo on {', '.join(names)})\n"
+        in two_devices.output.read_text()
     )
 
 
