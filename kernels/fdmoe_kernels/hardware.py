@@ -42,6 +42,22 @@ def software_versions() -> str:
     return f"python {platform.python_version()} torch {torch.__version__} triton {triton.__version__}"
 
 
+def power_w(device: torch.device) -> float | None:
+    """What a CUDA device's board takes, W, the mean of about the last second; None for other devices, without
+    nvidia-ml-py, and where NVML does not tell."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+
+        return torch.cuda.power_draw(device) / 1e3
+    except ImportError:
+        return None
+    except (pynvml.NVMLError, RuntimeError) as error:
+        _log.info("the power of %s is not known: %s", device, error)
+        return None
+
+
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors of a CUDA device (one CTA each fills it); 2 for the interpreter: enough to have two

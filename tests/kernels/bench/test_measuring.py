@@ -13,9 +13,9 @@ from fdmoe_kernels.bench import measuring
 from fdmoe_kernels.bench.__main__ import main
 from fdmoe_kernels.bench.command import reproduce
 from fdmoe_kernels.bench.measuring import Plan, measure_model
-from fdmoe_kernels.bench.models import MODELS, Model
+from fdmoe_kernels.bench.models import DTYPES, MODELS, Model
 from fdmoe_kernels.bench.rows import read_rows
-from fdmoe_kernels.bench.work import BYTES_PER_S, FLOP_PER_S, work_of
+from fdmoe_kernels.bench.work import BYTES_PER_S, FLOP_PER_S, flop_per_s, work_of
 from fdmoe_kernels.layer import MoELayer, RoutingRule
 
 TINY = Model(hidden=32, intermediate=16, experts=4, top_k=2, renormalize=True)
@@ -36,13 +36,24 @@ def test_the_floor_counts_the_chosen_experts_once_and_each_tokens_products() -> 
     router = torch.zeros(4, 32)
     router[:2] = 1.0
     layer = MoELayer(router, torch.zeros(4, 32, 32), torch.zeros(4, 32, 16), RoutingRule(2, True))
-    work = work_of(layer, torch.eye(32)[:3])
+    work = work_of(layer, torch.eye(32)[:3], DTYPES["bfloat16"])
     expert = 3 * 32 * 16
     assert work.weight_bytes == (2 * expert + 4 * 32) * 4
     assert work.flop == 2 * 3 * (2 * expert + 4 * 32)
     assert work.floor_us == pytest.approx(max(work.flop / FLOP_PER_S, work.weight_bytes / BYTES_PER_S) * 1e6)
     assert work.tflops(10.0) == pytest.approx(work.flop / 10e-6 / 1e12)
     assert work.weight_gbps(10.0) == pytest.approx(work.weight_bytes / 10e-6 / 1e9)
+
+
+def test_float32_has_a_floor_of_its_own_arithmetic() -> None:
+    rates = {name: flop_per_s(numbers) / 1e12 for name, numbers in DTYPES.items()}
+    assert rates == pytest.approx(
+        {"bfloat16": 790, "float16": 790, "float32-tf32": 395, "float32-tf32x3": 131.67, "float32": 67}, rel=1e-4
+    )
+    layer = TINY.random_layer(torch.float32, "cpu")
+    x = torch.randn(5, 32)
+    work = work_of(layer, x, DTYPES["float32"])
+    assert work.floor_us == pytest.approx(max(work.flop / 67e12, work.weight_bytes / BYTES_PER_S) * 1e6)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32-tf32x3", 1e-5), ("float32-tf32", 2e-3)])
