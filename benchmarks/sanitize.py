@@ -15,8 +15,8 @@ import torch
 from fdmoe_kernels import MoELayer, Routing, RoutingRule, Workspace, fused_moe, reference_moe
 from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import Model, random_tokens
+from fdmoe_kernels.comparing import compare
 from fdmoe_kernels.tune.trials import MOST_ERROR
-from fdmoe_kernels.warmup import difference
 
 _DEVICE = torch.device("cuda")
 
@@ -27,10 +27,10 @@ def _layer(experts: int, hidden: int, intermediate: int, dtype: torch.dtype = to
 
 def _compare(what: str, layer: MoELayer, x: torch.Tensor, y: torch.Tensor, routing: Routing | None = None) -> str:
     torch.cuda.synchronize()
-    error = difference(y, reference_moe(x, layer, routing=routing))
-    assert error is not None, what
-    assert error < MOST_ERROR, f"{what}: {error:.2e}"
-    return f"{what}: {error:.1e}"
+    found = compare(y, reference_moe(x, layer, routing=routing), x, layer, routed=routing is None)
+    assert found.rows > 0, what
+    assert found.within(MOST_ERROR), f"{what}: {found}"
+    return f"{what}: {found.whole:.1e}"
 
 
 def _hopper() -> Iterator[str]:

@@ -57,9 +57,13 @@ def baseline_moe(
 
 def route(x: torch.Tensor, layer: MoELayer) -> Routing:
     """What the layer's own router chooses for x [T, H]."""
+    return choose(router_logits(x, layer), layer.routing, layer.correction_bias)
+
+
+def router_logits(x: torch.Tensor, layer: MoELayer) -> torch.Tensor:
+    """[T, E] float32 for x [T, H]."""
     bias = None if layer.router_bias is None else layer.router_bias.float()
-    logits = functional.linear(x.float(), layer.router.float(), bias)
-    return choose(logits, layer.routing, layer.correction_bias)
+    return functional.linear(x.float(), layer.router.float(), bias)
 
 
 def _with_shared(x: torch.Tensor, routing: Routing, layer: MoELayer) -> tuple[torch.Tensor, torch.Tensor]:

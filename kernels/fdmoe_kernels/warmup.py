@@ -12,6 +12,7 @@ import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
 from fdmoe_kernels.baseline import baseline_moe
+from fdmoe_kernels.comparing import ROW_FACTOR, compare, tolerance
 from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.layer import MoELayer
@@ -20,28 +21,9 @@ from fdmoe_kernels.tiles import Precision, token_counts_of_all_rows
 from fdmoe_kernels.workspace import Workspace
 from fdmoe_watchdog.page import Exit, ExitWord
 
-# ||fused - baseline|| / ||baseline||: each path is within half of this of float32 (measured: 3e-3 in bfloat16)
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-
 
 class ProofError(RuntimeError):
     """The fused path of this layer cannot be trusted on this device; the message says what was found."""
-
-
-def tolerance(dtype: torch.dtype, precision: Precision) -> float:
-    """Of the difference of the two paths. tf32 has 11 bits of mantissa, as float16 has."""
-    return TOLERANCE[torch.float16 if precision == "tf32" else dtype]
-
-
-def difference(fused: torch.Tensor, baseline: torch.Tensor) -> float | None:
-    """||fused - baseline|| / ||baseline|| over the rows where the baseline is finite; None if there is none, for then
-    nothing was compared. Waits for the device once."""
-    rows = torch.isfinite(baseline).all(dim=1, keepdim=True)
-    right = baseline.float()
-    apart = torch.where(rows, fused.float() - right, 0).norm()
-    size = torch.where(rows, right, 0).norm().clamp_min(torch.finfo(torch.float32).tiny)
-    compared, error = torch.stack((rows.any(), apart / size)).tolist()
-    return error if compared else None
 
 
 def first_of_each_kind(layers: Iterable[MoELayer]) -> list[MoELayer]:
@@ -110,12 +92,18 @@ def _prove(
     precision: Precision = "ieee", routing: Routing | None = None,
 ) -> float:  # fmt: skip
     fused = fused_moe(x, layer, workspace, precision=precision, routing=routing)
-    error = difference(fused, baseline_moe(x, layer, routing=routing))
+    baseline = baseline_moe(x, layer, routing=routing)
+    found = compare(fused, baseline, x, layer, precision=precision, routed=routing is None)
     allowed = tolerance(layer.dtype, precision)
-    if error is None or not error <= allowed:
-        found = "the baseline's result is not finite" if error is None else f"the paths differ by {error:.2e}"
-        raise ProofError(f"{found} at {x.shape[0]} tokens; {allowed:.0e} is allowed for {layer.dtype}, {precision}")
-    return error
+    where = f"at {x.shape[0]} tokens; {allowed:.0e} is allowed for {layer.dtype}, {precision}"
+    if found.rows == 0:
+        raise ProofError(f"no row of the baseline's result is finite {where}")
+    if not found.within(allowed):
+        raise ProofError(
+            f"the paths differ by {found.whole:.2e}, in one row by {found.row:.2e}, {where}, and {ROW_FACTOR:g} times "
+            "that in one row"
+        )
+    return found.whole
 
 
 def _token_count_of_each_form(workspace: Workspace) -> list[int]:

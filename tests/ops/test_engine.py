@@ -81,7 +81,7 @@ def test_the_host_thread_beats_after_each_wait_for_the_device(bench: Bench) -> N
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
     bench.engine.store(y, batch)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
-    bench.engine.compare(y, baseline)
+    bench.engine.compare(x, NAME, y, baseline)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
     bench.engine.expert_tokens(x, NAME)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
@@ -125,13 +125,14 @@ def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
     x = bench.engine.load(batch)
     y = rows_of(bench.engine.run_fused(x, NAME))
     baseline = bench.engine.run_baseline(x, NAME)
-    good = bench.engine.compare(y, baseline)
+    good = bench.engine.compare(x, NAME, y, baseline)
     assert (good.tokens, good.ok) == (5, True)
     y[3] *= 1.01
-    bad = bench.engine.compare(y, baseline)
+    bad = bench.engine.compare(x, NAME, y, baseline)
     assert not bad.ok
     assert bad.relative_error is not None
     assert 1e-4 < bad.relative_error < 1e-2
+    assert bad.row_error == pytest.approx(0.01, rel=1e-2)
 
 
 def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(bench: Bench) -> None:
@@ -142,10 +143,10 @@ def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(be
     assert result is not None
     assert not result.finite
     baseline = bench.engine.run_baseline(x, NAME)
-    assert bench.engine.compare(result.y, baseline).ok, "the baseline says the same"
+    assert bench.engine.compare(x, NAME, result.y, baseline).ok, "the baseline says the same"
     for wrong in (float("nan"), float("inf")):
         result.y[4, 0] = wrong
-        assert not bench.engine.compare(result.y, baseline).ok
+        assert not bench.engine.compare(x, NAME, result.y, baseline).ok
 
 
 @pytest.mark.parametrize(

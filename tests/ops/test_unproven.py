@@ -9,7 +9,7 @@ import torch
 from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
 from structlog.testing import capture_logs
 
-from fdmoe_kernels import reference_moe, warmup
+from fdmoe_kernels import comparing, reference_moe
 from fdmoe_ops.worker.__main__ import _prove
 from fdmoe_ops.worker.engine import Engine
 from fdmoe_watchdog.page import Page
@@ -22,7 +22,7 @@ def test_a_failed_proof_leaves_the_baseline(in_memory: Path, monkeypatch: pytest
     engine = Engine({"m": layer}, page=page, arena=in_memory / "arena", max_batch_tokens=4, programs=0)
     with capture_logs() as lines:
         assert _prove(engine, faults=False)
-        monkeypatch.setitem(warmup.TOLERANCE, torch.float32, 0.0)
+        monkeypatch.setitem(comparing.TOLERANCE, torch.float32, 0.0)
         assert not _prove(engine, faults=False)
     assert [line["event"] for line in lines] == ["warm", "fused_path_unproven"]
     assert "ProofError: the paths differ by" in lines[1]["reason"]

@@ -359,7 +359,7 @@ def test_what_a_worker_says_of_its_pace_is_an_event_with_figures_and_reaches_the
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process.channel = Channel(ours)
     try:
-        pair.handle(process.channel, messages.Compared("m/layers.0", 12, "fused", 1e-6, ok=True, suspect=True))
+        pair.handle(process.channel, messages.Compared("m/layers.0", 12, "fused", 1e-6, 2e-6, ok=True, suspect=True))
         pair.handle(
             process.channel, messages.Slow("m/layers.0", 12, "fused", 3_000_000, 900_000, 300_000, 850_000)
         )  # fmt: skip
@@ -638,7 +638,9 @@ def test_who_ends_before_anybody_has_heard_of_it_is_reaped_first(in_memory: Path
         _end(holder, worker)
 
 
-def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(in_memory: Path) -> None:
+def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(
+    in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (in_memory / "run").mkdir()
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
     recorder, worker = supervisor._recorder, supervisor._pairs[0]._spawn("a", 1)
@@ -647,9 +649,12 @@ def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(in_memory: 
         worker.tracker.read(snapshot, 0.0)
         worker.signal(signal.SIGKILL)
         wait_until(lambda: worker.ending)
-        recorder.record(worker, "exit", "cpu")
-        recorder.reaped(worker)
-        recorder.wait(10)
+        with monkeypatch.context() as still:
+            # a small process has ended as soon as it begins to
+            still.setattr(WorkerProcess, "exit_code", None)
+            recorder.record(worker, "exit", "cpu")
+            recorder.reaped(worker)
+            recorder.wait(10)
         assert recorder.last is not None
         record = flight.read(recorder.last)
         assert (record["exit_code"], str(record["verdict"]).split(";")[0]) == (None, "the worker's process is ending")

@@ -90,7 +90,7 @@ class Ears:
         if not message.ok:
             self._events.add(
                 "shadow_mismatch", level="warning", worker=process.name, layer=message.layer, tokens=message.tokens,
-                served=message.served, relative_error=message.relative_error,
+                served=message.served, relative_error=message.relative_error, row_error=message.row_error,
                 requests=" ".join(message.requests[:_NAMED]),
             )  # fmt: skip
 

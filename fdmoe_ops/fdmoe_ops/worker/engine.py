@@ -13,8 +13,9 @@ import torch
 
 from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
 from fdmoe_kernels.baseline import route
+from fdmoe_kernels.comparing import compare, tolerance
 from fdmoe_kernels.tiles import token_counts_of_all_rows
-from fdmoe_kernels.warmup import TOLERANCE, abort_drill, difference, first_of_each_kind, load_faults, warm_up_all
+from fdmoe_kernels.warmup import abort_drill, first_of_each_kind, load_faults, warm_up_all
 from fdmoe_ops.worker.tally import Tally
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.counts import CountPage, counts_path
@@ -28,10 +29,12 @@ class BatchError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One batch on both paths; `relative_error` is None where no row of the baseline is finite: that proves nothing."""
+    """One batch on both paths: ||fused - baseline|| / ||baseline||, of all rows and of the one that is most apart. Both
+    are None where there was nothing to compare, because no row of the baseline is finite: that proves nothing."""
 
     tokens: int
     relative_error: float | None
+    row_error: float | None
     ok: bool
 
 
@@ -219,11 +222,14 @@ class Engine:
             start += segment.tokens
         self._synchronize()
 
-    def compare(self, fused: torch.Tensor, baseline: torch.Tensor) -> Comparison:
+    def compare(self, x: torch.Tensor, name: str, fused: torch.Tensor, baseline: torch.Tensor) -> Comparison:
         """Both paths' rows of one batch; only those that are finite on the baseline tell anything."""
-        error = difference(fused, baseline)
+        layer = self.layers[name]
+        found = compare(fused, baseline, x, layer)
         self._page.add(Line.HOST, Host.BEATS)
-        return Comparison(fused.shape[0], error, error is None or error <= TOLERANCE[fused.dtype])
+        if found.rows == 0:
+            return Comparison(x.shape[0], None, None, ok=True)
+        return Comparison(x.shape[0], found.whole, found.row, found.within(tolerance(layer.dtype)))
 
     def _rows(self, segment: Segment, offset: int) -> torch.Tensor:
         size = segment.tokens * self._x.shape[1] * self._x.element_size()

@@ -153,11 +153,11 @@ class Loop:
         self._answer(batch, "baseline" if fused is None else "fused", started)
         engine.settle()
         if fused is not None and (taken.compare or self._pace_asks):
-            self._tell(batch, "fused", engine.compare(fused, engine.run_baseline(x, batch.layer)))
+            self._tell(batch, "fused", self._compare(x, batch.layer, fused))
         elif taken.compare and taken.path == "baseline":
             fused = self._run_fused(x, batch)
             if fused is not None:
-                self._tell(batch, "baseline", engine.compare(fused, y))
+                self._tell(batch, "baseline", engine.compare(x, batch.layer, fused, y))
         self._count_for_record(x, batch)
 
     def _count_for_record(self, x: Tensor, batch: messages.Batch) -> None:
@@ -185,7 +185,7 @@ class Loop:
         if result.finite:
             return result.y
         # no answer that is not finite leaves before the baseline has given the same
-        comparison = self._engine.compare(result.y, self._engine.run_baseline(x, batch.layer))
+        comparison = self._compare(x, batch.layer, result.y)
         if not comparison.ok:
             self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
             self._choice.stay_on_baseline()
@@ -193,9 +193,12 @@ class Loop:
             return None
         return result.y
 
+    def _compare(self, x: Tensor, layer: str, fused: Tensor) -> Comparison:
+        return self._engine.compare(x, layer, fused, self._engine.run_baseline(x, layer))
+
     def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
-        error = comparison.relative_error
-        if error is None:
+        error, row_error = comparison.relative_error, comparison.row_error
+        if error is None or row_error is None:
             return
         layer, tokens, engine = batch.layer, comparison.tokens, self._engine
         if not comparison.ok:
@@ -205,12 +208,13 @@ class Loop:
                 layer=layer,
                 served=served,
                 relative_error=error,
+                row_error=row_error,
                 requests=batch.requests,
             )
-            self._send(messages.Compared(layer, tokens, served, error, ok=False, requests=batch.requests))
+            self._send(messages.Compared(layer, tokens, served, error, row_error, ok=False, requests=batch.requests))
             return
         verdict = self._pace.compared(layer, tokens, engine.fused_ns, engine.baseline_ns)
-        self._send(messages.Compared(layer, tokens, served, error, ok=True, suspect=verdict.suspect))
+        self._send(messages.Compared(layer, tokens, served, error, row_error, ok=True, suspect=verdict.suspect))
         if (slow := verdict.slow) is not None:
             self._send(
                 messages.Slow(

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from fdmoe_kernels.bench.command import reproduce
+from fdmoe_kernels.bench.limits import limits_table
 from fdmoe_kernels.bench.measuring import MODES, Plan, measure_model
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.bench.peers import Mode
 from fdmoe_kernels.bench.plot import PlotError, draw
+from fdmoe_kernels.bench.profiling import ProfileError, read_profile
 from fdmoe_kernels.bench.rows import ResultError, Row, open_rows, read_rows
 from fdmoe_kernels.bench.table import markdown_table
 from fdmoe_kernels.timing import CudaTimer, Timer
@@ -25,9 +27,12 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
     try:
         if options.table_from:
             sys.stdout.write(markdown_table(read_rows(options.table_from)))
+        if options.limits_from:
+            kernel, profile = options.limits_from
+            sys.stdout.write(limits_table(read_rows(kernel), read_profile(profile)))
         if options.plot_from:
             draw(read_rows(options.plot_from), options.plot or [options.plot_from.with_suffix(".png")])
-        if options.table_from or options.plot_from:
+        if options.table_from or options.limits_from or options.plot_from:
             return 0
         if options.csv is None and (options.resume or options.plot):
             parser.error("--csv is missing; --resume and --plot need the file of the rows")
@@ -40,7 +45,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
         _measure(options, plan)
         if options.plot:
             draw(read_rows(options.csv), options.plot)
-    except (FileNotFoundError, PlotError, ResultError) as error:
+    except (FileNotFoundError, PlotError, ProfileError, ResultError) as error:
         parser.error(str(error))
     return 0
 
@@ -59,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", nargs="+", type=Path, help="pictures of the result (.png, .svg)")
     parser.add_argument("--plot-from", type=Path, metavar="CSV", help="measure nothing: draw this file's rows")
     parser.add_argument("--table-from", type=Path, metavar="CSV", help="measure nothing: print this file as Markdown")
+    parser.add_argument(
+        "--limits-from",
+        type=Path,
+        nargs=2,
+        metavar=("CSV", "PROFILE"),
+        help="measure nothing: print each cell's goals, and what this file of fdmoe_kernels.bench.profiling says of it",
+    )
     return parser
 
 

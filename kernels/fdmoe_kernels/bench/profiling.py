@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -165,6 +166,21 @@ def _profile(model: str, token_counts: Sequence[int], ncu: str, about: dict[str,
             raise ProfileError(f"{ncu} told of {len(found)} launches; {len(counts)} are needed: {done.stderr[-2000:]}")
         for tokens, values in zip(counts, found, strict=True):
             yield row_of(model, tokens, values, about)
+
+
+def read_profile(path: Path) -> list[ProfileRow]:
+    """All rows of a file that the command wrote. Raises ProfileError for a file with other columns, and for a value
+    that is none."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = [field.name for field in fields(ProfileRow)]
+        if reader.fieldnames != names:
+            raise ProfileError(f"{path} has the columns {reader.fieldnames}; {names} are needed")
+        kinds = get_type_hints(ProfileRow)
+        try:
+            return [ProfileRow(**{name: kinds[name](row[name]) for name in names}) for row in reader]
+        except ValueError as error:
+            raise ProfileError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def read_launches(text: str) -> list[dict[str, str]]:

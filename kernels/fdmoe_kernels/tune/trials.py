@@ -11,6 +11,7 @@ import torch
 from triton.errors import TritonError
 
 from fdmoe_kernels.bench.models import random_tokens
+from fdmoe_kernels.comparing import tolerance
 from fdmoe_kernels.fused import fused_moe
 from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.layer import MoELayer
@@ -20,7 +21,6 @@ from fdmoe_kernels.timing import Run, Timer
 from fdmoe_kernels.tune.journal import Journal, Result
 from fdmoe_kernels.tuning.form import Form, R
 from fdmoe_kernels.tuning.tables import pinned
-from fdmoe_kernels.warmup import tolerance
 from fdmoe_kernels.workspace import Workspace
 
 # rows of the batch that are compared with float32, drawn at random

@@ -40,13 +40,14 @@ class WeightsReady(Message, frozen=True):
 
 class Compared(Message, frozen=True):
     """One batch was computed on both paths, of which `served` gave the answer. `relative_error` is
-    ||fused - baseline|| / ||baseline||. `requests`: of a batch that was not ok, its requests' ids (Batch). `suspect`:
-    it took much longer on the fused path than is usual."""
+    ||fused - baseline|| / ||baseline||, `row_error` that of the token that is most apart. `requests`: of a batch that
+    was not ok, its requests' ids (Batch). `suspect`: it took much longer on the fused path than is usual."""
 
     layer: str
     tokens: int
     served: Path
     relative_error: float
+    row_error: float
     ok: bool
     requests: tuple[str, ...] = ()
     suspect: bool = False

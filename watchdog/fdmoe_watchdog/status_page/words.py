@@ -33,7 +33,8 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "buckets_proven": ("good", "The fused path is proven for the batch sizes {buckets}."),
     "shadow_mismatch": (
         "bad",
-        "Fused and baseline differ on worker {worker}: {layer}, {tokens} tokens, relative error {relative_error}.",
+        "Fused and baseline differ on worker {worker}: {layer}, {tokens} tokens, relative error {relative_error}, "
+        "of one token {row_error}.",
     ),
     "slow": (
         "bad",
@@ -140,7 +141,7 @@ def _value(key: str, value: str | int | float) -> str:
         return value
     if key == "size_bytes":
         return f"{value / 2**20:.1f} MiB"
-    if key == "relative_error":
+    if key in ("relative_error", "row_error"):
         return f"{value:.1e}"
     return duration(value) if key == "seconds" or key.endswith("_s") else str(value)
 
