@@ -78,10 +78,10 @@ def increase_of(counter: str, *labels: str, legend: str = "", matchers: tuple[st
     return query(summed, legend or _legend(labels))
 
 
-def quantile(share: float, histogram: str, *labels: str, window: str = "$__rate_interval") -> Dataquery:
-    """Of a histogram, for each value of `labels`."""
+def quantile(share: float, histogram: str, *labels: str, window: str = "$__rate_interval", of: str = "") -> Dataquery:
+    """Of a histogram, for each value of `labels`; `of` names it beside others."""
     buckets = f"sum by ({', '.join(('le', *labels))}) (rate({series(f'{histogram}_bucket')}[{window}]))"
-    legend = " ".join((*(f"{{{{{label}}}}}" for label in labels), f"p{share * 100:.0f}"))
+    legend = " ".join((*filter(None, [of]), *(f"{{{{{label}}}}}" for label in labels), f"p{share * 100:.0f}"))
     return query(f"histogram_quantile({share}, {buckets})", legend)
 
 

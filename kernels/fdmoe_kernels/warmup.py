@@ -6,6 +6,7 @@ may ever launch is launched here once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable
 
 import torch
@@ -19,7 +20,10 @@ from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing
 from fdmoe_kernels.tiles import Precision, token_counts_of_all_rows
 from fdmoe_kernels.workspace import Workspace
-from fdmoe_watchdog.page import Exit, ExitWord
+from fdmoe_watchdog.page import FIRST_SLOT, LINE_WORDS, Exit, ExitWord, SlotWord
+
+# a stalled launch waits within milliseconds, and later where neighbours have the device
+_STALLS_WITHIN_S = 10.0
 
 
 class ProofError(RuntimeError):
@@ -114,31 +118,51 @@ def _token_count_of_each_form(workspace: Workspace) -> list[int]:
     return sorted({1, workspace.max_tokens} | small)
 
 
-def abort_drill(layer: MoELayer, workspace: Workspace) -> None:
-    """Start a launch that stalls, with the abort word set, and see it end by itself and the next launch be right; the
-    same for every form of the kernel that may serve.
+def abort_drill(layer: MoELayer, workspace: Workspace) -> float:
+    """Start a launch that stalls, tell it to end once it waits for what never comes, see it end by itself and the next
+    launch be right; the same for every form of the kernel that may serve. Triton's interpreter, which returns when the
+    launch is over, has it told before it starts.
 
-    Raises ProofError if it does not end as aborted, and ValueError without a page. A launch that does not end at all
-    is the start-up deadline's to find.
+    Returns the longest time from the word to the end, s. Raises ProofError for a launch that does not begin to wait, or
+    does not end as aborted, and ValueError without a page. One that does not end at all is the start-up deadline's to
+    find.
     """
     page = workspace.page
     if page is None:
         raise ValueError("the workspace has no page; an abort word is needed")
-    for tokens in _token_count_of_each_form(workspace):
-        _drill(torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device), layer, workspace, page)
+    counts = _token_count_of_each_form(workspace)
+    rows = (torch.ones(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device) for tokens in counts)
+    return max(_drill(x, layer, workspace, page) for x in rows)
 
 
-def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.Tensor) -> None:
-    launch = workspace.launches + 1
-    page[kernel.PAGE_ABORT.value] = launch
-    fused_moe(x, layer, workspace, fault=Fault.STALL)
+def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.Tensor) -> float:
+    launch, began = workspace.launches + 1, time.monotonic()
     if layer.device.type == "cuda":
+        fused_moe(x, layer, workspace, fault=Fault.STALL)
+        _wait_until_it_waits(launch, page)
+        began = time.monotonic()
+        page[kernel.PAGE_ABORT.value] = launch
         torch.cuda.synchronize(layer.device)
+    else:
+        page[kernel.PAGE_ABORT.value] = launch
+        fused_moe(x, layer, workspace, fault=Fault.STALL)
+    seconds = time.monotonic() - began
     found = int(page[kernel.PAGE_EXIT.value + ExitWord.EXIT])
     page[kernel.PAGE_ABORT.value] = 0
     if found != launch << 8 | Exit.ABORTED:
         raise ProofError(f"launch {launch} was told to end and left exit word {found:#x}")
     _prove(x, layer, workspace)
+    return seconds
+
+
+def _wait_until_it_waits(launch: int, page: torch.Tensor) -> None:
+    """Until a CTA of this launch says that it waits. A launch that ends without is told to, and is a ProofError."""
+    slots = page[FIRST_SLOT * LINE_WORDS :].view(-1, LINE_WORDS)
+    deadline = time.monotonic() + _STALLS_WITHIN_S
+    while not bool(((slots[:, SlotWord.LAUNCH] == launch) & (slots[:, SlotWord.WAIT] != 0)).any()):
+        if time.monotonic() > deadline:
+            page[kernel.PAGE_ABORT.value] = launch
+            raise ProofError(f"launch {launch} was to stall, and no CTA waits after {_STALLS_WITHIN_S:g} s")
 
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:

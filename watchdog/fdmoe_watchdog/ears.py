@@ -34,6 +34,8 @@ class Ears:
                 process.ready = message
                 self._count(process, message)
                 seconds, stages_s = time.monotonic() - process.started_at, process.tracker.stages_s
+                if message.fused:
+                    self._metrics.abort_drill.observe(message.abort_s)
                 if process.generation > 1:
                     self._metrics.recovery.labels("restart").observe(seconds)
                 self._events.add(
@@ -41,6 +43,7 @@ class Ears:
                     generation=process.generation, fused=message.fused, seconds=round(seconds, 3),
                     starting_s=round(stages_s[Stage.STARTING], 3), trial_s=round(stages_s[Stage.TRIAL], 3),
                     loading_s=round(stages_s[Stage.LOADING], 3), compiling_s=round(stages_s[Stage.COMPILING], 3),
+                    abort_s=round(message.abort_s, 6),
                 )  # fmt: skip
             case messages.ChildFailed(reason=reason, blame=blame):
                 process.failed = (reason, blame)

@@ -43,6 +43,7 @@ _ENDS = {
 }
 # from one poll of the watchdog to a restart
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_DRILLS_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _ERRORS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 _LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -94,6 +95,12 @@ class Metrics:
             "Ends of the ladder. restart: a worker, a weights holder or the gateway is not started again, because its "
             "budget is gone. give_up: a device was left out, or the tree ended.",
             ["rung"],
+            registry=registry,
+        )
+        self.abort_drill = Histogram(
+            "fdmoe_abort_drill_seconds",
+            "From the abort word to the end of a launch that stalls, the longest of a worker's warm-up.",
+            buckets=_DRILLS_S,
             registry=registry,
         )
         self.flight_records = Counter(

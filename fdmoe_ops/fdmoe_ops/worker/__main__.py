@@ -122,7 +122,7 @@ def _serve(
             messages.LayerInfo(name, layer.hidden_size, datatype, layer.experts, layer.routing.top_k)
             for name, layer in layers.items()
         )
-        ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused)
+        ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused, engine.abort_s)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
         pace = Pace(settings.recovery.slow_factor, settings.recovery.slow_checks)
         Loop(engine, choice, pace, page, control, listener, ready, name=options.name, chaos=settings.chaos).run()
@@ -136,7 +136,7 @@ def _prove(engine: Engine, *, faults: bool) -> bool:
 
     log = structlog.get_logger("fdmoe.worker")
     try:
-        log.info("warm", layers=len(engine.layers), difference=engine.warm_up(faults=faults))
+        log.info("warm", layers=len(engine.layers), difference=engine.warm_up(faults=faults), abort_s=engine.abort_s)
     except (BuildError, ProofError, TritonError) as error:
         log.error("fused_path_unproven", reason=f"{type(error).__name__}: {error}")
         return False

@@ -55,6 +55,7 @@ class Engine:
 
     fused_ns, baseline_ns  what the last run of each path took: on a GPU from its launch to its end on the host's clock,
                            on the CPU the time of the thread that is the device there, without what others took from it
+    abort_s                the longest that a stalled launch of the warm-up took to end when it was told to
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Engine:
         self._device = some.device
         self._clock_ns = time.thread_time_ns if self._device.type == "cpu" else time.monotonic_ns
         self.fused_ns = self.baseline_ns = 0
+        self.abort_s = 0.0
         self._indices = {name: index for index, name in enumerate(self.layers)}
         self._arena = torch.from_file(str(arena), shared=True, size=arena.stat().st_size, dtype=torch.uint8)
         words = torch.from_numpy(np.frombuffer(page.mapped, dtype=np.int64))
@@ -103,13 +105,14 @@ class Engine:
         Raises ProofError, BuildError or TritonError where the fused path is not to be had here; the baseline is warm
         all the same.
         """
-        for layer in first_of_each_kind(self.layers.values()):
+        kinds = first_of_each_kind(self.layers.values())
+        for layer in kinds:
             for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):
                 baseline_moe(self._x[:tokens], layer)
         self._measure_peak(self._fused_y[:1])
         worst = warm_up_all(self.layers.values(), self._workspace)
+        self.abort_s = max(abort_drill(layer, self._workspace) for layer in kinds)
         name, layer = next(iter(self.layers.items()))
-        abort_drill(layer, self._workspace)
         # what follows an abort counts as no path's work: it must not have to load its kernels then
         self.expert_tokens(self._x[:1], name)
         if faults:

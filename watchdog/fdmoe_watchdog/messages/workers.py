@@ -21,12 +21,14 @@ class LayerInfo(msgspec.Struct, frozen=True, array_like=True):
 
 class WorkerReady(Message, frozen=True):
     """Warm, and listening on its data socket. Sent to the watchdog, and to the gateway when it connects. `fused` is
-    False where the fused path could not be proven: such a worker serves on the baseline alone."""
+    False where the fused path could not be proven: such a worker serves on the baseline alone. `abort_s`: the longest
+    that a stalled launch of its abort drill took to end, from the word to the end."""
 
     generation: int
     layers: tuple[LayerInfo, ...]
     max_batch_tokens: int
     fused: bool = True
+    abort_s: float = 0.0
 
 
 class WeightsReady(Message, frozen=True):
