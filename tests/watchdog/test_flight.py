@@ -218,6 +218,8 @@ def test_the_causes_for_programs() -> None:
          "serves, with 1 batch unanswered"),
         ("page", None, {"stage": Stage.LOADING}, "the worker's beat page is damaged; no launch is "
          "outstanding; the worker is loading"),
+        ("unreachable", None, {"submitted": 0}, "the gateway cannot reach the worker; no launch is outstanding; the "
+         "worker serves, with 0 batches unanswered"),
         ("something new", None, {}, "no launch is outstanding; the worker serves, with 1 batch unanswered"),
     ],
 )  # fmt: skip

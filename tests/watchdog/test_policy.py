@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -132,18 +133,44 @@ def test_a_stall_that_an_abort_ends_costs_no_process() -> None:
     assert ladder.at(4.03, ended(9, checks=(OK,)), IDLE) == (SetPath("a", "fused", "shadow", "proven", (16,)),)
 
 
-def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_killed() -> None:
+@pytest.mark.parametrize("cause", ["exit", "unreachable"])
+def test_a_worker_that_the_gateway_cannot_reach_makes_way_for_the_other_and_is_killed(
+    cause: Literal["exit", "unreachable"],
+) -> None:
     ladder = Ladder().serving()
-    cut_off = Seen(alive=True, ready=True, cut_off="exit")
+    cut_off = Seen(alive=True, ready=True, cut_off=cause)
     assert ladder.at(2, cut_off, IDLE) == (
-        Fence("a", 1, "exit"),
-        SetPath("", "baseline", "fused", "exit", ()),
+        Fence("a", 1, cause),
+        SetPath("", "baseline", "fused", cause, ()),
         SetPath("b", "baseline", "baseline", "route", ()),
         Route("b", 1),
         Kill("a", 1),
     )
     assert ladder.at(2.01, cut_off, IDLE) == ()
     assert ladder.at(2.1, ABSENT, IDLE) == (Gone("a", 1),)
+    assert ladder.at(2.7, ABSENT, IDLE) == (Start("a", 2, cause),)
+
+
+def test_a_replay_that_reaches_nobody_goes_on_with_the_next_and_ends_with_the_budget() -> None:
+    ladder, now = Ladder().serving(), 2.0
+    seen, unreachable = {"a": IDLE, "b": IDLE}, replace(IDLE, cut_off="unreachable")
+    routes, ends = ["a"], []
+    while not ends and now < 100:
+        now += 1.0
+        # whoever is routed to cannot be reached; who is killed is gone, who is started gets ready
+        seen |= {ladder.state.active: unreachable} if ladder.state.active else {}
+        for action in ladder.at(now, seen["a"], seen["b"]):
+            match action:
+                case Kill(worker=name):
+                    seen[name] = ABSENT
+                case Start(worker=name):
+                    seen[name] = IDLE
+                case Route(worker=name):
+                    routes.append(name)
+                case GiveUp():
+                    ends.append(action)
+    assert len(routes) == 2 + SETTINGS.restart_budget, "each start is tried once"
+    assert ends == [GiveUp("no worker is left and the restart budget is gone", Ending.RESTART_ME)]
 
 
 def test_a_stall_that_no_abort_ends_is_fenced_replayed_and_killed_in_that_order() -> None:
@@ -779,10 +806,10 @@ class AnyOrder(RuleBasedStateMachine):
     def die(self, name: str) -> None:
         self.seen[name] = ABSENT
 
-    @rule(name=st.sampled_from("ab"))
-    def cut_off(self, name: str) -> None:
+    @rule(name=st.sampled_from("ab"), cause=st.sampled_from(["exit", "page", "unreachable"]))
+    def cut_off(self, name: str, cause: Literal["exit", "page", "unreachable"]) -> None:
         if self.seen[name].ready:
-            self.seen[name] = replace(self.seen[name], cut_off="exit")
+            self.seen[name] = replace(self.seen[name], cut_off=cause)
 
     @rule(name=st.sampled_from("ab"), launch=st.integers(1, 5))
     def stall(self, name: str, launch: int) -> None:

@@ -53,6 +53,27 @@ def test_a_replay_keeps_the_start_of_its_stall(processes: Processes) -> None:
     assert clock.look(processes, 10.75) == Recovered("replay", "b", 0.75)
 
 
+def test_one_that_nobody_could_reach_is_part_of_the_recovery(processes: Processes) -> None:
+    clock = RecoveryClock()
+    processes.answer("a", submitted=8, answered=7)
+    clock.start(processes["a"], 10.0)
+    clock.hand_over(processes["a"], 10.5)
+    clock.routed(processes["b"])
+    clock.hand_over(processes["b"], 11.5, reached=False)
+    assert clock.look(processes, 11.6) is None
+    clock.routed(processes["a"])
+    processes.answer("a", submitted=9, answered=8)
+    assert clock.look(processes, 12.0) == Recovered("replay", "a", 2.0)
+
+
+def test_who_cannot_be_reached_when_nobody_waits_begins_no_recovery(processes: Processes) -> None:
+    clock = RecoveryClock()
+    clock.hand_over(processes["a"], 10.5, reached=False)
+    clock.routed(processes["b"])
+    processes.answer("b", submitted=1, answered=1)
+    assert clock.look(processes, 11.0) is None
+
+
 def test_nobody_waited(processes: Processes) -> None:
     clock = RecoveryClock()
     processes.answer("a", submitted=8, answered=8)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
+import msgspec
 import pytest
 from waiting import wait_until
 
@@ -139,20 +140,42 @@ def test_a_worker_that_leaves_the_watchdog_is_not_relied_on_until_it_can_be_reap
         _end(first, second)
 
 
-@pytest.mark.parametrize(("life", "events"), [(Life.READY, ["link_lost"]), (Life.DYING, [])])
-def test_a_lost_link_is_news_unless_the_worker_is_being_killed(in_memory: Path, life: Life, events: list[str]) -> None:
+BROKE = messages.LinkLost("a", 2, "peer closed the connection")
+NO_ROUTE = messages.LinkLost("a", 2, "no connection within 1 s: [Errno 2] No such file or directory", "unreachable")
+
+
+@pytest.mark.parametrize(
+    ("life", "told", "cut_off"),
+    [
+        (Life.READY, BROKE, "exit"),
+        (Life.READY, NO_ROUTE, "unreachable"),
+        (Life.ABORTING, NO_ROUTE, "unreachable"),
+        (Life.DYING, BROKE, ""),
+        (Life.DYING, NO_ROUTE, ""),
+        # late, about the one before, or about nobody
+        (Life.READY, msgspec.structs.replace(BROKE, generation=1), ""),
+        (Life.READY, msgspec.structs.replace(NO_ROUTE, generation=1), ""),
+        (Life.READY, msgspec.structs.replace(NO_ROUTE, worker="b"), ""),
+    ],
+)
+def test_a_lost_link_is_news_unless_the_worker_is_being_killed_or_gone(
+    in_memory: Path, life: Life, told: messages.LinkLost, cut_off: str
+) -> None:
     supervisor = Supervisor(plan(in_memory, worker=IDLE))
     (in_memory / "run").mkdir()
     pair = supervisor._pairs[0]
-    process = pair.processes["a"] = pair._spawn("a", 1)
+    process = pair.processes["a"] = pair._spawn("a", 2)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        pair.state = replace(pair.state, workers={"a": Worker(life, 1), "b": Worker()})
-        pair.link_lost(messages.LinkLost("a", 1, "peer closed the connection"))
-        pair.link_lost(messages.LinkLost("a", 2, "of another generation"))
-        assert [event["event"] for event in supervisor._events.last] == events
-        assert process.cut_off == ("exit" if events else "")
+        pair.state = replace(pair.state, workers={"a": Worker(life, 2), "b": Worker()})
+        supervisor._handle(Channel(ours), told)
+        said = [(event["event"], event["worker"], event["reason"]) for event in supervisor._events.last]
+        assert said == ([("link_lost", "a", told.reason)] if cut_off else [])
+        assert process.seen().cut_off == cut_off
         assert process.alive, "what becomes of it is the policy's to say"
     finally:
+        ours.close()
+        theirs.close()
         _end(process)
 
 

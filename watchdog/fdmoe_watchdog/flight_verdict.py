@@ -126,6 +126,7 @@ _OPENINGS = {
     "startup": "the worker did not become ready in time",
     "exit": "the worker's process is ending",
     "page": "the worker's beat page is damaged",
+    "unreachable": "the gateway cannot reach the worker",
 }
 
 

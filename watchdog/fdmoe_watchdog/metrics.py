@@ -22,7 +22,7 @@ SWITCHES = (
     *(
         (path, "baseline", reason)
         for path in ("fused", "shadow")
-        for reason in ("stall", "frozen", "exit", "page", "budget")
+        for reason in ("stall", "frozen", "exit", "page", "unreachable", "budget")
     ),
     ("shadow", "baseline", "mismatch"),
     ("fused", "baseline", "mismatch"),
@@ -134,7 +134,7 @@ class Metrics:
                 self.device_work_items.labels(device, phase)
         for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
-        for reason in ("stall", "frozen", "exit", "page", "startup", "weights"):
+        for reason in ("stall", "frozen", "exit", "page", "unreachable", "startup", "weights"):
             self.worker_restarts.labels(reason)
         for process in _ENDS.values():
             self._process_ends.labels(process)

@@ -256,13 +256,13 @@ class Pair:
         self._ears.hear(process, message)
 
     def link_lost(self, message: messages.LinkLost) -> None:
-        """The gateway hears no more of a worker. Of one that is being killed that is no news."""
+        """The gateway hears no more of a worker, or never did. Of one that is being killed that is no news."""
         process = self.processes.get(message.worker)
         if process is None or process.generation != message.generation:
             return
         if self.state.workers[process.name].life is not policy.Life.DYING:
             self._events.add("link_lost", level="warning", worker=process.name, reason=message.reason)
-            process.cut_off = process.cut_off or "exit"
+            process.cut_off = process.cut_off or message.cause
 
     # ---- the ladder's hands
 
@@ -334,11 +334,11 @@ class Pair:
         if self.route is not None and (self.route.worker, self.route.generation) == (name, generation):
             self.route = None
             if process is not None:
-                self._recovery.hand_over(process, now)
+                self._recovery.hand_over(process, now, reached=cause != "unreachable")
         if cause in ("frozen", "startup"):
             self._metrics.stalls.labels(cause).inc()
         # of a stall there is one already, and new weights are nobody's fault
-        if cause in ("frozen", "startup", "exit", "page") and process is not None:
+        if cause in ("frozen", "startup", "exit", "page", "unreachable") and process is not None:
             self._record(process, cause)
         if cause != policy.NEW_WEIGHTS and process is not None:
             self._recorder.fenced(process)

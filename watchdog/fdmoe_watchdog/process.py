@@ -216,7 +216,7 @@ class WorkerProcess(Child):
         self.failed: tuple[str, Blame] | None = None
         self.checks: list[Check] = []
         self.slow = False
-        self.cut_off: Literal["", "exit", "page"] = ""
+        self.cut_off: Literal["", "exit", "page", "unreachable"] = ""
         self.page_problem = ""
         arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
         try:

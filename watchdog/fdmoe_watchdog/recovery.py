@@ -35,8 +35,12 @@ class RecoveryClock:
         self._detected_at, self._rung = now, "abort"
         self._wait_for(process)
 
-    def hand_over(self, process: WorkerProcess, now: float) -> None:
-        """The worker was fenced: whoever is routed to next is to answer what it had, if it had anything."""
+    def hand_over(self, process: WorkerProcess, now: float, *, reached: bool = True) -> None:
+        """The worker was fenced: whoever is routed to next is to answer what it had, if it had anything. One that the
+        gateway never reached had nothing, and what was waited for still is."""
+        if not reached:
+            self._rung, self._worker = "replay", ""
+            return
         page = process.read_page()
         if page is None or not page.waiting:
             self._detected_at = None

@@ -22,6 +22,7 @@ _REASONS = {
     "startup": "it did not get ready in time",
     "exit": "its process ended or was cut off",
     "page": "its beat page was damaged",
+    "unreachable": "the gateway could not reach it",
     "weights": "there are new weights",
     "mismatch": "a comparison with the baseline differed",
     "unproven": "the fused path of this worker is not proven",

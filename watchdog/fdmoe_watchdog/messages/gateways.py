@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from fdmoe_watchdog.messages.base import Message, Path
@@ -91,11 +93,13 @@ class InFlight(Message, frozen=True):
 
 
 class LinkLost(Message, frozen=True):
-    """The connection to this generation broke, and it has been fenced: it is of no use any more, alive or not."""
+    """The connection to this generation broke, and it has been fenced: it is of no use any more, alive or not.
+    `unreachable`: none came about within recovery.route_deadline_s, or the worker said nothing on it."""
 
     worker: str
     generation: int
     reason: str
+    cause: Literal["exit", "unreachable"] = "exit"
 
 
 # ---- gateway -> worker

@@ -51,7 +51,8 @@ class Seen:
     slow          it said since then that its fused path has become slow, and its baseline has not
     fused         its fused path was proven at warm-up; without that it serves on the baseline alone
     cut_off       why nothing of it can be relied on any more, whether it lives or not: "exit", its end has begun, or
-                  its connection to the gateway or to the watchdog broke; "page", its beat page is damaged
+                  its connection to the gateway or to the watchdog broke; "page", its beat page is damaged;
+                  "unreachable", the gateway gets no connection to it, or no word on it
     failed        it said that it cannot serve: why, and whose fault it is
     memory_back   nothing of a predecessor that ended is left on the device, as far as can be known
     """
@@ -69,7 +70,7 @@ class Seen:
     checks: tuple[Check, ...] = ()
     slow: bool = False
     fused: bool = True
-    cut_off: Literal["", "exit", "page"] = ""
+    cut_off: Literal["", "exit", "page", "unreachable"] = ""
     failed: tuple[str, Blame] | None = None
     memory_back: bool = True
 

@@ -57,7 +57,7 @@ _WORDS: dict[str, tuple[Tone, str]] = {
     "gateway_not_started": ("bad", "The gateway could not be started: {reason}."),
     "drain": ("warn", "Told to stop: what is in flight is finished, for {deadline_s} at most."),
     # ---- what is read
-    "link_lost": ("warn", "The gateway lost its connection to worker {worker}: {reason}."),
+    "link_lost": ("warn", "The gateway has no connection to worker {worker}: {reason}."),
     "page_lost": ("bad", "The beat page of worker {worker} is damaged: {reason}."),
     "counts_lost": ("bad", "The counts of worker {worker} are lost: {reason}."),
     "flight_record": ("note", "The flight record of worker {worker} is written: {file}."),
@@ -90,6 +90,7 @@ _REASONS = {
     "frozen": "the worker shows no sign of work",
     "exit": "its process ended",
     "page": "its beat page is damaged",
+    "unreachable": "the gateway cannot reach it",
     "startup": "it did not become ready in time",
     "budget": "no restart is left",
     "mismatch": "fused and baseline differ",
