@@ -341,7 +341,7 @@ def _recovery(recovery: RecoverySettings, devices: tuple[str, ...]) -> RecoveryS
     given = recovery.model_fields_set
     if are_cpu(devices):
         stall = {"stall_floor_s": 2.0, "stall_first_s": 5.0, "stall_ceiling_s": 10.0, "abort_deadline_s": 1.0}
-        host = {"host_deadline_s": recovery.answer_deadline_s}
+        host = dict.fromkeys(("host_deadline_s", "route_deadline_s"), recovery.answer_deadline_s)
         recovery = _defaults_for(recovery, {**stall, **host, "slow_checks": 3, "spare_process": False})
     floor, ceiling = recovery.stall_floor_s, recovery.stall_ceiling_s
     if floor > ceiling:

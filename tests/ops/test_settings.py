@@ -204,6 +204,7 @@ def test_resolved_for_the_cpu(tmp_path: Path) -> None:
     assert settings.recovery.abort_deadline_s == 1.0
     assert settings.recovery.slow_checks == 3
     assert settings.recovery.host_deadline_s == settings.recovery.answer_deadline_s == 10.0
+    assert settings.recovery.route_deadline_s == 10.0
     assert settings.run_dir == Path(f"/dev/shm/fdmoe-{os.getuid()}-8080")
     assert settings.flight_dir == tmp_path / "home/.local/state/fdmoe/flights"
 
@@ -236,6 +237,7 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
             "abort_deadline_s": 0.05,
             "slow_checks": 50,
             "host_deadline_s": 0.4,
+            "route_deadline_s": 1.0,
             "spare_process": True,
         },
         run_dir="/dev/shm/mine",
@@ -250,8 +252,10 @@ def test_values_that_were_given_are_kept_even_when_they_equal_a_default() -> Non
     assert resolved.flight_dir == Path.home() / "flights"
 
 
-def test_on_the_cpu_an_idle_host_thread_has_the_answer_deadline_that_was_given() -> None:
+def test_on_the_cpu_an_idle_host_thread_and_a_first_word_have_the_answer_deadline_that_was_given() -> None:
     settings = _settings(recovery={"answer_deadline_s": 3.0})
+    assert tree.resolve(settings, ("cpu",)).recovery.route_deadline_s == 3.0
+    assert tree.resolve(settings, ("cuda:0",)).recovery.route_deadline_s == 1.0
     assert tree.resolve(settings, ("cpu",)).recovery.host_deadline_s == 3.0
     assert tree.resolve(settings, ("cuda:0",)).recovery.host_deadline_s == 0.4
 

@@ -97,6 +97,13 @@ class RecoverySettings(Group):
         description="How long a worker or the gateway may be held by a signal (SIGSTOP, a terminal's) until it counts "
         "as frozen.",
     )
+    route_deadline_s: float = Field(
+        1.0,
+        ge=0.2,
+        description="Rung 2: how long the gateway may try to connect to the worker that batches go to, and how long it "
+        "then waits for that one's first word, unless a path runs there. On the CPU the answer deadline unless it is "
+        "given.",
+    )
     kill_deadline_s: float = Field(10.0, gt=0, description="Rung 3: how long a killed process may take to be reaped.")
     reclaim_deadline_s: float = Field(
         10.0, gt=0, description="Rung 3: how long a killed process's memory may stay taken on the device."

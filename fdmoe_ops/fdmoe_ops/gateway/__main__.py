@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         upload_timeout_s=gateway.upload_timeout_s,
         retry_after_s=gateway.retry_after_s,
         drain_timeout_s=gateway.drain_timeout_s,
+        route_deadline_s=settings.recovery.route_deadline_s,
         version=version(),
         traces_url=settings.traces.url,
         traces_sample_ratio=settings.traces.sample_ratio,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
 
 _RETRY_S = 0.05
 _BEAT_S = 0.5
+# what this process is short of: no other worker could be reached either
+_SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(slots=True, eq=False)
 class WorkerLink:
-    """The connection to one worker generation, and its beat page, where what was sent to it is counted."""
+    """The connection to one worker generation, and its beat page, where what was sent to it is counted. `greeted`: the
+    worker has said that it is ready."""
 
     key: Key
     device: str
     channel: Channel
     page: PageFile
+    greeted: bool = False
 
     def send(self, batch: messages.Batch) -> None:
         """Raises ChannelClosed, and PageError or OSError for a page that is damaged: either way it is of no use."""
@@ -45,11 +50,19 @@ class WorkerLink:
         self.page.add(Line.GATEWAY, 0)
         self.channel.send(batch)
 
+    def is_at_work(self) -> bool:
+        """As far as its page can be read: what runs there has deadlines of its own, which are the watchdog's."""
+        try:
+            return self.page.snapshot().path_runs
+        except (PageError, OSError):
+            return False
+
 
 class Links:
     """`layers` and `max_batch_tokens` are what the last active worker serves; nothing until there was one.
 
-    `on_end` is called when the watchdog's connection closes.
+    `route_deadline_s` is for a worker that is routed to, until it is connected, and from then on until its first word.
+    `on_end` is called when the watchdog's connection closes, and when this process can reach nobody.
     """
 
     def __init__(
@@ -58,6 +71,7 @@ class Links:
         metrics: Metrics,
         traces: Traces | None,
         control: Channel,
+        route_deadline_s: float,
         on_end: Callable[[], None],
     ) -> None:
         self.layers: dict[str, LayerInfo] = {}
@@ -66,6 +80,7 @@ class Links:
         self._metrics = metrics
         self._traces = traces
         self._control = control
+        self._route_deadline_s = route_deadline_s
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
         self._wanted: dict[str, messages.Route] = {}  # by device
@@ -158,34 +173,79 @@ class Links:
 
     def _route(self, route: messages.Route) -> None:
         """Connect. The worker becomes active when it says what it serves."""
-        key = Key(route.worker, route.generation)
-        if key in self._links:
+        if Key(route.worker, route.generation) in self._links:
             return
         self._batcher.deactivate(route.device)
         self._wanted[route.device] = route
+        self._connect(route, time.monotonic())
+
+    def _connect(self, route: messages.Route, since: float) -> None:
+        """`since`: when the route was first tried."""
+        key = Key(route.worker, route.generation)
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
             page = PageFile.open(Path(route.page))
         except (OSError, PageError) as error:
-            self._route_later(route, error)
+            self._not_connected(route, since, error)
             return
         try:
             channel = Channel.connect(Path(route.socket), hello)
         except OSError as error:
             page.close()
-            self._route_later(route, error)
+            self._not_connected(route, since, error)
             return
         link = self._links[key] = WorkerLink(key, route.device, channel, page)
         self._loop.add_reader(channel.fileno(), self._on_worker, link)
+        self._loop.call_later(self._route_deadline_s, self._look_for_word, link, route)
 
-    def _route_later(self, route: messages.Route, error: Exception) -> None:
-        """Out of file descriptors, perhaps: as long as no other route comes, this one is tried again."""
+    def _not_connected(self, route: messages.Route, since: float, error: Exception) -> None:
+        """As long as no other route comes, this one is tried again, until its deadline. A worker is not to blame for
+        what this process is short of: the next process gets a route. While another device serves, that can wait."""
         self._log.warning("no_route_yet", worker=route.worker, generation=route.generation, reason=str(error))
-        self._loop.call_later(_RETRY_S, self._route_again, route)
+        late = time.monotonic() >= since + self._route_deadline_s
+        ours = isinstance(error, OSError) and error.errno in _SHORT_OF
+        if late and ours and not self.ready:
+            self._log.error("no_route", worker=route.worker, generation=route.generation, reason=str(error))
+            self._on_end()
+            return
+        if late and not ours:
+            reason = f"no connection within {self._route_deadline_s:g} s: {error}"
+            if self._unreachable(route, reason):
+                return
+        self._loop.call_later(_RETRY_S, self._connect_again, route, since)
 
-    def _route_again(self, route: messages.Route) -> None:
+    def _connect_again(self, route: messages.Route, since: float) -> None:
         if self._wanted.get(route.device) is route:
-            self._route(route)
+            self._connect(route, since)
+
+    def _look_for_word(self, link: WorkerLink, route: messages.Route) -> None:
+        """The deadline of its first word is over. A worker that another gateway's batch keeps busy has longer."""
+        if self._awaits_word(link, route):
+            # it may have come while this loop itself was held up
+            self._on_worker(link)
+        if not self._awaits_word(link, route):
+            return
+        reason = f"connected, and no word within {self._route_deadline_s:g} s"
+        if link.is_at_work() or not self._unreachable(route, reason):
+            self._loop.call_later(self._route_deadline_s, self._look_for_word, link, route)
+
+    def _awaits_word(self, link: WorkerLink, route: messages.Route) -> bool:
+        wanted = self._wanted.get(link.device) is route and self._links.get(link.key) is link
+        return wanted and not link.greeted
+
+    def _unreachable(self, route: messages.Route, reason: str) -> bool:
+        """Rung 2 ends here: the watchdog kills the worker and routes to the next. False if it cannot be told now."""
+        key = Key(route.worker, route.generation)
+        try:
+            self._control.send(messages.LinkLost(key.worker, key.generation, reason, "unreachable"))
+        except ChannelClosed:
+            return False
+        self._unwant(key)
+        if key in self._links:
+            self._close(self._links[key])
+        self._fence(key, "unreachable")
+        self._log.error("no_route", worker=key.worker, generation=key.generation, reason=reason)
+        return True
 
     def _gone(self, key: Key) -> None:
         self._unwant(key)
@@ -244,6 +304,7 @@ class Links:
     def _worker_ready(self, link: WorkerLink, ready: messages.WorkerReady) -> None:
         if ready.generation != link.key.generation:
             raise ChannelClosed(f"generation {ready.generation} answers; {link.key.generation} was routed to")
+        link.greeted = True
         if self._batcher.activate(link.key, link.device, ready.max_batch_tokens):
             self.layers = {layer.name: layer for layer in ready.layers}
             self.max_batch_tokens = ready.max_batch_tokens

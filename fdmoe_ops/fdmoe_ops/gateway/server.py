@@ -49,6 +49,7 @@ class GatewayPlan:
     upload_timeout_s: float
     retry_after_s: int
     drain_timeout_s: float
+    route_deadline_s: float
     version: str
     traces_url: str | None
     traces_sample_ratio: float
@@ -90,7 +91,9 @@ class Gateway:
         hello = messages.Hello(messages.PROTOCOL, "gateway", "gateway", 0, os.getpid())
         self._control = Channel.connect(plan.run_dir / "watchdog.sock", hello)
         self._traces = _traces(plan)
-        self._links = Links(self._batcher, self.metrics, self._traces, self._control, self._end)
+        self._links = Links(
+            self._batcher, self.metrics, self._traces, self._control, plan.route_deadline_s, self._end
+        )  # fmt: skip
         self._infer = Infer(
             arena=self.arena,
             batcher=self._batcher,

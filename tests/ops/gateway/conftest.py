@@ -302,6 +302,7 @@ def running(**changes: Any) -> Iterator[Tree]:
             "upload_timeout_s": DEADLINE_S,
             "retry_after_s": 3,
             "drain_timeout_s": DEADLINE_S,
+            "route_deadline_s": DEADLINE_S,
             "version": "1.2.3",
             "traces_url": None,
             "traces_sample_ratio": 1.0,
