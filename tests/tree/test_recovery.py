@@ -114,3 +114,51 @@ def test_a_stalled_kernel_costs_no_request(
     gateway = metrics(tree, watchdog=False)
     replayed = value(gateway, "fdmoe_replayed_requests_total")
     assert (replayed > 0) == (fault == "endless")
+
+
+def test_a_standby_that_cannot_be_reached_costs_time_and_no_request(tree: Tree, blocks: list[torch.nn.Module]) -> None:
+    tree.wait_until("the fused path", lambda: whole(tree))
+    before = metrics(tree, watchdog=True)
+    active = tree.active()
+    (standby,) = (worker for worker in tree.status()["workers"] if worker["name"] != active)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = blocks[1](x[None])[0]
+    pool = Pool("demo/layers.1", "FP32", 64, (x.numpy().tobytes(),), (expected,))
+    last = read_events(tree)[-1]["at"]
+    (tree.run_dir / f"worker-{standby['name']}-g{standby['generation']}.sock").unlink()
+
+    def came(name: str, **fields: object) -> list[dict[str, object]]:
+        found = (event for event in read_events(tree) if event["at"] > last and event["event"] == name)
+        return [event for event in found if fields.items() <= event.items()]
+
+    with Load(tree.gateway_address, pool, clients=4) as load:
+        tree.wait_until("answers", lambda: len(load.sent) >= 4)
+        tree.arm("kill-active")
+        tree.wait_until("the report", lambda: came("link_lost"))
+        tree.wait_until("the recovery", lambda: came("recovery"))
+        tree.wait_until("another standby", lambda: came("worker_ready", worker=standby["name"]))
+        tree.wait_until("the fused path", lambda: whole(tree))
+        count = len(load.sent)
+        tree.wait_until("answers afterwards", lambda: len(load.sent) > count + 4)
+    assert [sent for sent in load.sent if sent.failed or sent.retries or sent.wrong] == []
+    assert any(sent.replayed for sent in load.sent)
+
+    (lost,) = came("link_lost")
+    assert lost["worker"] == standby["name"]
+    assert str(lost["reason"]).startswith("no connection within 10 s: [Errno 2] No such file or directory")
+    assert [fence["worker"] for fence in came("fence", cause="unreachable")] == [standby["name"]]
+    assert [start["worker"] for start in came("worker_start", reason="unreachable")] == [standby["name"]]
+    assert [route["worker"] for route in came("route")] == [standby["name"], active]
+    (recovery,) = came("recovery")
+    assert (recovery["rung"], recovery["worker"]) == ("replay", active)
+    assert float(str(recovery["seconds"])) >= 10, "from the first worker's end on"
+    after = metrics(tree, watchdog=True)
+    for name, labels in (
+        ("fdmoe_worker_restarts_total", {"reason": "exit"}),
+        ("fdmoe_worker_restarts_total", {"reason": "unreachable"}),
+        ("fdmoe_recovery_seconds_count", {"rung": "replay"}),
+    ):
+        assert value(after, name, **labels) - value(before, name, **labels) == 1, labels
+    record = json.loads(Path(tree.status()["last_flight"]).read_text())
+    assert record["verdict"].startswith("the gateway cannot reach the worker; ")
