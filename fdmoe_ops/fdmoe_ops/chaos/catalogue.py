@@ -285,8 +285,8 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "slow-clients", Place.DOOR, Means.GAME_DAY,
         "Clients that send their bodies a byte at a time.",
-        "They are cut off; others are served.",
-        "408 in fdmoe_request_duration_seconds{code=\"408\"}.",
+        "After gateway.upload_timeout_s they are answered 408 and cut off; others are served.",
+        "fdmoe_request_duration_seconds{code=\"408\"}.",
         _NOTHING,
     ),
     FaultInfo(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import resource
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 
 from fdmoe_ops.chaos import malformed
 from fdmoe_ops.chaos.load import Pool
 
-_SLOW_S = 3.0
+# a client that is still served after so long is never cut off
+_SLOW_S = 30.0
+_BYTE_EVERY_S = 0.1
 _PER_CONNECTION = 5
 _FLOOD_DEADLINE_S = 120.0
 _NONSENSE_AT_ONCE = 32
@@ -33,22 +33,35 @@ def _sockets(address: tuple[str, int], count: int) -> list[socket.socket]:
 
 
 def slow_clients(address: tuple[str, int], pool: Pool, count: int = 20) -> Counter[str]:
-    """Each sends a byte ten times a second for three seconds, in the middle of its body."""
-    clients = _sockets(address, count)
-    raw = [_raw(pool, index) for index in range(count)]
-    heads = [request.index(b"\r\n\r\n") + 4 for request in raw]
-    for client, request, head in zip(clients, raw, heads, strict=True):
-        client.sendall(request[: head + 1])
-    end, sent = time.monotonic() + _SLOW_S, 1
-    while time.monotonic() < end:
-        for client, request, head in zip(clients, raw, heads, strict=True):
-            with contextlib.suppress(OSError):
-                client.sendall(request[head + sent : head + sent + 1])
-        sent += 1
-        time.sleep(0.1)
-    for client in clients:
-        client.close()
-    return Counter({"left": count})
+    """Each sends a byte ten times a second, in the middle of its body, until it is answered; how many got which
+    status."""
+    return asyncio.run(_slow_clients(address, [_raw(pool, index) for index in range(count)]))
+
+
+async def _slow_clients(address: tuple[str, int], requests: list[bytes]) -> Counter[str]:
+    return Counter(await asyncio.gather(*(_slow_client(address, raw) for raw in requests)))
+
+
+async def _slow_client(address: tuple[str, int], raw: bytes) -> str:
+    reader, writer = await asyncio.open_connection(*address)
+    body = raw.index(b"\r\n\r\n") + 4
+    writer.write(raw[: body + 1])
+    answer = asyncio.create_task(_answer(reader))
+    try:
+        async with asyncio.timeout(_SLOW_S):
+            for byte in raw[body + 1 :]:
+                if (await asyncio.wait({answer}, timeout=_BYTE_EVERY_S))[0]:
+                    break
+                writer.write(bytes([byte]))
+            head, _ = await answer
+    except TimeoutError:
+        return "never cut off"
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return "cut off"
+    finally:
+        answer.cancel()
+        writer.close()
+    return _status(head)
 
 
 def half_bodies(address: tuple[str, int], pool: Pool, count: int = 50) -> Counter[str]:
@@ -88,7 +101,7 @@ async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[st
         for _ in range(_PER_CONNECTION):
             writer.write(raw)
             head, _ = await _answer(reader)
-            statuses.append(head.split(b" ", 2)[1].decode())
+            statuses.append(_status(head))
         writer.close()
         return statuses
 
@@ -133,7 +146,7 @@ async def _outcome(address: tuple[str, int], raw: bytes) -> str:
         return "cut off"
     finally:
         writer.close()
-    status = head.split(b" ", 2)[1].decode()
+    status = _status(head)
     refused = status.startswith("4") and list(json.loads(body)) == ["error"]
     return "refused" if refused else status
 
@@ -142,6 +155,10 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     head = await reader.readuntil(b"\r\n\r\n")
     lengths = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     return head, await reader.readexactly(int(next(lengths).partition(b":")[2]))
+
+
+def _status(head: bytes) -> str:
+    return head.split(b" ", 2)[1].decode()
 
 
 VISITS: dict[str, Callable[[tuple[str, int], Pool], Counter[str]]] = {

@@ -42,11 +42,11 @@ _TINY_BYTES = 1024
 _NEIGHBOURS_S = 5.0
 _HOUR_S = 3600
 # pauses that only protect from relapses would make the day long, and so would the deadline of a host thread on the CPU,
-# which is the answer deadline; the other deadlines are those that are shipped
+# which is the answer deadline, and that of a client's body; the other deadlines are those that are shipped
 FLAGS = (
     "--enable-chaos", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     "--recovery-restart-budget=1000", "--recovery-backoff-initial-s=0.05", "--recovery-backoff-max-s=0.2",
-    "--recovery-answer-deadline-s=3",
+    "--recovery-answer-deadline-s=3", "--gateway-upload-timeout-s=2",
 )  # fmt: skip
 # what a client at the door may end with: it left, it was cut off, answered, told what is wrong, or to come back
 _FAIR = ("left", "cut off", "200", "refused", "503")
@@ -82,8 +82,9 @@ class Result:
         lost = any(sent.failed for sent in self.sent)
         wrong = any(sent.wrong for sent in self.sent) and not play.may_be_wrong
         again = any(sent.retries for sent in self.sent) and not play.may_retry
-        rude = any(name not in _FAIR for name in self.notes)
-        return not (self.problem or lost or wrong or again or rude) and self.final_path == play.final_path
+        rude = any(name not in (*_FAIR, play.told) for name in self.notes)
+        untold = bool(play.told) and self.notes.get(play.told, 0) < self.repetitions
+        return not (self.problem or lost or wrong or again or rude or untold) and self.final_path == play.final_path
 
 
 @dataclass(frozen=True)

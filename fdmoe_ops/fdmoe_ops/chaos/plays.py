@@ -22,6 +22,7 @@ class Play:
     decision     the events of which the first tells when the service had noticed; () where it has nothing to notice
     then         an event that must have come before the tree counts as whole again
     served       so many fused batches of the active worker before it: what is usual must have been learned
+    told         what some client at the door must be answered in each repetition
     quiet        nothing may be noticed: none of the events that only a fault should bring
     may_retry    clients must send again, because their connections break
     may_be_wrong answers that nothing can check may be wrong
@@ -33,6 +34,7 @@ class Play:
     decision: tuple[str, ...] = ()
     then: tuple[str, ...] = ()
     served: int = 0
+    told: str = ""
     quiet: bool = False
     may_retry: bool = False
     may_be_wrong: bool = False
@@ -75,7 +77,7 @@ PLAYS: dict[str, Play] = {
         Play("memory-at-warm-up", decision=_GONE, then=("worker_start",)),
         Play("busy-neighbour", quiet=True),
         Play("wall-clock", Group.ABORTABLE, ("stall",), ("abort_ended",)),
-        Play("slow-clients", quiet=True),
+        Play("slow-clients", told="408", quiet=True),
         Play("half-bodies", quiet=True),
         Play("disconnects", quiet=True),
         Play("malformed", quiet=True),
