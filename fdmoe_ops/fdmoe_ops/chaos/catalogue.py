@@ -39,6 +39,8 @@ class FaultInfo:
 
 _RESTARTED = "worker_gone and worker_start in the events, fdmoe_worker_restarts_total"
 _NOTHING = "Nothing."
+_KILLED = "Look [who killed it](#who-killed-it)."
+_STOPPED = "Look who stops processes: a debugger, a cgroup that is frozen."
 _LOOK = "Nothing for one; look into the flight records if it comes again."
 
 FAULTS: tuple[FaultInfo, ...] = (
@@ -110,7 +112,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "The active worker is killed.",
         "Its batch goes to the standby at once; a new worker becomes the standby.",
         f"fence with cause exit; {_RESTARTED}.",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-active", Place.TREE, Means.WATCHDOG,
@@ -118,35 +120,35 @@ FAULTS: tuple[FaultInfo, ...] = (
         "It shows no sign of work, and the kernel of the system says that a signal holds it: after "
         "recovery.stopped_deadline_s its batch is taken away: fence, replay, kill, restart.",
         "stall with cause frozen, a flight record with the process's state.",
-        "Look who stops processes: a debugger, a cgroup that is frozen.",
+        _STOPPED,
     ),
     FaultInfo(
         "kill-standby", Place.TREE, Means.WATCHDOG,
         "The standby is killed.",
         "Serving goes on; the standby is started again.",
         _RESTARTED + ".",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-standby", Place.TREE, Means.WATCHDOG,
         "The standby is stopped.",
         "It shows no beat, and a signal holds it, for recovery.stopped_deadline_s: it is killed and started again.",
         "stall with cause frozen, of the standby.",
-        _NOTHING,
+        _STOPPED,
     ),
     FaultInfo(
         "kill-workers", Place.TREE, Means.WATCHDOG,
         "Both workers are killed at once.",
         "Requests wait in the gateway until the first is back.",
         "readiness is lost (/readyz 503) for the time of a start.",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-workers", Place.TREE, Means.WATCHDOG,
         "Both workers are stopped at once.",
         "Both are found frozen, killed and started again; requests wait.",
         "stall with cause frozen, twice.",
-        "Look who stops processes.",
+        _STOPPED,
     ),
     FaultInfo(
         "block-worker", Place.TREE, Means.WATCHDOG,
@@ -161,7 +163,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "The process that holds the weights is killed.",
         "Workers serve on; a new holder loads the weights, then the standby is replaced, then the active worker.",
         "weights_kill, _gone, _start and _ready, then one restart of each worker with reason weights.",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-holder", Place.TREE, Means.WATCHDOG,
@@ -170,35 +172,35 @@ FAULTS: tuple[FaultInfo, ...] = (
         "it from the manifest (on a game day the standby is killed as well). It is not replaced: to load the weights "
         "once more would cost more than it helps.",
         "weights_stopped in the events, and weights_resumed once it goes on.",
-        "Look who stops processes.",
+        _STOPPED,
     ),
     FaultInfo(
         "kill-gateway", Place.TREE, Means.WATCHDOG,
         "The gateway is killed.",
         "It is started again on the same address. Connections break: clients must send again.",
         "gateway_exit in the events; broken connections at the clients.",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-gateway", Place.TREE, Means.WATCHDOG,
         "The gateway is stopped.",
         "A signal holds it for recovery.stopped_deadline_s: it is killed and started again.",
         "gateway_frozen, gateway_exit.",
-        "Look who stops processes.",
+        _STOPPED,
     ),
     FaultInfo(
         "kill-probe", Place.TREE, Means.WATCHDOG,
         "The process that asks NVML is killed.",
         "It is started again; serving knows nothing of it.",
         "fdmoe_gpu_collector_success 0 for a moment.",
-        _NOTHING,
+        _KILLED,
     ),
     FaultInfo(
         "stop-probe", Place.TREE, Means.WATCHDOG,
         "The process that asks NVML is stopped.",
         "Its silence is seen, it is killed and started again; serving knows nothing of it.",
         "fdmoe_gpu_collector_success 0 until then.",
-        "Look who stops processes.",
+        _STOPPED,
     ),
     FaultInfo(
         "block-probe", Place.SURROUNDINGS, Means.WATCHDOG,
@@ -227,14 +229,14 @@ FAULTS: tuple[FaultInfo, ...] = (
         "The watchdog itself is stopped for two seconds.",
         "Serving goes on. When it turns again it judges nobody's silence by its own.",
         "fdmoe_watchdog_loop_lag_seconds; no stall.",
-        _NOTHING,
+        _STOPPED,
     ),
     FaultInfo(
         "kill-watchdog", Place.TREE, Means.GAME_DAY,
         "The watchdog is killed.",
         "All its children end with it. Whoever started it starts it again: systemd, the kubelet.",
         "the pod restarts; connections break.",
-        "Look why: out of memory is the usual reason.",
+        _KILLED,
     ),
     FaultInfo(
         "failing-worker", Place.SURROUNDINGS, Means.GAME_DAY,
@@ -329,6 +331,19 @@ def page() -> str:
         "Most can be injected by `fdmoe chaos NAME` into a running tree that was started with `--enable-chaos`. Those",
         "that `fdmoe chaos list` marks `game day` need a tree of their own. `fdmoe chaos game-day --report DIR` plays",
         "all, under load, or some: `--only NAME`.",
+        "",
+        "## Who killed it",
+        "",
+        "A process that ends by SIGKILL, and not by the watchdog, was mostly ended by the kernel's out-of-memory",
+        "killer, or by somebody's hand. The service mends itself; the cause comes again.",
+        "",
+        "1. `worker_gone`, `weights_gone`, `gateway_exit` and `probe_exit` have the exit code, which is -9; of a",
+        "   worker `fdmoe flight show` says `by SIGKILL`. It is the watchdog's own where the next `worker_start` or",
+        "   `weights_start` has another reason than `exit`, and after `gateway_frozen` and `probe_silent`.",
+        "2. `dmesg` on the node names whom the out-of-memory killer chose, and whose limit was reached.",
+        "   `kubectl describe pod` says OOMKilled where it took the container's first process or all of them.",
+        "3. Out of memory: raise the limit of the pod or the unit, or take what else runs there away. Spare processes",
+        "   (`recovery.spare_process`) take memory of the host, too.",
     ]
     for place in Place:
         lines += ["", f"## {place.value}"]
