@@ -394,9 +394,102 @@ def test_a_watchdog_that_was_starved_judges_nobodys_silence_and_starts_to_look_a
     assert ladder.at(6.2, stalled(7), IDLE)[0] == Abort("a", 7, "stall")
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Somebody has `allowed_s` from the last moment of `history` on, which is seen all the time; `then` follows."""
+
+    history: tuple[tuple[float, Seen, Seen, HolderSeen], ...]
+    allowed_s: float
+    then: policy.Action
+    lag_s: float = 12.0
+
+    @property
+    def since(self) -> float:
+        return self.history[-1][0]
+
+    def ladder(self) -> Ladder:
+        ladder = Ladder()
+        for moment in self.history:
+            ladder.at(*moment)
+        return ladder
+
+    def at(self, ladder: Ladder, passed_s: float, lag_s: float = 0.0) -> tuple[policy.Action, ...]:
+        """`passed_s`: since the wait began."""
+        _, a, b, holder = self.history[-1]
+        return ladder.at(self.since + passed_s, a, b, holder, lag_s)
+
+
+LOST = HolderSeen(alive=False)
+TAKEN = Seen(alive=False, memory_back=False)
+ENDING = Seen(alive=True, ready=True, cut_off="exit")
+HOLDER_STARTS = ((0.0, ABSENT, ABSENT, LOST), (0.0, ABSENT, ABSENT, HolderSeen(alive=True)))
+BOTH_START = (*HOLDER_STARTS, (0.0, ABSENT, ABSENT, HELD), (0.0, IDLE, LOADING, HELD))
+SERVING = (*BOTH_START, (1.0, IDLE, IDLE, HELD))
+STALLS = ((2.0, IDLE, stalled(7), HELD),) * 2
+WAITS = {
+    "memory": Waiting(
+        (*SERVING, (2.0, IDLE, TAKEN, HELD)),
+        10,
+        GiveUp("worker b is gone, and its memory is still taken on the device after 10 s", Ending.NODE, "reset_gpu"),
+    ),
+    "abort": Waiting((*SERVING, *STALLS), 0.05, AbortEnded("b", in_time=False), lag_s=2.0),
+    "start": Waiting(BOTH_START, 60, Fence("b", 1, "startup"), lag_s=301.0),
+    "kill": Waiting(
+        (*SERVING, (2.0, IDLE, ENDING, HELD)),
+        3,
+        GiveUp("worker b was killed and cannot be reaped after 3 s", Ending.NODE, "reset_gpu"),
+    ),
+    "holder's start": Waiting(HOLDER_STARTS, 60, KillHolder(1), lag_s=301.0),
+    "holder's kill": Waiting(
+        (*SERVING, (2.0, IDLE, IDLE, replace(HELD, spoilt=True))),
+        3,
+        GiveUp("the weights holder was killed and cannot be reaped after 3 s", Ending.NODE, "reset_gpu"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_time_for_which_the_watchdog_was_starved_counts_for_no_deadline(wait: Waiting) -> None:
+    ladder, allowed_s, lag_s = wait.ladder(), wait.allowed_s, wait.lag_s
+    assert wait.at(ladder, 0.5 * allowed_s) == ()
+    assert wait.at(ladder, 0.6 * allowed_s + lag_s, lag_s) == (), "the first turn, which comes late"
+    assert wait.at(ladder, 0.7 * allowed_s + lag_s) == (), "and the next, which has not read everything either"
+    assert wait.at(ladder, 0.8 * allowed_s + 2 * lag_s, lag_s) == (), "once more"
+    assert wait.at(ladder, 0.99 * allowed_s + 2 * lag_s) == ()
+    assert wait.at(ladder, 1.01 * allowed_s + 2 * lag_s)[0] == wait.then
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_deadline_that_ends_in_the_late_turn_itself_is_found_over_by_the_next(wait: Waiting) -> None:
+    ladder, allowed_s, lag_s = wait.ladder(), wait.allowed_s, wait.lag_s
+    assert wait.at(ladder, 0.99 * allowed_s) == ()
+    assert wait.at(ladder, 1.01 * allowed_s + lag_s, lag_s) == ()
+    assert wait.at(ladder, 1.02 * allowed_s + lag_s)[0] == wait.then
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_turn_that_is_a_little_late_is_a_turn_like_any_other(wait: Waiting) -> None:
+    ladder, lag_s = wait.ladder(), SETTINGS.watchdog_lag_max_s
+    assert wait.at(ladder, 0.99 * wait.allowed_s) == ()
+    assert wait.at(ladder, wait.allowed_s + lag_s, lag_s)[0] == wait.then
+
+
+def test_a_pause_before_a_restart_passes_while_the_watchdog_is_starved() -> None:
+    ladder = Ladder().serving()
+    ladder.at(2.0, IDLE, ABSENT)
+    assert ladder.at(14.005, IDLE, ABSENT, lag_s=12.0) == (Start("b", 2, "exit"),)
+
+
 def test_what_ended_is_acted_on_however_late_the_watchdog_is() -> None:
     ladder = Ladder().serving()
     assert ladder.at(4.0, ABSENT, IDLE, lag_s=2.0)[0] == Fence("a", 1, "exit")
+
+
+def test_what_somebody_said_is_acted_on_however_late_the_watchdog_is() -> None:
+    failed = replace(IDLE, failed=("AcceleratorError: illegal address", "unknown"))
+    assert Ladder().serving().at(4.0, IDLE, failed, lag_s=2.0) == (Fence("b", 1, "exit"), Kill("b", 1))
+    assert Ladder().serving().at(4.0, IDLE, ENDING, lag_s=2.0) == (Fence("b", 1, "exit"), Kill("b", 1))
+    assert Ladder().serving().at(4.0, IDLE, IDLE, replace(HELD, cut_off=True), lag_s=2.0) == (KillHolder(1),)
 
 
 def test_the_fused_path_comes_back_for_one_token_bucket_after_the_other() -> None:
@@ -498,20 +591,20 @@ def test_what_a_child_said_of_its_start_counts_although_it_has_ended_meanwhile()
 def test_a_trial_kernel_that_does_not_end_condemns_the_device() -> None:
     ladder = Ladder().holding()
     assert ladder.at(1, replace(LOADING, trial_s=29.9), LOADING) == ()
+    assert ladder.at(1.9, replace(LOADING, trial_s=30.0), LOADING, lag_s=0.8) == (), "the watchdog was late itself"
     assert ladder.at(2, replace(LOADING, trial_s=30.0), LOADING)[-1] == GiveUp(
         "worker a: a trial kernel did not end within 30 s", Ending.NODE, "reset_gpu"
     )
 
 
 def test_a_restart_waits_for_the_memory_of_the_killed_and_gives_up_without_it() -> None:
-    taken = Seen(alive=False, memory_back=False)
     ladder = Ladder().serving()
-    assert ladder.at(2.0, taken, IDLE)[0] == Fence("a", 1, "exit")
-    assert ladder.at(3.0, taken, IDLE) == (), "its pause is over"
+    assert ladder.at(2.0, TAKEN, IDLE)[0] == Fence("a", 1, "exit")
+    assert ladder.at(3.0, TAKEN, IDLE) == (), "its pause is over"
     assert ladder.at(3.5, ABSENT, IDLE) == (Start("a", 2, "exit"),)
-    ladder.at(4.0, taken, IDLE)
-    assert ladder.at(13.9, taken, IDLE) == ()
-    assert ladder.at(14.1, taken, IDLE) == (
+    ladder.at(4.0, TAKEN, IDLE)
+    assert ladder.at(13.9, TAKEN, IDLE) == ()
+    assert ladder.at(14.1, TAKEN, IDLE) == (
         GiveUp("worker a is gone, and its memory is still taken on the device after 10 s", Ending.NODE, "reset_gpu"),
     )
 
@@ -526,9 +619,6 @@ def test_a_condemned_device_is_given_up_whatever_else_there_is_to_do() -> None:
 
 
 # ---- the holder of the weights
-
-
-LOST = HolderSeen(alive=False)
 
 
 def test_workers_of_a_lost_holder_serve_on_and_move_one_after_the_other() -> None:

@@ -65,6 +65,8 @@ __all__ = [
 def decide(state: State, observation: Observation, settings: RecoverySettings) -> tuple[State, tuple[Action, ...]]:
     """One turn of the ladder. The order of the actions is the order in which they must be done."""
     turn = Turn(state, observation, settings)
+    if turn.starved:
+        turn.leave_out_lag()
     if observation.condemned is not None:
         # rung 5 before all others: nothing that runs on this device can be trusted
         turn.give_up(observation.condemned.reason, Ending.NODE, observation.condemned.node_action)

@@ -98,7 +98,8 @@ class Condemned:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """`lag_s`: how much later than planned this turn came; a watchdog that was starved judges nobody's silence."""
+    """`lag_s`: how much later than planned this turn came; a watchdog that was starved judges nobody's silence, and
+    counts that time for no deadline."""
 
     now: float
     workers: Mapping[str, Seen]
@@ -112,8 +113,9 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """`since`: when this stage of life began. `until`: the end of a backoff. `launch`: the one being aborted.
-    `suspect`: the launch that the last reading found silent for too long. `weights`: the holder it maps from."""
+    """`since`: when this stage of life began, later by what the watchdog was starved since. `until`: the end of a
+    backoff. `launch`: the one being aborted. `suspect`: the launch that the last reading found silent for too long.
+    `weights`: the holder it maps from."""
 
     life: Life = Life.ABSENT
     generation: int = 0
@@ -127,7 +129,8 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """`crowded`: there was no room for new weights beside those that workers of a lost holder still map."""
+    """`since`, `until`: as in Worker. `crowded`: there was no room for new weights beside those that workers of a lost
+    holder still map."""
 
     life: Life = Life.ABSENT
     generation: int = 0

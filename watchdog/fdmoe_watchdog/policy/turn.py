@@ -36,6 +36,18 @@ class Turn:
         """The watchdog itself came too late to say who was silent."""
         return self.observation.lag_s > self.settings.watchdog_lag_max_s
 
+    def leave_out_lag(self) -> None:
+        """A watchdog that was starved has not read meanwhile what came: each stage of life counts as begun that much
+        later. Pauses and budgets go by the clock."""
+        lag_s = self.observation.lag_s
+        for name, worker in self.state.workers.items():
+            self.change_worker(name, since=worker.since + lag_s)
+        self.change(holder=replace(self.state.holder, since=self.state.holder.since + lag_s))
+
+    def is_over(self, for_s: float, deadline_s: float) -> bool:
+        """Whether somebody has had the time that is allowed; a watchdog that was starved says so of nobody."""
+        return for_s >= deadline_s and not self.starved
+
     def seen(self, name: str) -> Seen:
         return self.observation.workers[name]
 

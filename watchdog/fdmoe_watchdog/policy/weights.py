@@ -43,14 +43,16 @@ def look(turn: Turn) -> None:
         case Life.STARTING if seen.ready:
             _become(turn, Life.READY)
             turn.do(HolderReady(holder.generation))
-        case Life.STARTING if for_s >= settings.startup_deadline_s:
+        case Life.STARTING if turn.is_over(for_s, settings.startup_deadline_s):
             _kill(turn, "startup")
-        case Life.STARTING if seen.held_s >= settings.stopped_deadline_s and not turn.starved:
+        case Life.STARTING if turn.is_over(seen.held_s, settings.stopped_deadline_s):
             _kill(turn, "frozen")
         case Life.DYING if not seen.alive:
             _bury(turn, holder.reason)
         # of one that ends by itself nobody needs to wait for the end, while workers have what it held
-        case Life.DYING if for_s >= settings.kill_deadline_s and not (holder.reason == "exit" and _mappers(turn)):
+        case Life.DYING if turn.is_over(for_s, settings.kill_deadline_s) and not (
+            holder.reason == "exit" and _mappers(turn)
+        ):
             turn.give_up(
                 f"the weights holder was killed and cannot be reaped after {settings.kill_deadline_s:g} s",
                 Ending.NODE,

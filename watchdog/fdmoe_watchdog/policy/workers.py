@@ -46,28 +46,28 @@ def look(turn: Turn, name: str, seen: Seen) -> None:
             kill(turn, name, "exit")
         case Life.STARTING if seen.ready:
             turn.become(name, Life.READY)
-        case Life.STARTING if seen.held_s >= settings.stopped_deadline_s and not turn.starved:
+        case Life.STARTING if turn.is_over(seen.held_s, settings.stopped_deadline_s):
             kill(turn, name, "frozen")
-        case Life.STARTING if seen.trial_s >= settings.trial_deadline_s:
+        case Life.STARTING if turn.is_over(seen.trial_s, settings.trial_deadline_s):
             kill(turn, name, "startup")
             turn.give_up(
                 f"worker {name}: a trial kernel did not end within {settings.trial_deadline_s:g} s",
                 Ending.NODE,
                 "reset_gpu",
             )
-        case Life.STARTING if for_s >= settings.startup_deadline_s:
+        case Life.STARTING if turn.is_over(for_s, settings.startup_deadline_s):
             kill(turn, name, "startup")
         case Life.READY:
             _judge(turn, name, seen)
         case Life.ABORTING if seen.ended >= worker.launch:
             turn.become(name, Life.READY)
             turn.do(AbortEnded(name, in_time=True))
-        case Life.ABORTING if for_s >= settings.abort_deadline_s:
+        case Life.ABORTING if turn.is_over(for_s, settings.abort_deadline_s):
             turn.do(AbortEnded(name, in_time=False))
             kill(turn, name, "stall")
         case Life.DYING if not seen.alive:
             _bury(turn, name, worker.reason)
-        case Life.DYING if for_s >= settings.kill_deadline_s:
+        case Life.DYING if turn.is_over(for_s, settings.kill_deadline_s):
             turn.give_up(
                 f"worker {name} was killed and cannot be reaped after {settings.kill_deadline_s:g} s",
                 Ending.NODE,
@@ -126,7 +126,7 @@ def give_up_if_nobody_is_left(turn: Turn) -> None:
 def _start_when_due(turn: Turn, name: str, seen: Seen) -> None:
     worker, holder, settings = turn.worker(name), turn.state.holder, turn.settings
     if not seen.memory_back:
-        if turn.now - worker.since >= settings.reclaim_deadline_s:
+        if turn.is_over(turn.now - worker.since, settings.reclaim_deadline_s):
             turn.give_up(
                 f"worker {name} is gone, and its memory is still taken on the device after "
                 f"{settings.reclaim_deadline_s:g} s",
