@@ -56,6 +56,13 @@ def test_one_that_never_says_hello_is_replaced(keeper: GatewayKeeper) -> None:
     assert [event["event"] for event in keeper._events.last] == ["gateway_frozen", "gateway_exit"]
 
 
+def test_a_watchdog_that_was_starved_does_not_take_its_own_sleep_for_the_gateways(keeper: GatewayKeeper) -> None:
+    now = tend(keeper, 0.0, 29.0)
+    keeper.tend(now + 301.0)
+    keeper.tend(now + 301.005)
+    assert list(keeper._events.last) == []
+
+
 def test_one_that_a_signal_holds_before_it_says_hello_is_replaced_at_once(keeper: GatewayKeeper) -> None:
     first = keeper.child
     assert first is not None

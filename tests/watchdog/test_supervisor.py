@@ -439,6 +439,21 @@ def test_what_the_device_says_of_memory_and_of_itself_reaches_the_ladder(in_memo
     assert pair._doom(probe) == Condemned("Xid 79: it fell off the bus", "drain_node")
 
 
+def test_a_holder_that_is_held_while_it_loads_is_not_held_by_the_watchdogs_own_sleep(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    pair = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))._pairs[0]
+    holder = pair.holder = pair._spawn_holder(1)
+    try:
+        holder.signal(signal.SIGSTOP)
+        wait_until(lambda: holder.stopped)
+        start = time.monotonic()
+        held_s = [pair._see_holder(start + passed_s, None).held_s for passed_s in (0.0, 0.005, 12.005, 12.01, 12.02)]
+        assert held_s == pytest.approx([0, 0.005, 0.03, 0.035, 0.045]), "of the 12 s five poll intervals count"
+    finally:
+        holder.signal(signal.SIGKILL)
+        assert holder.wait(10)
+
+
 def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_spoilt(in_memory: Path) -> None:
     (in_memory / "run").mkdir()
     supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))

@@ -8,11 +8,11 @@ from collections import deque
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.events import BoundEvents, EventLog
 from fdmoe_watchdog.messages import Traffic
+from fdmoe_watchdog.own_time import OwnTime
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.status import GatewayView
-from fdmoe_watchdog.tracker import COUNTED_POLLS
 
 # half a minute of reports: a watchdog that was stopped for longer tells of no more
 _REPORTS = 60
@@ -39,9 +39,8 @@ class GatewayKeeper:
         self._restarts: tuple[float, ...] = ()
         self._start_at = now
         self._knows: set[str] = set()
-        self._counted_s = plan.watchdog.poll_interval_s * COUNTED_POLLS
-        self._tended_at = now
-        self._clock_s = self._silent_s = 0.0
+        self._own_time = OwnTime(plan.watchdog.poll_interval_s, now)
+        self._silent_s = 0.0
         self._traffic: deque[Traffic] = deque(maxlen=_REPORTS)
         self.draining = False
 
@@ -52,14 +51,11 @@ class GatewayKeeper:
     def tend(self, now: float) -> None:
         """Start it if it is time to, and end it if it says nothing any more. While it drains it is left to end."""
         settings, child = self._plan.recovery, self.child
-        # who was held up itself counts a long gap as a short one
-        elapsed_s, self._tended_at = min(now - self._tended_at, self._counted_s), now
-        self._silent_s += elapsed_s
-        self._clock_s += elapsed_s
+        self._silent_s += self._own_time.turn(now)
         if child is not None:
             silent_after_s = _FIRST_WORDS_S if child.channel is None else settings.answer_deadline_s
             # its beats are half a second apart: their silence says nothing, and it is looked at each time
-            held = child.held_s(self._clock_s) >= settings.stopped_deadline_s
+            held = child.held_s(self._own_time.now_s) >= settings.stopped_deadline_s
             if held or self._silent_s > silent_after_s:
                 self._events.add("gateway_frozen", level="error", pid=child.pid, silent_s=round(self._silent_s, 3))
                 self._silent_s = 0.0

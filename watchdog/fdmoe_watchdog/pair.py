@@ -19,6 +19,7 @@ from fdmoe_watchdog.events import BoundEvents, EventLog, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import PHASES, Metrics
+from fdmoe_watchdog.own_time import OwnTime
 from fdmoe_watchdog.page import GPU_SLOTS
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.probe_keeper import ProbeKeeper
@@ -83,6 +84,7 @@ class Pair:
         wanted = len(self.workers) if plan.recovery.spare_process else 0
         self.spares = SpareKeeper(self._worker_command, plan.environment, self._events, wanted=wanted)
         self._started_ns = time.monotonic_ns()
+        self._own_time = OwnTime(plan.watchdog.poll_interval_s, now)
         self._holder_looked_at = now
         # when a worker that maps the present weights last ended by itself
         self._ended_ns = -2 * _SPOILT_NS
@@ -199,10 +201,11 @@ class Pair:
 
     def _see_holder(self, now: float, probe: ProbeKeeper | None) -> policy.HolderSeen:
         holder = self.holder
+        self._own_time.turn(now)
         if holder is None:
             return policy.HolderSeen(alive=False)
         if holder.ready is None:
-            held_s = holder.held_s(now)
+            held_s = holder.held_s(self._own_time.now_s)
         else:
             # one that holds the weights may stand still: nobody waits for it
             held_s = 0.0
@@ -225,7 +228,7 @@ class Pair:
             return
         self._holder_looked_at = now
         name, generation, pid = holder.name, holder.generation, holder.pid
-        if holder.held_s(now) > 0:
+        if holder.held_s(self._own_time.now_s) > 0:
             if holder.held_until is None:
                 self._events.add("weights_stopped", level="warning", holder=name, generation=generation, pid=pid)
             holder.held_until = now

@@ -16,13 +16,12 @@ from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.events import EventLog, Level
 from fdmoe_watchdog.gpu_view import GpuView, holds_memory
 from fdmoe_watchdog.messages import GpuFailed, GpuReading, XidSeen
+from fdmoe_watchdog.own_time import OwnTime
 from fdmoe_watchdog.process import Child
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 # nvmlInit wakes each GPU that no process holds, some seconds for each
 _FIRST_DEADLINES = 6
-# a turn of the watchdog that comes later than this says more of the watchdog than of the probe
-_COUNTED_S = 0.5
 _LEVELS: dict[xid.XidClass, Level] = {
     xid.XidClass.IGNORE: "info",
     xid.XidClass.APPLICATION: "warning",
@@ -98,7 +97,7 @@ class ProbeKeeper:
         self._devices = {asked: _Device(name) for name, asked in plan.devices.items()}
         self._restarts: tuple[float, ...] = ()
         self._start_at = now
-        self._tended_at = now
+        self._own_time = OwnTime(watchdog.poll_interval_s, now)
         self._killed = False
         self._down = "it has not been started yet"
 
@@ -106,7 +105,7 @@ class ProbeKeeper:
 
     def tend(self, now: float) -> None:
         """Start it if it is time to, and end it if it says nothing of a device any more."""
-        elapsed, self._tended_at = min(now - self._tended_at, _COUNTED_S), now
+        elapsed = self._own_time.turn(now)
         if self.child is not None and not self.child.alive:
             self._ended(self.child.exit_code or 0, now)
         if self.child is not None and not self._killed:

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fdmoe_watchdog.buckets import token_bucket
+from fdmoe_watchdog.own_time import COUNTED_POLLS
 from fdmoe_watchdog.page import Exit, Snapshot, Stage
 from fdmoe_watchdog.settings import RecoverySettings
 from fdmoe_watchdog.slot_clock import SlotClock
 
-# A reading that comes later than this many poll intervals says more of the watchdog than of the worker: only so much
-# of the time counts as silence.
-COUNTED_POLLS = 5
 # silences are remembered for so long at least, and twice as long at most
 _MEMORY_S = 60.0
 
