@@ -646,6 +646,28 @@ def test_workers_of_a_lost_holder_serve_on_and_move_one_after_the_other() -> Non
     assert {worker.weights for worker in ladder.state.workers.values()} == {2}
 
 
+def test_what_the_active_worker_says_of_the_path_is_heard_before_it_makes_way_for_new_weights() -> None:
+    for said in (ended(7, checks=(WRONG,)), ended(7, slow=True)):
+        ladder = Ladder().serving()
+        for moment in ((2.0, IDLE, IDLE, LOST), (2.5, IDLE, IDLE, LOST), (3.0, IDLE, IDLE), (3.1, IDLE, ABSENT)):
+            ladder.at(*moment)
+        assert ladder.at(3.2, IDLE, ABSENT) == (Start("b", 2, "weights"),)
+        actions = ladder.at(3.4, said, IDLE)
+        assert isinstance(actions[0], SetPath)
+        assert actions[1:] == (
+            Fence("a", 1, "weights"), SetPath("b", "baseline", "baseline", "route", ()), Route("b", 2), Kill("a", 1),
+        )  # fmt: skip
+        assert ladder.state.path == "baseline"
+
+
+def test_a_standby_takes_over_although_new_weights_have_just_come() -> None:
+    ladder = Ladder().serving()
+    ladder.at(2.0, IDLE, IDLE, LOST)
+    ladder.at(2.5, IDLE, IDLE, LOST)
+    actions = ladder.at(3.0, ABSENT, IDLE)
+    assert (actions[0], actions[-1]) == (HolderReady(2), Route("b", 1))
+
+
 def test_a_holder_whose_end_has_begun_is_lost_and_replaced_once_it_is_gone() -> None:
     ladder = Ladder().serving()
     ending = replace(HELD, cut_off=True)

@@ -74,8 +74,9 @@ def decide(state: State, observation: Observation, settings: RecoverySettings) -
     weights.look(turn)
     for name, seen in observation.workers.items():
         workers.look(turn, name, seen)
-    weights.hand_over(turn)
     workers.choose_active(turn)
     path.choose(turn)
+    # only now: what the active worker said of the path is heard before another takes its place
+    weights.hand_over(turn)
     workers.give_up_if_nobody_is_left(turn)
     return turn.state, tuple(turn.actions)
