@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -785,13 +786,21 @@ class AnyOrder(RuleBasedStateMachine):
         self.holder = HolderSeen(alive=False)
         self.fenced: set[tuple[str, int]] = set()
         self.started: list[float] = []
+        self.holders_started: list[float] = []
         self.routed: tuple[str, int] | None = None
         self.lag_s = 0.0
+        # the time without what the watchdog was starved, and when by it the present stage of each life began
+        self.own_time = 0.0
+        self.began = dict.fromkeys(("a", "b", "holder"), 0.0)
+        # good comparisons in a row since the path was last the baseline, and what they prove; all as after a warm-up
+        self.clean: Counter[int] = Counter()
+        self.proven: set[int] = set()
+        self.all_proven = True
         self.memory_back = True
         self.given_up = False
         self.condemned: Condemned | None = None
 
-    @initialize(start=st.sampled_from(["nothing", "serving", "aborting", "beside one that is unproven"]))
+    @initialize(start=st.sampled_from(["nothing", "serving", "aborting", "shadow", "beside one that is unproven"]))
     def begin(self, start: str) -> None:
         """From nothing, or where most of a tree's life is spent: both workers are up, and the path is fused."""
         if start == "nothing":
@@ -807,6 +816,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.stall("a", 3)
             self.turns(2)
             assert self.state.workers["a"].life is Life.ABORTING
+        elif start == "shadow":
+            self.seen["a"] = ended(3, checks=(WRONG,))
+            self.turn(0.005)
+            self.turn(3.0)
+            assert (self.state.active, self.state.path) == ("a", "shadow")
         elif start != "serving":
             self.come_up_unproven("b")
 
@@ -814,10 +828,15 @@ class AnyOrder(RuleBasedStateMachine):
     def turn(self, seconds: float) -> None:
         if self.given_up:
             return
-        self.now += seconds
+        self.now += seconds + self.lag_s
+        self.own_time += seconds if self.starved else seconds + self.lag_s
         before = self.state
         observation = Observation(self.now, dict(self.seen), self.holder, self.lag_s, self.condemned)
         self.state, actions = policy.decide(self.state, observation, SETTINGS)
+        self.check_times(before, observation, actions)
+        if self.starved:
+            self.check_that_nobody_was_late(before, observation, actions)
+        self.check_buckets(before, observation, actions)
         active = before.active
         if active is not None and observation.workers[active].slow and self.condemned is None:
             assert self.state.path in ("baseline", "shadow"), "a slow path serves nobody until it is proven again"
@@ -837,13 +856,15 @@ class AnyOrder(RuleBasedStateMachine):
                         self.started.append(self.now)
                         recent = [at for at in self.started if at > self.now - SETTINGS.restart_period_s]
                         assert len(recent) <= SETTINGS.restart_budget, "never more restarts than the budget"
-                case StartHolder():
+                case StartHolder(reason=reason):
                     self.holder = HolderSeen(alive=True)
+                    if reason != "start":
+                        self.holders_started.append(self.now)
                 case HolderGone():
                     self.holder = HolderSeen(alive=False)
                 case Abort(worker=name, launch=launch):
                     assert before.workers[name].suspect == launch, "confirmed by a second reading"
-                    assert self.lag_s <= SETTINGS.watchdog_lag_max_s, "not by a watchdog that was starved itself"
+                    assert not self.starved, "not by a watchdog that was starved itself"
                 case Fence(worker=name, generation=generation, cause=cause):
                     self.fenced.add((name, generation))
                     if cause == "frozen":
@@ -851,7 +872,6 @@ class AnyOrder(RuleBasedStateMachine):
                         if seen.held_s < SETTINGS.stopped_deadline_s and seen.host_still_s < SETTINGS.host_deadline_s:
                             least_s = SETTINGS.answer_deadline_s
                             assert seen.untouched_s >= least_s, "who computes or has nothing to do has longer"
-                        assert self.lag_s <= SETTINGS.watchdog_lag_max_s
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
                     assert self.state.workers[name].generation == generation
@@ -867,6 +887,76 @@ class AnyOrder(RuleBasedStateMachine):
         self.seen = {name: replace(seen, checks=(), slow=False) for name, seen in self.seen.items()}
         self.lag_s = 0.0
 
+    @property
+    def starved(self) -> bool:
+        return self.lag_s > SETTINGS.watchdog_lag_max_s
+
+    def check_times(self, before: policy.State, observation: Observation, actions: tuple[policy.Action, ...]) -> None:
+        """Everybody has the time that is allowed, without what the watchdog was starved."""
+        lives = {name: worker.life for name, worker in before.workers.items()} | {"holder": before.holder.life}
+        had_s = {name: self.own_time - began + 1e-6 for name, began in self.began.items()}
+        said = self.condemned or any(seen.failed for seen in (*observation.workers.values(), observation.holder))
+        tried_s = max(seen.trial_s for seen in observation.workers.values())
+        for action in actions:
+            match action:
+                case AbortEnded(worker=name, in_time=False):
+                    assert had_s[name] >= SETTINGS.abort_deadline_s
+                case Fence(worker=name, cause="startup"):
+                    seen = observation.workers[name]
+                    if seen.failed is None and seen.trial_s < SETTINGS.trial_deadline_s:
+                        assert had_s[name] >= SETTINGS.startup_deadline_s
+                case KillHolder() if before.holder.life is Life.STARTING:
+                    holder = observation.holder
+                    if holder.failed is None and not holder.cut_off and holder.held_s < SETTINGS.stopped_deadline_s:
+                        assert had_s["holder"] >= SETTINGS.startup_deadline_s
+                case GiveUp(ending=Ending.NODE) if not said and tried_s < SETTINGS.trial_deadline_s:
+                    killed_s = [had_s[name] for name, life in lives.items() if life is Life.DYING]
+                    gone_s = [had_s[name] for name, life in lives.items() if life is Life.BACKOFF]
+                    assert (
+                        max(killed_s, default=0) >= SETTINGS.kill_deadline_s
+                        or max(gone_s, default=0) >= SETTINGS.reclaim_deadline_s
+                    )
+        after = {name: worker.life for name, worker in self.state.workers.items()} | {"holder": self.state.holder.life}
+        self.began |= {name: self.own_time for name, life in after.items() if life is not lives[name]}
+
+    def check_that_nobody_was_late(
+        self, before: policy.State, observation: Observation, actions: tuple[policy.Action, ...]
+    ) -> None:
+        """A watchdog that was starved ends nobody who has not ended, failed or been left for new weights."""
+        failed = [seen for seen in (*observation.workers.values(), observation.holder) if seen.failed]
+        for action in actions:
+            match action:
+                case Kill(worker=name, generation=generation) if Fence(name, generation, "weights") not in actions:
+                    assert observation.workers[name].failed or observation.workers[name].cut_off
+                case KillHolder():
+                    assert observation.holder.failed or observation.holder.cut_off or observation.holder.spoilt
+                case GiveUp(ending=Ending.RESTART_ME):
+                    nobody = all(worker.life is Life.ABSENT for worker in self.state.workers.values())
+                    assert nobody or before.holder.life is Life.ABSENT
+                case GiveUp():
+                    assert self.condemned or failed
+
+    def check_buckets(self, before: policy.State, observation: Observation, actions: tuple[policy.Action, ...]) -> None:
+        """The fused path is given what was clean often enough in a row since it was last taken away, and no more."""
+        if "baseline" not in (before.path, self.state.path) and self.state.active is not None:
+            for check in observation.workers[self.state.active].checks:
+                self.clean[check.bucket] = 0 if check.suspect else self.clean[check.bucket] + 1
+                if self.clean[check.bucket] >= SETTINGS.shadow_checks:
+                    self.proven.add(check.bucket)
+        for action in actions:
+            match action:
+                case SetPath(path="baseline"):
+                    self.clean.clear()
+                    self.proven.clear()
+                    self.all_proven = False
+                case SetPath(buckets=None):
+                    assert self.all_proven, "all of them only until the path is first taken away"
+                case SetPath(path="fused", buckets=buckets):
+                    assert buckets, "without one it is the shadow"
+                    assert set(buckets) <= self.proven
+                case SetPath(path="shadow", buckets=buckets):
+                    assert buckets == ()
+
     @rule(times=st.integers(2, 4))
     def turns(self, times: int) -> None:
         for _ in range(times):
@@ -876,9 +966,16 @@ class AnyOrder(RuleBasedStateMachine):
     def another_turn(self, seconds: float) -> None:
         self.turn(seconds)
 
-    @rule()
-    def starve_the_watchdog(self) -> None:
-        self.lag_s = 0.5
+    @rule(lag_s=st.sampled_from([0.09, 0.5, 12.0, 301.0]))
+    def starve_the_watchdog(self, lag_s: float) -> None:
+        """Until its next turn."""
+        self.lag_s = lag_s
+
+    @rule(lag_s=st.sampled_from([0.5, 12.0]), seconds=st.sampled_from([0.005, 0.6, 3.0, 61.0]))
+    def come_late(self, lag_s: float, seconds: float) -> None:
+        self.starve_the_watchdog(lag_s)
+        self.turn(seconds)
+        self.turn(0.005)
 
     @rule(back=st.booleans())
     def keep_memory(self, back: bool) -> None:
@@ -893,6 +990,13 @@ class AnyOrder(RuleBasedStateMachine):
     @rule()
     def lose_the_holder(self) -> None:
         self.holder = HolderSeen(alive=False)
+
+    @rule(times=st.integers(1, 5))
+    def lose_holders_at_once(self, times: int) -> None:
+        for _ in range(times):
+            self.lose_the_holder()
+            self.turn(0.005)
+            self.turn(SETTINGS.backoff_max_s)
 
     @rule()
     def begin_the_holders_end(self) -> None:
@@ -928,10 +1032,25 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             self.seen[name] = stalled(launch)
 
-    @rule(name=st.sampled_from("ab"), bucket=st.sampled_from([1, 16]), ok=st.booleans(), late=st.booleans())
-    def end(self, name: str, bucket: int, ok: bool, late: bool) -> None:
+    @rule(name=st.sampled_from("ab"), checks=st.lists(st.sampled_from([OK, WRONG, LATE, Check(1, True)]), max_size=4))
+    def end(self, name: str, checks: list[Check]) -> None:
         if self.seen[name].ready:
-            self.seen[name] = ended(5, checks=(Check(bucket, ok, late),))
+            self.seen[name] = ended(5, checks=tuple(checks))
+
+    @rule(checks=st.lists(st.sampled_from([OK, OK, LATE, Check(1, True)]), min_size=1, max_size=4))
+    def compare(self, checks: list[Check]) -> None:
+        if self.state.active is not None:
+            self.end(self.state.active, checks)
+        self.turn(0.005)
+
+    @rule(times=st.integers(1, 4))
+    def be_wrong_as_soon_as_it_is_tried(self, times: int) -> None:
+        for _ in range(times):
+            active = self.state.active
+            if active is not None and self.seen[active].ready:
+                self.seen[active] = ended(5, checks=(WRONG,))
+            self.turn(0.005)
+            self.turn(SETTINGS.cooldown_max_s)
 
     @rule(name=st.sampled_from("ab"), untouched_s=st.sampled_from([0.3, 0.5, 6.0]), host_beats=st.booleans())
     def freeze(self, name: str, untouched_s: float, host_beats: bool) -> None:
@@ -1002,8 +1121,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def restarts_keep_to_the_budget(self) -> None:
-        recent = [at for at in self.started if at > self.now - SETTINGS.restart_period_s]
-        assert len(recent) <= SETTINGS.restart_budget
+        for started in (self.started, self.holders_started):
+            recent = [at for at in started if at > self.now - SETTINGS.restart_period_s]
+            assert len(recent) <= SETTINGS.restart_budget
+
+    @invariant()
+    def no_pause_is_longer_than_its_ceiling(self) -> None:
+        """Only without any budget left is the fused path not tried again."""
+        retry_at = self.state.retry_at
+        assert math.isinf(retry_at) or retry_at <= self.now + SETTINGS.cooldown_max_s
 
     @precondition(lambda self: not self.given_up)
     @invariant()
