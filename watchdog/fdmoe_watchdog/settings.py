@@ -73,7 +73,10 @@ class RecoverySettings(Group):
         description="The stall time of a layer and size of which no launch has ended yet, floor and ceiling kept.",
     )
     watchdog_lag_max_s: float = Field(
-        0.1, gt=0, description="A turn of the watchdog that comes later than this judges nobody's silence."
+        0.1,
+        gt=0,
+        description="A turn of the watchdog that comes later than this judges nobody's silence, and what it was late "
+        "counts for no deadline.",
     )
     launch_deadline_s: float = Field(
         1.0, gt=0, description="How long a launch may take until the device shows its first beat."
