@@ -195,8 +195,8 @@ def _recovery() -> list[Panel]:
         lines(
             "Recovery time by rung, last hour",
             "abort, replay: from the detection to the next answer. kill: from the signal to the reaping. restart: from "
-            "a start to a warm worker. abort drill: what a worker's warm-up takes to end a launch that stalls. The 99th "
-            "percentile.",
+            "a start to a warm worker. abort drill: what a worker's warm-up takes to end a launch that stalls. The "
+            "99th percentile.",
             "s",
             quantile(0.99, "fdmoe_recovery_seconds", "rung", window="1h"),
             quantile(0.99, "fdmoe_abort_drill_seconds", window="1h", of="abort drill"),

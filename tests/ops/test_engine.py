@@ -11,7 +11,7 @@ import torch
 from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
 
 from fdmoe_kernels import reference_moe
-from fdmoe_ops.worker.engine import BatchError, Engine, Fused
+from fdmoe_ops.worker.engine import BaselineBroken, BatchError, Engine, Fused
 from fdmoe_watchdog.messages import Batch, Segment
 from fdmoe_watchdog.page import Host, Launch, Line, Page, Wait, parse_slots
 
@@ -133,6 +133,17 @@ def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
     assert bad.relative_error is not None
     assert 1e-4 < bad.relative_error < 1e-2
     assert bad.row_error == pytest.approx(0.01, rel=1e-2)
+
+
+def test_an_idle_baseline_that_gives_other_numbers_is_broken(bench: Bench) -> None:
+    bench.engine.warm_up(faults=False)
+    begun = bench.page.read(Line.HOST, Host.BASELINE_BEGUN)
+    bench.engine.prove_baseline()
+    for word in (Host.BASELINE_BEGUN, Host.BASELINE_ENDED):
+        assert bench.page.read(Line.HOST, word) == begun + 1
+    bench.layer.down[:, 5] += 1.0
+    with pytest.raises(BaselineBroken, match=f"the baseline of {NAME} differs by .* from what it gave at the warm-up"):
+        bench.engine.prove_baseline()
 
 
 def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(bench: Bench) -> None:

@@ -10,23 +10,35 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
+from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
 from waiting import wait_until
 
+from fdmoe_kernels import reference_moe
 from fdmoe_ops.worker.choice import Choice
-from fdmoe_ops.worker.engine import Engine
+from fdmoe_ops.worker.engine import BaselineBroken, Engine
 from fdmoe_ops.worker.loop import Loop
 from fdmoe_ops.worker.pace import Pace
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.page import Host, Line, Page
 
+NAME = "m/layers.0"
 READY = messages.WorkerReady(1, (), 16, fused=True)
 
 
 class Resting:
-    """An engine that has nothing to do."""
+    """An engine that has nothing to do; `proofs` counts those of its baseline, of which the third fails."""
+
+    def __init__(self) -> None:
+        self.proofs = 0
 
     def rest(self) -> None: ...
+
+    def prove_baseline(self) -> None:
+        self.proofs += 1
+        if self.proofs == 3:
+            raise BaselineBroken("it differs")
 
 
 class Control(Channel):
@@ -45,20 +57,26 @@ class Control(Channel):
 class Bench:
     """A loop in a thread; `control` is the watchdog's end of its channel."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, idle_proof_s: float = 60.0) -> None:
+        self.engine = Resting()
         self.page = Page.create(directory / "page", generation=1, slots=1)
         self.socket_path = directory / "worker.sock"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, self.theirs = Channel(ours), Control(theirs, self.page)
         self._loop = Loop(
-            cast(Engine, Resting()), Choice(0, 60), Pace(2.5, 0), self.page, self.theirs,
-            Listener(self.socket_path), READY, name="a", chaos=False,
+            cast(Engine, self.engine), Choice(0, 60), Pace(2.5, 0), self.page, self.theirs,
+            Listener(self.socket_path), READY, name="a", chaos=False, compare_first=False, idle_proof_s=idle_proof_s,
         )  # fmt: skip
+        self.broken = ""
         self.thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        with contextlib.suppress(ChannelClosed):
+        try:
             self._loop.run()
+        except ChannelClosed:
+            pass
+        except BaselineBroken as error:
+            self.broken = str(error)
 
     @property
     def waiting(self) -> int:
@@ -87,3 +105,119 @@ def test_what_a_gateway_that_is_gone_had_counted_does_not_wait_for_the_next_one(
     assert bench.waiting == 1
     gateway.close()
     wait_until(lambda: bench.waiting == 0)
+
+
+def test_a_worker_that_has_nothing_to_do_proves_its_baseline_again_and_again_and_ends_when_it_is_broken(
+    in_memory: Path,
+) -> None:
+    bench = Bench(in_memory, idle_proof_s=0.05)
+    bench.thread.start()
+    bench.thread.join(10)
+    bench.control.close()
+    assert (bench.engine.proofs, bench.broken) == (3, "it differs")
+
+
+def test_nothing_is_proven_before_its_time(bench: Bench) -> None:
+    bench.thread.start()
+    wait_until(lambda: bench.page.read(Line.HOST, Host.BEATS) > 3)
+    assert bench.engine.proofs == 0
+
+
+class Serving:
+    """A loop over a real engine, on the fused path from the first batch on, with a gateway beside it."""
+
+    def __init__(self, directory: Path, *, compare_first: bool) -> None:
+        self.layer = random_layer(8, 64, 32, 2, place=INTERPRETER)
+        arena = directory / "arena"
+        arena.write_bytes(bytes(65536))
+        self.arena = torch.from_file(str(arena), shared=True, size=65536, dtype=torch.uint8)
+        page = Page.create(directory / "page", generation=1, slots=2)
+        engine = Engine({NAME: self.layer}, page=page, arena=arena, max_batch_tokens=16, programs=0)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, self._theirs = Channel(ours), Channel(theirs)
+        self._listener = Listener(directory / "worker.sock")
+        # none is compared but what the setting asks for
+        self._loop = Loop(
+            engine, Choice(0, 60), Pace(2.5, 0), page, self._theirs, self._listener, READY,
+            name="a", chaos=True, compare_first=compare_first, idle_proof_s=60.0,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        self.gateway = Channel.connect(
+            directory / "worker.sock", messages.Hello(messages.PROTOCOL, "gateway", "a", 1, 1)
+        )
+        assert self._hear(self.gateway) == READY
+        assert self._hear(self.control) == READY
+        self.control.send(messages.SetPath("fused"))
+        self._batches = 0
+
+    def _run(self) -> None:
+        with torch.inference_mode(), contextlib.suppress(ChannelClosed):
+            self._loop.run()
+
+    def _hear(self, channel: Channel) -> messages.Message:
+        heard: list[messages.Message] = []
+
+        def hear() -> bool:
+            message = channel.receive()
+            if message is not None:
+                heard.append(message)
+            return bool(heard)
+
+        wait_until(hear)
+        return heard[0]
+
+    def serve(self, x: torch.Tensor) -> tuple[messages.Answer, torch.Tensor, messages.Message | None]:
+        """The answer, its rows, and what the watchdog is told of it."""
+        raw = x.view(torch.uint8).flatten()
+        self.arena[: raw.numel()] = raw
+        self._batches += 1
+        self.gateway.send(messages.Batch(1, self._batches, NAME, (messages.Segment(0, 32768, x.shape[0]),)))
+        answer = self._hear(self.gateway)
+        assert isinstance(answer, messages.Answer)
+        rows = self.arena[32768 : 32768 + raw.numel()].view(torch.float32).view(x.shape).clone()
+        return answer, rows, self.control.receive()
+
+    def arm(self, fault: messages.KernelFault) -> None:
+        self.control.send(messages.ArmFault(fault, 1))
+        assert isinstance(self._hear(self.control), messages.FaultArmed)
+
+    def end(self) -> None:
+        self.control.close()
+        self._thread.join(30)
+        self.gateway.close()
+
+
+@pytest.mark.parametrize("fault", ["wrong", "nan"])
+def test_a_wrong_answer_never_leaves_where_each_is_compared_first(in_memory: Path, fault: messages.KernelFault) -> None:
+    serving = Serving(in_memory, compare_first=True)
+    x = random_tokens(serving.layer, 5, seed=1)
+    right = reference_moe(x, serving.layer)
+    try:
+        answer, rows, told = serving.serve(x)
+        assert answer.path == "fused"
+        assert relative_error(rows, right) < 1e-5
+        assert isinstance(told, messages.Compared)
+        assert (told.ok, told.served, told.tokens) == (True, "fused", 5)
+        serving.arm(fault)
+        answer, rows, told = serving.serve(x)
+        assert answer.path == "baseline"
+        assert relative_error(rows, right) < 1e-5
+        assert isinstance(told, messages.Compared)
+        assert (told.ok, told.served) == (False, "baseline")
+        # until the watchdog orders anything else
+        assert serving.serve(x)[0].path == "baseline"
+    finally:
+        serving.end()
+
+
+def test_without_it_a_wrong_answer_that_nobody_compares_leaves(in_memory: Path) -> None:
+    serving = Serving(in_memory, compare_first=False)
+    x = random_tokens(serving.layer, 5, seed=1)
+    try:
+        serving.arm("wrong")
+        answer, rows, told = serving.serve(x)
+        assert (answer.path, told) == ("fused", None)
+        assert relative_error(rows, reference_moe(x, serving.layer)) > 1e-2
+    finally:
+        serving.end()

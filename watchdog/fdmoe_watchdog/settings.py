@@ -149,7 +149,13 @@ class RecoverySettings(Group):
     compare_interval_s: float = Field(
         60.0,
         gt=0,
-        description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0.",
+        description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0; a "
+        "worker that has nothing to do, as a standby, proves one layer's baseline as often.",
+    )
+    compare_before_answer: bool = Field(
+        False,
+        description="Every batch of the fused path is compared before it is answered, and one that differs is answered "
+        "by the baseline: no wrong answer leaves, and each takes the time of both paths.",
     )
     slow_factor: float = Field(
         2.5,

@@ -79,7 +79,8 @@ FAULTS: tuple[FaultInfo, ...] = (
         "wrong", Place.KERNEL, Means.WATCHDOG,
         "One tile of the output is finite and wrong, in one launch.",
         "Only a comparison can find it: one batch in 1 / recovery.compare_ratio, and at least one in "
-        "recovery.compare_interval_s. A batch that is not compared is answered wrong.",
+        "recovery.compare_interval_s. A batch that is not compared is answered wrong; with "
+        "recovery.compare_before_answer none is.",
         "shadow_mismatch, if the launch was one of those that are compared.",
         "A GPU that computes wrong numbers stays wrong: compare more (recovery.compare_ratio), look at its ECC counts.",
     ),

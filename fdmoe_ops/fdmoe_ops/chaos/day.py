@@ -99,6 +99,7 @@ class Day:
             f"--model-path={model}", f"--model-name={_MODEL}", f"--model-layers={name.rpartition('.')[2]}",
             f"--devices={','.join(settings.devices)}", f"--worker-programs={worker.programs}",
             f"--worker-max-batch-tokens={worker.max_batch_tokens}",
+            *(("--enable-recovery-compare-before-answer",) if settings.recovery.compare_before_answer else ()),
         )  # fmt: skip
         return Plan(flags, self._devices[0], Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
 

@@ -125,7 +125,12 @@ def _serve(
         ready = messages.WorkerReady(options.generation, infos, settings.worker.max_batch_tokens, fused, engine.abort_s)
         choice = Choice(settings.recovery.compare_ratio, settings.recovery.compare_interval_s)
         pace = Pace(settings.recovery.slow_factor, settings.recovery.slow_checks)
-        Loop(engine, choice, pace, page, control, listener, ready, name=options.name, chaos=settings.chaos).run()
+        loop = Loop(
+            engine, choice, pace, page, control, listener, ready,
+            name=options.name, chaos=settings.chaos, compare_first=settings.recovery.compare_before_answer,
+            idle_proof_s=settings.recovery.compare_interval_s,
+        )  # fmt: skip
+        loop.run()
 
 
 def _prove(engine: Engine, *, faults: bool) -> bool:

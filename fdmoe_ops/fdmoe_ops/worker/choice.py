@@ -11,7 +11,7 @@ from fdmoe_watchdog.messages import Path
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """`path` gives the answer; with `compare` the other path runs on the batch, too, once it is answered."""
+    """`path` gives the answer; with `compare` the other path runs on the batch, too."""
 
     path: Path
     compare: bool

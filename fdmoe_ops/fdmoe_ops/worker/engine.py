@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from fdmoe_kernels import Fault, MoELayer, Workspace, baseline_moe, fused_moe
 from fdmoe_kernels.baseline import route
-from fdmoe_kernels.comparing import compare, tolerance
+from fdmoe_kernels.comparing import compare, difference, tolerance
 from fdmoe_kernels.tiles import token_counts_of_all_rows
 from fdmoe_kernels.warmup import abort_drill, first_of_each_kind, load_faults, warm_up_all
 from fdmoe_ops.worker.tally import Tally
@@ -22,9 +23,16 @@ from fdmoe_watchdog.counts import CountPage, counts_path
 from fdmoe_watchdog.messages import Segment
 from fdmoe_watchdog.page import Exit, Host, Identity, Launch, Line, Page
 
+# rows of the proof that an idle worker's baseline is what it was
+_PROOF_ROWS = 4
+
 
 class BatchError(ValueError):
     """A batch that cannot be run as it is; the message names what is wrong with it."""
+
+
+class BaselineBroken(RuntimeError):
+    """The baseline no longer gives what it gave at the warm-up: neither path of this process can be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,10 @@ class Engine:
             layers=len(self.layers), experts=some.experts,
         )  # fmt: skip
         self._tally = Tally(self._counts, self._workspace, self._synchronize)
+        generator = torch.Generator(device=self._device).manual_seed(0)
+        self._proof_x = torch.empty_like(self._x[:_PROOF_ROWS]).normal_(generator=generator)
+        self._proofs: dict[str, torch.Tensor] = {}
+        self._to_prove: Iterator[str] = iter(())
 
     def warm_up(self, *, faults: bool) -> float:
         """Prove every layer, and that a launch can be stopped; returns the largest difference between the paths.
@@ -109,6 +121,8 @@ class Engine:
         for layer in kinds:
             for tokens in token_counts_of_all_rows(layer, self.max_batch_tokens):
                 baseline_moe(self._x[:tokens], layer)
+        self._proofs = {name: baseline_moe(self._proof_x, layer) for name, layer in self.layers.items()}
+        self._to_prove = itertools.cycle(self._proofs)
         self._measure_peak(self._fused_y[:1])
         worst = warm_up_all(self.layers.values(), self._workspace)
         self.abort_s = max(abort_drill(layer, self._workspace) for layer in kinds)
@@ -208,6 +222,20 @@ class Engine:
         self._page.add(Line.HOST, Host.BASELINE_BATCHES)
         self._counts.ran("baseline", x.shape[0], time.monotonic_ns() - begun_ns)
         return y
+
+    def prove_baseline(self) -> None:
+        """That one layer, by turns, gives on the baseline what it gave at the warm-up: whoever falls back to this
+        worker relies on it. Raises BaselineBroken, or what the device raises."""
+        name = next(self._to_prove)
+        self._page.add(Line.HOST, Host.BASELINE_BEGUN)
+        found = difference(baseline_moe(self._proof_x, self.layers[name]), self._proofs[name])
+        self._page.add(Line.HOST, Host.BASELINE_ENDED)
+        self._page.add(Line.HOST, Host.BEATS)
+        if not found.within(tolerance(self._x.dtype)):
+            raise BaselineBroken(
+                f"the baseline of {name} differs by {found.whole:.2e}, in one row by {found.row:.2e}, from what it "
+                "gave at the warm-up"
+            )
 
     def settle(self) -> None:
         """A batch is answered: count what it took."""

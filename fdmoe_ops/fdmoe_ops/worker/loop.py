@@ -10,7 +10,7 @@ import structlog
 from torch import Tensor
 
 from fdmoe_ops.worker.choice import Choice
-from fdmoe_ops.worker.engine import BatchError, Comparison, Engine
+from fdmoe_ops.worker.engine import BatchError, Comparison, Engine, Fused
 from fdmoe_ops.worker.pace import Pace
 from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
@@ -21,8 +21,13 @@ _IDLE_BEAT_S = 0.1
 
 
 class Loop:
-    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts. `name`: of this
-    worker. `chaos`: faults may be asked for."""
+    """Serves until the watchdog's channel closes. The newest gateway connection is the one that counts.
+
+    name           of this worker
+    chaos          faults may be asked for
+    compare_first  no answer of the fused path leaves before the baseline has given the same
+    idle_proof_s   how often the baseline of a worker that has nothing to do is proven
+    """
 
     def __init__(
         self,
@@ -36,6 +41,8 @@ class Loop:
         *,
         name: str,
         chaos: bool,
+        compare_first: bool,
+        idle_proof_s: float,
     ) -> None:
         self._engine = engine
         self._choice = choice
@@ -46,6 +53,9 @@ class Loop:
         self._ready = ready
         self._name = name
         self._chaos = chaos
+        self._compare_first = compare_first
+        self._idle_proof_s = idle_proof_s
+        self._proven_at = time.monotonic()
         self._gateway: Channel | None = None
         self._aborted = False
         self._pace_asks = False
@@ -62,12 +72,18 @@ class Loop:
                 self._page.add(Line.HOST, Host.BEATS)
                 ready = selector.select(_IDLE_BEAT_S)
                 if not ready:
-                    self._engine.rest()
+                    self._rest()
                 for key, _ in ready:
                     if key.fileobj is self._gateway:
                         self._on_gateway(selector)
                     elif key.data is not None:
                         key.data()
+
+    def _rest(self) -> None:
+        self._engine.rest()
+        if time.monotonic() - self._proven_at >= self._idle_proof_s:
+            self._engine.prove_baseline()
+            self._proven_at = time.monotonic()
 
     def _on_control(self) -> None:
         message = self._control.receive()
@@ -147,17 +163,17 @@ class Loop:
             return
         x = engine.load(batch)
         taken = self._choice.take(x.shape[0], time.monotonic())
-        fused = self._run_fused(x, batch) if taken.path == "fused" else None
+        fused = self._answer_of_fused(x, batch) if taken.path == "fused" else None
         y = engine.run_baseline(x, batch.layer) if fused is None else fused
         engine.store(y, batch)
         self._answer(batch, "baseline" if fused is None else "fused", started)
         engine.settle()
-        if fused is not None and (taken.compare or self._pace_asks):
+        if fused is not None and (taken.compare or self._pace_asks) and not self._compare_first:
             self._tell(batch, "fused", self._compare(x, batch.layer, fused))
         elif taken.compare and taken.path == "baseline":
-            fused = self._run_fused(x, batch)
-            if fused is not None:
-                self._tell(batch, "baseline", engine.compare(x, batch.layer, fused, y))
+            result = self._run_fused(x, batch)
+            if result is not None:
+                self._tell(batch, "baseline", engine.compare(x, batch.layer, result.y, y))
         self._count_for_record(x, batch)
 
     def _count_for_record(self, x: Tensor, batch: messages.Batch) -> None:
@@ -173,8 +189,27 @@ class Loop:
         counts = self._engine.expert_tokens(x, layer)
         self._send(messages.ExpertTokens(worker, generation, launch, layer, x.shape[0], counts))
 
-    def _run_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
-        """The fused path's rows; None if it was aborted, or gave what the baseline must be asked about."""
+    def _answer_of_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
+        """The fused path's rows; None if it was aborted, or gave what the baseline does not give. What is not finite is
+        always asked about, all the rest if every answer is to be compared first."""
+        result = self._run_fused(x, batch)
+        if result is None:
+            return None
+        if result.finite and not self._compare_first:
+            return result.y
+        comparison = self._compare(x, batch.layer, result.y)
+        if comparison.ok:
+            if self._compare_first:
+                self._tell(batch, "fused", comparison)
+            return result.y
+        if not result.finite:
+            self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
+        self._choice.stay_on_baseline()
+        self._tell(batch, "baseline", comparison)
+        return None
+
+    def _run_fused(self, x: Tensor, batch: messages.Batch) -> Fused | None:
+        """The fused path's rows; None if it was aborted."""
         result = self._engine.run_fused(x, batch.layer)
         if result is None:
             self._log.warning("aborted", batch=batch.batch, layer=batch.layer, requests=batch.requests)
@@ -182,16 +217,7 @@ class Loop:
             self._aborted = True
             return None
         self._pace_asks = self._pace.ran(batch.layer, x.shape[0], self._engine.fused_ns)
-        if result.finite:
-            return result.y
-        # no answer that is not finite leaves before the baseline has given the same
-        comparison = self._compare(x, batch.layer, result.y)
-        if not comparison.ok:
-            self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
-            self._choice.stay_on_baseline()
-            self._tell(batch, "baseline", comparison)
-            return None
-        return result.y
+        return result
 
     def _compare(self, x: Tensor, layer: str, fused: Tensor) -> Comparison:
         return self._engine.compare(x, layer, fused, self._engine.run_baseline(x, layer))
