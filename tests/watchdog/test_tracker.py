@@ -121,6 +121,9 @@ def test_an_aborted_launch_teaches_nothing() -> None:
     told = (0.2, page(begun=1, abort=1))
     follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.ABORTED))], stall_times)
     assert stall_times.worst_s(0, 16) is None
+    # nor does it when a later one has ended well by the next reading
+    follow([*silent, told, (0.22, page(begun=2, ended=2, abort=1, exit=Exit.DONE))], stall_times)
+    assert stall_times.worst_s(0, 16) is None
     # but one that ended well all the same was slow and not stuck
     follow([*silent, told, (0.22, page(begun=1, ended=1, abort=1, exit=Exit.DONE))], stall_times)
     assert stall_times.worst_s(0, 16) == pytest.approx(0.22)

@@ -274,14 +274,15 @@ class _Words(ABC):
 
     def snapshot(self) -> Snapshot:
         """Raises PageError for what is no page any more."""
-        # `ended` is read before `begun`: a launch that comes between the two reads looks outstanding, never finished
-        # before it began
-        exits = memoryview(self._bytes(Line.EXIT * LINE_BYTES, LINE_BYTES)).cast("Q")
-        first = FIRST_SLOT * LINE_BYTES
-        raw = self._bytes(0, first + self.slots * LINE_BYTES)
-        if problem := _problem(raw[:LINE_BYTES], page_size_bytes(self.slots)):
+        # What the device writes is read before `begun`: a launch that comes between the two reads looks outstanding,
+        # never finished before it began, and no slot shows a launch whose begin was not read, in whose place the last
+        # one would look silent.
+        device = self._bytes(Line.EXIT * LINE_BYTES, (FIRST_SLOT - Line.EXIT + self.slots) * LINE_BYTES)
+        host = self._bytes(0, FIRST_SLOT * LINE_BYTES)
+        if problem := _problem(host[:LINE_BYTES], page_size_bytes(self.slots)):
             raise PageError(f"{self.path}: {problem}")
-        return _snapshot(memoryview(raw[:first]).cast("Q"), exits, raw[first:])
+        ended: int = memoryview(device).cast("Q")[ExitWord.ENDED]
+        return _snapshot(memoryview(host).cast("Q"), ended, device[(FIRST_SLOT - Line.EXIT) * LINE_BYTES :])
 
     @abstractmethod
     def close(self) -> None: ...
@@ -393,25 +394,34 @@ def _problem(identity: bytes, size: int) -> str | None:
     return None
 
 
-def _snapshot(words: memoryview, exits: memoryview, slots: bytes) -> Snapshot:
+def _snapshot(words: memoryview, ended_before: int, slots: bytes) -> Snapshot:
+    """`ended_before` was read before `words`, and of these the line of the exit after that of the launch."""
+
     def word(line: int, index: int) -> int:
         value: int = words[line * LINE_WORDS + index]
         return value
 
-    ended: int = exits[ExitWord.ENDED]
+    begun = word(Line.LAUNCH, Launch.BEGUN)
+    # one that has ended meanwhile is not outstanding: the other words of its line may be the next one's already
+    ended = max(ended_before, min(word(Line.EXIT, ExitWord.ENDED), begun))
     stage = word(Line.HOST, Host.STAGE)
     return Snapshot(
         pid=word(Line.IDENTITY, Identity.PID),
         generation=word(Line.IDENTITY, Identity.GENERATION),
         abort=word(Line.ABORT, 0),
-        begun=word(Line.LAUNCH, Launch.BEGUN),
+        begun=begun,
         begun_at_ns=word(Line.LAUNCH, Launch.BEGUN_AT_NS),
         tokens=word(Line.LAUNCH, Launch.TOKENS),
         layer=word(Line.LAUNCH, Launch.LAYER),
         deadline_ns=word(Line.LAUNCH, Launch.DEADLINE_NS),
         ended=ended,
-        exit=_exit_of(ended, exits[ExitWord.EXIT]),
-        items=(exits[ExitWord.ROUTE], exits[ExitWord.UP], exits[ExitWord.DOWN], exits[ExitWord.COMBINE]),
+        exit=_exit_of(ended, word(Line.EXIT, ExitWord.EXIT)),
+        items=(
+            word(Line.EXIT, ExitWord.ROUTE),
+            word(Line.EXIT, ExitWord.UP),
+            word(Line.EXIT, ExitWord.DOWN),
+            word(Line.EXIT, ExitWord.COMBINE),
+        ),
         stage=Stage(stage) if stage in Stage._value2member_map_ else Stage.STARTING,
         host_beats=word(Line.HOST, Host.BEATS),
         answered=word(Line.HOST, Host.ANSWERED),

@@ -146,7 +146,9 @@ class Tracker:
 
     def _follow_launch(self, last: Snapshot, snapshot: Snapshot, elapsed: float) -> None:
         ended = snapshot.ended > last.ended
-        if ended and last.outstanding and last.stage is Stage.SERVING and snapshot.exit is Exit.DONE:
+        # the exit may be of a later launch: of one that was told to end, nobody knows then how it ended
+        done = snapshot.exit is Exit.DONE and (snapshot.ended == last.begun or snapshot.abort != last.begun)
+        if ended and last.outstanding and last.stage is Stage.SERVING and done:
             silence_s = max(self._worst_gap_s, self.quiet_s + elapsed)
             self._stall_times.learn(last.layer, last.tokens, silence_s, self._last_at)
         serving = snapshot.outstanding and snapshot.stage is Stage.SERVING
