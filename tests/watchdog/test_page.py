@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import random
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fdmoe_watchdog import page as beat_page
@@ -28,12 +29,45 @@ from fdmoe_watchdog.page import (
     Phase,
     Slot,
     SlotWord,
+    Snapshot,
     Stage,
     Wait,
     parse_slots,
 )  # fmt: skip
 
 WORD = st.integers(0, 2**64 - 1)
+SLOTS = 3
+LINES = beat_page.FIRST_SLOT + SLOTS
+# the words of each line that has a meaning, in the order of the layout
+WORDS = {
+    Line.IDENTITY: Identity, Line.LAUNCH: Launch, Line.EXIT: ExitWord, Line.HOST: Host,
+    **dict.fromkeys(range(beat_page.FIRST_SLOT, LINES), SlotWord),
+}  # fmt: skip
+# what a snapshot calls a word; the words of EXIT besides ENDED are told apart below, and the slots by parse_slots
+FIELDS: dict[tuple[int, int], str] = {
+    (Line.IDENTITY, Identity.PID): "pid", (Line.IDENTITY, Identity.GENERATION): "generation", (Line.ABORT, 0): "abort",
+    (Line.LAUNCH, Launch.BEGUN): "begun", (Line.LAUNCH, Launch.BEGUN_AT_NS): "begun_at_ns",
+    (Line.LAUNCH, Launch.TOKENS): "tokens", (Line.LAUNCH, Launch.LAYER): "layer",
+    (Line.LAUNCH, Launch.DEADLINE_NS): "deadline_ns", (Line.EXIT, ExitWord.ENDED): "ended",
+    (Line.HOST, Host.BEATS): "host_beats", (Line.HOST, Host.ANSWERED): "answered",
+    (Line.HOST, Host.BASELINE_BEGUN): "baseline_begun", (Line.HOST, Host.BASELINE_ENDED): "baseline_ended",
+    (Line.HOST, Host.FUSED_BATCHES): "fused_batches", (Line.HOST, Host.BASELINE_BATCHES): "baseline_batches",
+    (Line.GATEWAY, 0): "submitted",
+}  # fmt: skip
+# all but those that make it a page
+PLACES = [
+    (line, word)
+    for line in range(LINES)
+    for word in range(beat_page.LINE_WORDS)
+    if line != Line.IDENTITY or word not in (Identity.MAGIC, Identity.VERSION, Identity.SLOTS)
+]
+ITEMS = (ExitWord.ROUTE, ExitWord.UP, ExitWord.DOWN, ExitWord.COMBINE)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For tests that make a page for each example."""
+    return tmp_path_factory.mktemp("page") / "page"
 
 
 def test_words_lie_where_the_layout_says(tmp_path: Path) -> None:
@@ -74,6 +108,120 @@ def test_a_snapshot_holds_what_was_written(tmp_path: Path) -> None:
         assert page.exit_of(12) is Exit.NONE
         assert parse_slots(seen.slots)[1] == page.slot(1) == Slot(0, 6, Phase.DOWN, 0, 2, 6, Wait.UP_TILES, 6, 3, 0)
         assert page.add(Line.HOST, Host.ANSWERED) == 9
+
+
+def test_no_two_words_lie_in_the_same_place() -> None:
+    places = [
+        line * beat_page.LINE_WORDS + word for line, words in WORDS.items() for word in words.__members__.values()
+    ]
+    places += [line * beat_page.LINE_WORDS for line in (Line.ABORT, Line.GATEWAY)]
+    assert len(places) == len(set(places))
+    assert {*WORDS, Line.ABORT, Line.GATEWAY} == {*Line, *range(beat_page.FIRST_SLOT, LINES)}
+    for words in WORDS.values():
+        assert [word.value for word in words] == list(range(len(words))), "as the layout names them, without a gap"
+        assert len(words) <= beat_page.LINE_WORDS
+    assert max(places) < beat_page.page_size_bytes(SLOTS) // beat_page.WORD_BYTES
+
+
+def test_the_layout_that_is_written_out_is_the_one_that_is_used() -> None:
+    """The module's docstring is the contract: a row for each line, with its one writer and its words in order."""
+    assert beat_page.__doc__ is not None
+    table = beat_page.__doc__.split("word 0")[1].split("- abort launch")[0].splitlines()[1:]
+    rows = {name: (writer, words) for name, writer, *words in (row.split() for row in table if row.strip())}
+    expected = {
+        "0": ("worker", Identity), "2": ("worker", Launch), "3": ("kernel", ExitWord), "4": ("worker", Host),
+        "8+c": ("CTA", SlotWord),
+    }  # fmt: skip
+    for name, (writer, words) in expected.items():
+        assert rows[name][0] == writer
+        # begun at/ns is BEGUN_AT_NS, ticket+1 is TICKET, host beats is BEATS
+        said = " ".join(rows[name][1]).replace("/", "_").replace("+1", "").replace("host beats", "beats")
+        assert said.removeprefix("c ").replace(" ", "_") == "_".join(word.name.lower() for word in words)
+    assert (rows["1"], rows["5"]) == (("watchdog", ["abort", "launch"]), ("gateway", ["submitted"]))
+    assert len(rows) == len(Line) + len(["reserved", "slots"])
+
+
+@given(
+    writes=st.lists(
+        st.tuples(st.booleans(), st.integers(1, LINES - 1), st.integers(0, beat_page.LINE_WORDS - 1), WORD),
+        min_size=1, max_size=30,
+    )
+)  # fmt: skip
+def test_what_is_written_is_read_and_no_other_word_changes(
+    module_path: Path, writes: list[tuple[bool, int, int, int]]
+) -> None:
+    module_path.unlink(missing_ok=True)
+    with (
+        Page.create(module_path, generation=3, slots=SLOTS, pid=77) as mapped,
+        PageFile.open(module_path) as file,
+    ):
+        raw = bytearray(module_path.read_bytes())
+        for by_mapping, line, word, value in writes:
+            (mapped if by_mapping else file).write(line, word, value)
+            struct.pack_into("<Q", raw, line * 64 + word * 8, value)
+            assert mapped.read(line, word) == file.read(line, word) == value
+            assert module_path.read_bytes() == raw
+        assert mapped.snapshot() == file.snapshot()
+
+
+@given(place=st.sampled_from(PLACES), value=WORD, launch=WORD)
+@example((Line.EXIT, ExitWord.EXIT), 7 << 8 | Exit.DONE, 7)
+@example((Line.EXIT, ExitWord.EXIT), 8 << 8 | Exit.DONE, 7)
+@example((Line.LAUNCH, Launch.BEGUN), 8, 7)
+@example((Line.HOST, Host.STAGE), Stage.TRIAL, 0)
+def test_a_snapshot_calls_each_word_by_its_name(
+    module_path: Path, place: tuple[int, int], value: int, launch: int
+) -> None:
+    module_path.unlink(missing_ok=True)
+    with PageFile.create(module_path, generation=3, slots=SLOTS, pid=77) as page:
+        page.write(Line.LAUNCH, Launch.BEGUN, launch)
+        page.write(Line.EXIT, ExitWord.ENDED, launch)
+        before = page.snapshot()
+        page.write(*place, value)
+        assert page.snapshot() == _changed(before, *place, value)
+
+
+def _changed(before: Snapshot, line: int, word: int, value: int) -> Snapshot:
+    changes: dict[str, object] = {}
+    if line >= beat_page.FIRST_SLOT:
+        slots = bytearray(before.slots)
+        struct.pack_into("<Q", slots, (line - beat_page.FIRST_SLOT) * 64 + word * 8, value)
+        changes["slots"] = bytes(slots)
+    elif (line, word) == (Line.HOST, Host.STAGE):
+        changes["stage"] = Stage(value) if value in list(Stage) else Stage.STARTING
+    elif (line, word) == (Line.EXIT, ExitWord.EXIT):
+        known = value >> 8 == before.ended and value & 0xFF in list(Exit)
+        changes["exit"] = Exit(value & 0xFF) if known else Exit.NONE
+    elif line == Line.EXIT and word in ITEMS:
+        items = list(before.items)
+        items[ITEMS.index(ExitWord(word))] = value
+        changes["items"] = tuple(items)
+    elif name := FIELDS.get((line, word)):
+        changes[name] = value
+    return dataclasses.replace(before, **changes)  # type: ignore[arg-type]
+
+
+_SLOT = st.builds(
+    Slot, launch=WORD, ticket=st.none() | st.integers(0, 2**64 - 2), phase=st.sampled_from(Phase),
+    expert=st.just(beat_page.ALL_EXPERTS) | st.integers(0, 2**64 - 2), row_tile=st.integers(0, 2**32 - 1),
+    column_tile=st.integers(0, 2**32 - 1), wait=st.sampled_from(Wait), target=st.integers(0, 2**32 - 1), seen=WORD,
+    items=WORD,
+)  # fmt: skip
+
+
+@given(slots=st.lists(_SLOT, min_size=SLOTS, max_size=SLOTS))
+def test_any_slot_is_read_as_a_cta_stores_it(module_path: Path, slots: list[Slot]) -> None:
+    module_path.unlink(missing_ok=True)
+    with Page.create(module_path, generation=1, slots=SLOTS) as page:
+        for index, slot in enumerate(slots):
+            words = (
+                slot.launch, 0 if slot.ticket is None else slot.ticket + 1, slot.phase, slot.expert & 2**64 - 1,
+                slot.row_tile << 32 | slot.column_tile, slot.wait << 32 | slot.target, slot.seen, slot.items,
+            )  # fmt: skip
+            for word, value in enumerate(words):
+                page.write(beat_page.FIRST_SLOT + index, word, value)
+        assert [page.slot(index) for index in range(SLOTS)] == slots
+        assert parse_slots(page.snapshot().slots) == slots
 
 
 def test_two_mappings_see_each_other(tmp_path: Path) -> None:
