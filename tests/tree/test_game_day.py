@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,9 @@ import pytest
 from monitoring import MISSING, Monitoring, load_rules, monitoring, name_targets
 
 from fdmoe_ops.chaos import game_day
-from fdmoe_ops.chaos.day import Day
 from fdmoe_ops.chaos.game_day import playable
 from fdmoe_ops.chaos.tree import Tree
-from fdmoe_ops.settings import Settings
+from fdmoe_ops.cli import main
 
 # Ten thousand requests take the interpreter half a minute; tests/ops/gateway/test_flood.py has them without it. The
 # others are in tests of their own beside this one, which look closer: test_recovery, test_life.
@@ -80,14 +79,25 @@ def watch(
 
 @pytest.mark.timeout(1200)
 def test_every_fault_costs_nobody_an_answer_and_raises_no_false_alarm(
-    tmp_path: Path, watch: Monitoring | None, begun: list[tuple[str, float]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    watch: Monitoring | None,
+    begun: list[tuple[str, float]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["fdmoe", "chaos", "game-day", "--commit", "abc", "--report", str(tmp_path)])
     # two clients fill no larger batch, and every start proves the largest
-    settings = Settings.model_validate({"devices": "cpu", "worker": {"max_batch_tokens": 16}})
-    day = Day(settings, tmp_path, "abc", clients=2, max_tokens=4)
-    with contextlib.redirect_stdout(None):
-        assert day.play(FAULTS, abortable=1, others=1), (tmp_path / "game-day.csv").read_text()
+    arguments = (
+        "--only", ",".join(FAULTS), "--abortable", "1", "--others", "1", "--clients", "2", "--max-tokens", "4",
+        "--devices", "cpu", "--worker-max-batch-tokens", "16",
+    )  # fmt: skip
+    report = ("--commit", "abc", "--report", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["fdmoe", "chaos", "game-day", *report, *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0, (tmp_path / "game-day.csv").read_text()
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in printed) == sorted(FAULTS)
+    assert all(line.endswith("  ok") for line in printed), printed
     with (tmp_path / "game-day.csv").open() as file:
         rows = {row["fault"]: row for row in csv.DictReader(file)}
     assert sorted(rows) == sorted(FAULTS)
@@ -95,7 +105,7 @@ def test_every_fault_costs_nobody_an_answer_and_raises_no_false_alarm(
         assert (row["ok"], row["repetitions"], row["failed"], row["problem"]) == ("yes", "1", "0", ""), row
         assert int(row["requests"]) > 0
         assert row["wrong"] == "0" or name in ("wrong", "corrupt"), row
-        assert row["command"] == "fdmoe chaos game-day --report DIR", row
+        assert row["command"] == f"fdmoe chaos game-day {shlex.join(arguments)} --report DIR", row
     if watch is not None:
         raised = {notice.name for notice in watch.receiver.notices if notice.status == "firing"}
         assert "FdmoeShadowMismatch" in raised

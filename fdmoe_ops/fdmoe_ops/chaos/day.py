@@ -51,7 +51,9 @@ class Day:
         return [name for name in possible if not only or name in only]
 
     def play(self, names: list[str], *, abortable: int, others: int) -> bool:
-        """Whether every fault came to what it must come to. Raises SettingsError for a checkpoint that is none."""
+        """Whether every fault came to what it must come to. Raises SettingsError for a checkpoint that is none, or a
+        directory that cannot be made."""
+        self._make_directory()
         with self._model() as model:
             plan = self._plan(model, *self._layer(model), {Group.ABORTABLE: abortable, Group.OTHER: others})
             rows, ok = [], True
@@ -64,7 +66,8 @@ class Day:
         return ok
 
     def soak(self, minutes: float) -> bool:
-        """No fault, and whether none was found; adds soak.csv to the report."""
+        """No fault, and whether none was found; adds soak.csv to the report. Raises SettingsError as `play` does."""
+        self._make_directory()
         with self._model() as model:
             name, layer = self._layer(model)
             plan = self._plan(model, name, layer, {})
@@ -79,6 +82,13 @@ class Day:
             f"{row['failed']} lost, {row['wrong']} wrong"
         )
         return soaked.ok
+
+    def _make_directory(self) -> None:
+        """Before hours are spent on what could not be written."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"--report: {error}") from error
 
     @functools.cached_property
     def _devices(self) -> tuple[str, ...]:

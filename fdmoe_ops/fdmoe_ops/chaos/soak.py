@@ -8,8 +8,8 @@ process is a false alarm.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fdmoe_ops.chaos.events import ALARMS, Event, EventTail
@@ -18,6 +18,14 @@ from fdmoe_ops.chaos.neighbours import busy_neighbours
 from fdmoe_ops.chaos.tree import Tree
 
 _PHASE_S = 8.0
+# name, clients, and whether a neighbour is at work
+PHASES = (
+    ("many", 8, False),
+    ("idle", 0, False),
+    ("one", 1, False),
+    ("many beside a neighbour", 8, True),
+    ("one beside a neighbour", 1, True),
+)
 
 
 @dataclass
@@ -36,17 +44,19 @@ class Soaked:
 
 def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
     """`pools` are of growing sizes: each comes into use one after the other, so that its sizes come for the first time
-    beside others. `device` is the one that the neighbour works on."""
+    beside others. `device` is the one that the neighbour works on. All phases are played once at least, shorter ones
+    where there is little time."""
     result = Soaked()
     tail = EventTail(tree)
     started = time.monotonic()
+    phase_s = min(_PHASE_S, minutes * 60 / len(PHASES))
     try:
-        for number, (name, clients, beside) in enumerate(_phases()):
-            if time.monotonic() - started >= minutes * 60:
+        for number, (name, clients, beside) in enumerate(itertools.cycle(PHASES)):
+            if number >= len(PHASES) and time.monotonic() - started >= minutes * 60:
                 break
             pool = pools[number % min(1 + number // 2, len(pools))]
-            with busy_neighbours(device, _PHASE_S) if beside else contextlib.nullcontext():
-                result.sent += _phase(tree, pool, clients)
+            with busy_neighbours(device, phase_s) if beside else contextlib.nullcontext():
+                result.sent += _phase(tree, pool, clients, phase_s)
             result.phases[name] = result.phases.get(name, 0) + 1
         result.seconds = time.monotonic() - started
         result.alarms = [event for event in tail.since(0) if event["event"] in ALARMS]
@@ -55,20 +65,10 @@ def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
     return result
 
 
-def _phases() -> Iterator[tuple[str, int, bool]]:
-    """Name, clients, and whether a neighbour is at work."""
-    while True:
-        yield "many", 8, False
-        yield "idle", 0, False
-        yield "one", 1, False
-        yield "many beside a neighbour", 8, True
-        yield "one beside a neighbour", 1, True
-
-
-def _phase(tree: Tree, pool: Pool, clients: int) -> list[Sent]:
+def _phase(tree: Tree, pool: Pool, clients: int, seconds: float) -> list[Sent]:
     if not clients:
-        time.sleep(_PHASE_S)
+        time.sleep(seconds)
         return []
     with Load(tree.gateway_address, pool, clients) as load:
-        time.sleep(_PHASE_S)
+        time.sleep(seconds)
     return load.sent

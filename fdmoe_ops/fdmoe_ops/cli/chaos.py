@@ -117,7 +117,7 @@ def game_day(
 def soak(
     loaded: Loaded,
     report: Annotated[Path, typer.Option("--report", metavar="DIR", help="Where soak.csv is written.")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long, in minutes.")] = 8.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long, in minutes; all phases are played once.")] = 8.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the largest request to begin with.")] = 16,
     commit: Annotated[str, typer.Option(help="Written into the row.")] = "unknown",
 ) -> None:
