@@ -50,9 +50,13 @@ def test_all_tokens_on_one_expert_and_experts_that_get_nothing(place: Place) -> 
 
 @pytest.mark.parametrize(
     ("experts", "hidden", "intermediate", "top_k"),
-    [(3, 40, 24, 3), (5, 72, 56, 2), (40, 32, 16, 6)],
+    [
+        (3, 40, 24, 3), (5, 72, 56, 2), (40, 32, 16, 6),
+        # the Hopper form chooses up to 16
+        (9, 24, 16, 7), (9, 24, 16, 9), (18, 24, 16, 13), (15, 24, 16, 14), (18, 24, 16, 15), (18, 24, 16, 17),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_sizes_that_are_no_power_of_two(place: Place, experts: int, hidden: int, intermediate: int, top_k: int) -> None:
     layer = random_layer(experts, hidden, intermediate, top_k, renormalize=False, place=place)
     workspace = Workspace(layer, 33)

@@ -163,6 +163,16 @@ _BLOCKS: dict[str, tuple[Callable[[], torch.nn.Module], RoutingRule]] = {
         ),
         RoutingRule(4, renormalize=True),
     ),
+    # as DeepSeek-V2-Lite has it: no groups, whatever their numbers say
+    "deepseek_v2_greedy": (
+        lambda: DeepseekV2Moe(
+            transformers.DeepseekV2Config(
+                **_SIZES, num_attention_heads=4, n_routed_experts=12, n_shared_experts=2, num_experts_per_tok=5,
+                topk_method="greedy", n_group=4, topk_group=1, routed_scaling_factor=2.5,
+            )
+        ),
+        RoutingRule(5, renormalize=False, scaling=2.5),
+    ),
 }  # fmt: skip
 ARCHITECTURES = tuple(_BLOCKS)
 
