@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +27,29 @@ def names(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def two_devices(demo: Path, names: tuple[str, str]) -> Iterator[Tree]:
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of GPUs that are well, for devices without an NVML."""
+    path = tmp_path_factory.mktemp("recording") / "gpus.json"
+    _record(path)
+    return path
+
+
+def _record(path: Path, *xids: dict[str, object]) -> None:
+    figures = {"uuid": "recorded-x", "name": "X"}
+    step = {"after_s": 0.0, "state": "made up", "origin": "chosen", "figures": figures}
+    document = {"format": 1, "origin": "chosen", "length_s": 3600.0, "steps": [step], "xids": xids}
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def two_devices(demo: Path, names: tuple[str, str], recording: Path) -> Iterator[Tree]:
     flags = (
         f"--model-path={demo}", "--model-name=demo", "--model-layers=1", f"--devices={','.join(names)}",
         "--worker-max-batch-tokens=256", "--enable-chaos",
         "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     )  # fmt: skip
-    with running_tree(*flags) as tree:
+    played = (f"--watchdog-gpu-recording={recording}",) if names[0] == "cpu:0" else ()
+    with running_tree(*flags, *played) as tree:
         yield tree
 
 
@@ -112,3 +129,35 @@ def test_two_devices_share_the_load_and_one_carries_on_alone(two_devices: Tree, 
     gone = {event["worker"] for event in read_events(tree) if event["event"] == "worker_gone"}
     assert gone == {"a0", "b0"}
     assert [sent for sent in load.sent if sent.failed or sent.wrong or sent.retries] == []
+
+
+def test_a_device_that_is_out_is_left_out_and_the_other_serves(
+    two_devices: Tree, names: tuple[str, str], recording: Path, demo: Path
+) -> None:
+    if names[0] == "cuda:0":
+        pytest.skip("no GPU is asked to fall off its bus")
+    layer: MoELayer = Checkpoint.open(demo).load(1, device="cpu", dtype=torch.float32)
+    tree = two_devices
+    tree.wait_until("both devices", lambda: _both_whole(tree))
+    with Load(tree.gateway_address, Pool.of("demo/layers.1", layer, 40), clients=4) as load:
+        # the probe that takes the other's place reads of a GPU that has fallen off its bus
+        _record(recording, {"after_s": 0.5, "xid": 79, "device": "1"})
+        tree.arm("kill-probe")
+
+        def out() -> list[dict[str, object]]:
+            return [event for event in read_events(tree) if event["event"] == "device_out"]
+
+        (event,) = tree.wait_until("the device to be out", out)
+        count = len(load.sent)
+        tree.wait_until("answers of the other", lambda: len(load.sent) > count + 8)
+    assert (event["device"], event["node_action"]) == ("cpu:1", "drain_node")
+    assert "79" in str(event["reason"])
+    assert [sent for sent in load.sent if sent.failed or sent.wrong or sent.retries] == []
+    assert tree.get("/readyz")[0] == 200
+    devices = {device["name"]: device["active"] for device in tree.status()["devices"]}
+    assert devices["cpu:0"] is not None
+    assert devices["cpu:1"] is None
+    # neither its holder nor its workers are started again
+    left = {worker["name"]: worker["state"] for worker in tree.status()["workers"] if worker["device"] == "cpu:1"}
+    assert set(left.values()) <= {"absent"}, left
+    assert tree.process.poll() is None

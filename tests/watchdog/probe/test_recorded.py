@@ -46,10 +46,16 @@ def test_steps_follow_the_clock_and_begin_again() -> None:
 
 def test_xids_come_once_a_round() -> None:
     found = msgspec.convert(recording(), Recording)
-    assert [found.next_xid(after) for after in (-1.0, 0.9, 1.0, 5.5, 6.0)] == [
+    assert [found.next_xid("0", after) for after in (-1.0, 0.9, 1.0, 5.5, 6.0)] == [
         (1, 13), (1, 13), (6.0, 13), (6.0, 13), (11.0, 13),
     ]  # fmt: skip
-    assert msgspec.convert(recording(xids=[]), Recording).next_xid(0) is None
+    assert msgspec.convert(recording(xids=[]), Recording).next_xid("0", 0) is None
+
+
+def test_an_xid_may_be_of_one_device() -> None:
+    xids = [{"after_s": 1, "xid": 13}, {"after_s": 2, "xid": 79, "device": "1"}]
+    found = msgspec.convert(recording(xids=xids), Recording)
+    assert [found.next_xid(device, 1.0) for device in ("0", "1", "GPU-2")] == [(6.0, 13), (2.0, 79), (6.0, 13)]
 
 
 def test_a_reading_has_the_clocks_time_and_the_devices_name() -> None:

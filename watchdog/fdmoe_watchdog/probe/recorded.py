@@ -31,8 +31,11 @@ class Step(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`device`: the one that has it, as the probe is asked for it (an index, a UUID); all without."""
+
     after_s: float
     xid: int
+    device: str | None = None
 
 
 class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,12 +61,11 @@ class Recording(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         within = elapsed_s % self.length_s
         return [step for step in self.steps if step.after_s <= within][-1]
 
-    def next_xid(self, after_s: float) -> tuple[float, int] | None:
-        """When the first Xid later than `after_s` comes, and its number."""
+    def next_xid(self, device: str, after_s: float) -> tuple[float, int] | None:
+        """When the first Xid of this device later than `after_s` comes, and its number."""
         round_s = after_s // self.length_s * self.length_s
-        times = [
-            (begin + event.after_s, event.xid) for begin in (round_s, round_s + self.length_s) for event in self.xids
-        ]
+        its = [event for event in self.xids if event.device in (None, device)]
+        times = [(begin + event.after_s, event.xid) for begin in (round_s, round_s + self.length_s) for event in its]
         return next((found for found in times if found[0] > after_s), None)
 
 
@@ -103,7 +105,7 @@ class RecordedDevice:
         return GpuReading(self._device, "recorded", round(begun * 1e9), True, (named,))
 
     def wait_for_xid(self, timeout_s: float) -> XidSeen | None:
-        due = self._recording.next_xid(self._told_s)
+        due = self._recording.next_xid(self._device, self._told_s)
         wait_s = timeout_s if due is None else due[0] - (self._clock() - self._begun)
         if due is None or wait_s > timeout_s:
             threading.Event().wait(timeout_s)
