@@ -22,8 +22,10 @@ from fdmoe_kernels.tiles import Precision, token_counts_of_all_rows
 from fdmoe_kernels.workspace import Workspace
 from fdmoe_watchdog.page import FIRST_SLOT, LINE_WORDS, Exit, ExitWord, SlotWord
 
-# a stalled launch waits within milliseconds, and later where neighbours have the device
+# a stalled launch waits within milliseconds, and later where neighbours have the device; the waits of one that goes on
+# are shorter than the second, but for those where neighbours have it
 _STALLS_WITHIN_S = 10.0
+_STANDS_STILL_S, _MOST_LOOKS = 0.002, 50
 
 
 class ProofError(RuntimeError):
@@ -79,12 +81,12 @@ def _prove_at(
         x = torch.empty(tokens, layer.hidden_size, dtype=layer.dtype, device=layer.device).normal_(generator=generator)
         worst = max(worst, _prove(x, layer, workspace, precision=precision))
         for dtype in given:
-            routing = _spread(tokens, layer, dtype)
+            routing = spread(tokens, layer, dtype)
             worst = max(worst, _prove(x, layer, workspace, precision=precision, routing=routing))
     return worst
 
 
-def _spread(tokens: int, layer: MoELayer, dtype: torch.dtype) -> Routing:
+def spread(tokens: int, layer: MoELayer, dtype: torch.dtype) -> Routing:
     """A routing over all experts by turns, with equal weights."""
     top_k = layer.routing.top_k
     entries = torch.arange(tokens * top_k, device=layer.device).view(tokens, top_k)
@@ -101,7 +103,7 @@ def _prove(
     allowed = tolerance(layer.dtype, precision)
     where = f"at {x.shape[0]} tokens; {allowed:.0e} is allowed for {layer.dtype}, {precision}"
     if found.rows == 0:
-        raise ProofError(f"no row of the baseline's result is finite {where}")
+        raise ProofError(f"no row can be compared, for none of the baseline's is finite and no close call {where}")
     if not found.within(allowed):
         raise ProofError(
             f"the paths differ by {found.whole:.2e}, in one row by {found.row:.2e}, {where}, and {ROW_FACTOR:g} times "
@@ -139,7 +141,7 @@ def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.T
     launch, began = workspace.launches + 1, time.monotonic()
     if layer.device.type == "cuda":
         fused_moe(x, layer, workspace, fault=Fault.STALL)
-        _wait_until_it_waits(launch, page)
+        _wait_until_it_stands_still(launch, page)
         began = time.monotonic()
         page[kernel.PAGE_ABORT.value] = launch
         torch.cuda.synchronize(layer.device)
@@ -155,14 +157,24 @@ def _drill(x: torch.Tensor, layer: MoELayer, workspace: Workspace, page: torch.T
     return seconds
 
 
-def _wait_until_it_waits(launch: int, page: torch.Tensor) -> None:
-    """Until a CTA of this launch says that it waits. A launch that ends without is told to, and is a ProofError."""
+def _wait_until_it_stands_still(launch: int, page: torch.Tensor) -> None:
+    """Until a CTA of this launch says that it waits, and none says anything else, or nothing better comes of it. A
+    launch that does not come to that, or ends, is told to end, and is a ProofError."""
     slots = page[FIRST_SLOT * LINE_WORDS :].view(-1, LINE_WORDS)
-    deadline = time.monotonic() + _STALLS_WITHIN_S
-    while not bool(((slots[:, SlotWord.LAUNCH] == launch) & (slots[:, SlotWord.WAIT] != 0)).any()):
-        if time.monotonic() > deadline:
+    deadline, last, looks = time.monotonic() + _STALLS_WITHIN_S, torch.zeros_like(slots), 0
+    while True:
+        now = slots.clone()
+        waits = bool(((now[:, SlotWord.LAUNCH] == launch) & (now[:, SlotWord.WAIT] != 0)).any())
+        looks = looks + 1 if waits else 0
+        if waits and (torch.equal(now, last) or looks == _MOST_LOOKS):
+            return
+        ended = int(page[kernel.PAGE_EXIT.value + ExitWord.ENDED]) >= launch
+        if ended or time.monotonic() > deadline:
             page[kernel.PAGE_ABORT.value] = launch
-            raise ProofError(f"launch {launch} was to stall, and no CTA waits after {_STALLS_WITHIN_S:g} s")
+            found = "ended" if ended else f"does not wait after {_STALLS_WITHIN_S:g} s"
+            raise ProofError(f"launch {launch} was to stall, and {found}")
+        last = now
+        time.sleep(_STANDS_STILL_S)
 
 
 def load_faults(layer: MoELayer, workspace: Workspace) -> None:

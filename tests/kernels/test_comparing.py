@@ -97,8 +97,17 @@ def test_a_token_that_could_go_to_two_experts_tells_nothing() -> None:
     assert not compare(found, expected, x, one, routed=False).within(allowed)
     expected[8] += 0.01
     assert not compare(found, expected, x, one).within(allowed)
-    # alone it proves nothing
-    assert compare(found[7:8], reference_moe(x[7:8], other), x[7:8], one).rows == 0
+    # alone it proves nothing, by how little or much it differs, but for what is no number
+    alone, right = x[7:8], reference_moe(x[7:8], other)
+    for share in (1.5, 2.4, 1e3):
+        odd = right + share * allowed * right.norm() / 8 * torch.ones(64)
+        judged = compare(odd, right, alone, one)
+        assert (judged.rows, judged.excused, judged.within(allowed)) == (0, 1, True)
+    for value in (float("inf"), float("-inf"), float("nan")):
+        odd = right.clone()
+        odd[0, 5] = value
+        judged = compare(odd, right, alone, one)
+        assert (judged.rows, judged.excused, judged.within(allowed)) == (1, 0, False)
 
 
 @pytest.mark.parametrize(

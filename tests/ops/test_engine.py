@@ -11,7 +11,8 @@ import torch
 from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
 
 from fdmoe_kernels import reference_moe
-from fdmoe_ops.worker.engine import BaselineBroken, BatchError, Engine, Fused
+from fdmoe_ops.worker.engine import BatchError, Engine, Fused
+from fdmoe_ops.worker.errors import BaselineBroken
 from fdmoe_watchdog.messages import Batch, Segment
 from fdmoe_watchdog.page import Host, Launch, Line, Page, Wait, parse_slots
 

@@ -16,7 +16,8 @@ from waiting import wait_until
 
 from fdmoe_kernels import reference_moe
 from fdmoe_ops.worker.choice import Choice
-from fdmoe_ops.worker.engine import BaselineBroken, Engine
+from fdmoe_ops.worker.engine import Engine
+from fdmoe_ops.worker.errors import BaselineBroken
 from fdmoe_ops.worker.loop import Loop
 from fdmoe_ops.worker.pace import Pace
 from fdmoe_watchdog import messages

@@ -482,6 +482,30 @@ def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_sp
         assert holder.wait(10)
 
 
+def test_weights_that_a_worker_says_have_changed_are_spoilt_and_those_that_follow_are_not(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))
+    pair = supervisor._pairs[0]
+    holder = pair.holder = pair._spawn_holder(1)
+    worker = pair.processes["a"] = pair._spawn("a", 1)
+    try:
+        holder.ready = messages.WeightsReady(1, "manifest", 1)
+        life = replace(pair.state.workers["a"], life=Life.READY, generation=1, weights=1)
+        pair.state = replace(pair.state, workers={**pair.state.workers, "a": life})
+        assert not pair._see_holder(time.monotonic(), None).spoilt
+        for blame in ("unknown", "device", "settings"):
+            worker.failed = ("it broke", blame)
+            assert not pair._see_holder(time.monotonic(), None).spoilt
+        worker.failed = ("the baseline of m differs", "weights")
+        assert pair._see_holder(time.monotonic(), None).spoilt
+        holder.ready = None
+        assert not pair._see_holder(time.monotonic(), None).spoilt, "they are being loaded"
+        holder.ready, holder.generation = messages.WeightsReady(2, "manifest", 1), 2
+        assert not pair._see_holder(time.monotonic(), None).spoilt, "it had the weights of another holder"
+    finally:
+        _end(holder, worker)
+
+
 def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memory: Path) -> None:
     """It may have been silent before, for it was idle, or ran a path."""
     (in_memory / "run").mkdir()

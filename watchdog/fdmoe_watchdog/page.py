@@ -395,7 +395,8 @@ def _problem(identity: bytes, size: int) -> str | None:
 
 
 def _snapshot(words: memoryview, ended_before: int, slots: bytes) -> Snapshot:
-    """`ended_before` was read before `words`, and of these the line of the exit after that of the launch."""
+    """`ended_before` was read before `words`, and of these the line of the exit after that of the launch, as pread
+    copies them. (A process's own mapping may be copied in any order; nobody judges by that.)"""
 
     def word(line: int, index: int) -> int:
         value: int = words[line * LINE_WORDS + index]

@@ -210,9 +210,19 @@ class Pair:
             # one that holds the weights may stand still: nobody waits for it
             held_s = 0.0
             self._tell_of_held(holder, now)
-        spoilt = probe is not None and holder.ready is not None and self._is_spoilt(holder, probe)
+        spoilt = self._is_blamed(holder) or (probe is not None and self._is_spoilt(holder, probe))
         return policy.HolderSeen(
-            holder.alive, holder.ready is not None, holder.failed, held_s, spoilt=spoilt, cut_off=bool(holder.cut_off)
+            holder.alive, holder.ready is not None, holder.failed, held_s,
+            spoilt=holder.ready is not None and spoilt, cut_off=bool(holder.cut_off),
+        )  # fmt: skip
+
+    def _is_blamed(self, holder: HolderProcess) -> bool:
+        """Whether a worker over these weights said that they are not what they were: its successor would take what it
+        finds there for right."""
+        return any(
+            process.failed is not None and process.failed[1] == "weights"
+            for name, process in self.processes.items()
+            if self.state.workers[name].weights == holder.generation
         )
 
     def _is_spoilt(self, holder: HolderProcess, probe: ProbeKeeper) -> bool:

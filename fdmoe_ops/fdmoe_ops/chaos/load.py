@@ -14,9 +14,11 @@ import torch
 
 from fdmoe_kernels import MoELayer, reference_moe
 from fdmoe_kernels.comparing import close_calls, difference, tolerance
+from fdmoe_ops.settings import SettingsError
 
 DATATYPES = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
 _POOL = 32
+_DRAWS = 20
 _RETRY_S = 0.02
 
 
@@ -62,12 +64,18 @@ class Pool:
 
 
 def _clear_tokens(layer: MoELayer, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Random tokens [T, H] whose experts no rounding decides: for others there are two right answers."""
+    """Random tokens [T, H] whose experts no rounding decides: for others there are two right answers. Raises
+    SettingsError for a router that decides hardly any token's."""
     found = torch.empty(0, layer.hidden_size, dtype=layer.dtype)
-    while found.shape[0] < count:
+    for _ in range(_DRAWS):
         x = torch.randn(count, layer.hidden_size, generator=generator).to(layer.dtype)
         found = torch.cat([found, x[~close_calls(x, layer)]])
-    return found[:count]
+        if found.shape[0] >= count:
+            return found[:count]
+    raise SettingsError(
+        f"of {_DRAWS * count} random tokens {found.shape[0]} go to experts that the model's router tells apart; "
+        f"{count} are needed to know right answers from wrong ones"
+    )
 
 
 @dataclass(slots=True)

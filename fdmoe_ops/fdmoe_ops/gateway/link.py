@@ -80,6 +80,8 @@ class Links:
         self._metrics = metrics
         self._traces = traces
         self._control = control
+        # what is counted are tries and looks: in a pause of this machine, or of this process, nobody is late
+        self._most_tries = max(1, round(route_deadline_s / _RETRY_S))
         self._route_deadline_s = route_deadline_s
         self._on_end = on_end
         self._links: dict[Key, WorkerLink] = {}
@@ -177,32 +179,32 @@ class Links:
             return
         self._batcher.deactivate(route.device)
         self._wanted[route.device] = route
-        self._connect(route, time.monotonic())
+        self._connect(route, 1)
 
-    def _connect(self, route: messages.Route, since: float) -> None:
-        """`since`: when the route was first tried."""
+    def _connect(self, route: messages.Route, tries: int) -> None:
+        """`tries`: of this route, with this one."""
         key = Key(route.worker, route.generation)
         hello = messages.Hello(messages.PROTOCOL, "gateway", route.worker, route.generation, os.getpid())
         try:
             page = PageFile.open(Path(route.page))
         except (OSError, PageError) as error:
-            self._not_connected(route, since, error)
+            self._not_connected(route, tries, error)
             return
         try:
             channel = Channel.connect(Path(route.socket), hello)
         except OSError as error:
             page.close()
-            self._not_connected(route, since, error)
+            self._not_connected(route, tries, error)
             return
         link = self._links[key] = WorkerLink(key, route.device, channel, page)
         self._loop.add_reader(channel.fileno(), self._on_worker, link)
-        self._loop.call_later(self._route_deadline_s, self._look_for_word, link, route)
+        self._loop.call_later(_RETRY_S, self._look_for_word, link, route, 1)
 
-    def _not_connected(self, route: messages.Route, since: float, error: Exception) -> None:
+    def _not_connected(self, route: messages.Route, tries: int, error: Exception) -> None:
         """As long as no other route comes, this one is tried again, until its deadline. A worker is not to blame for
         what this process is short of: the next process gets a route. While another device serves, that can wait."""
         self._log.warning("no_route_yet", worker=route.worker, generation=route.generation, reason=str(error))
-        late = time.monotonic() >= since + self._route_deadline_s
+        late = tries >= self._most_tries
         ours = isinstance(error, OSError) and error.errno in _SHORT_OF
         if late and ours and not self.ready:
             self._log.error("no_route", worker=route.worker, generation=route.generation, reason=str(error))
@@ -212,22 +214,26 @@ class Links:
             reason = f"no connection within {self._route_deadline_s:g} s: {error}"
             if self._unreachable(route, reason):
                 return
-        self._loop.call_later(_RETRY_S, self._connect_again, route, since)
+        self._loop.call_later(_RETRY_S, self._connect_again, route, tries + 1)
 
-    def _connect_again(self, route: messages.Route, since: float) -> None:
+    def _connect_again(self, route: messages.Route, tries: int) -> None:
         if self._wanted.get(route.device) is route:
-            self._connect(route, since)
+            self._connect(route, tries)
 
-    def _look_for_word(self, link: WorkerLink, route: messages.Route) -> None:
-        """The deadline of its first word is over. A worker that another gateway's batch keeps busy has longer."""
-        if self._awaits_word(link, route):
-            # it may have come while this loop itself was held up
+    def _look_for_word(self, link: WorkerLink, route: messages.Route, looks: int) -> None:
+        """Whether it has said its first word, until the deadline. A worker that another gateway's batch keeps busy has
+        longer."""
+        if looks >= self._most_tries and self._awaits_word(link, route):
+            # it may be here, and not read yet
             self._on_worker(link)
         if not self._awaits_word(link, route):
             return
-        reason = f"connected, and no word within {self._route_deadline_s:g} s"
-        if link.is_at_work() or not self._unreachable(route, reason):
-            self._loop.call_later(self._route_deadline_s, self._look_for_word, link, route)
+        if looks >= self._most_tries:
+            reason = f"connected, and no word within {self._route_deadline_s:g} s"
+            if not link.is_at_work() and self._unreachable(route, reason):
+                return
+            looks = 0
+        self._loop.call_later(_RETRY_S, self._look_for_word, link, route, looks + 1)
 
     def _awaits_word(self, link: WorkerLink, route: messages.Route) -> bool:
         wanted = self._wanted.get(link.device) is route and self._links.get(link.key) is link

@@ -18,7 +18,7 @@ from fdmoe_ops import log, spare
 from fdmoe_ops import settings as tree
 from fdmoe_ops.failure import fail
 from fdmoe_ops.weights.errors import WeightsError
-from fdmoe_ops.worker.errors import DeviceBroken
+from fdmoe_ops.worker.errors import BaselineBroken, DeviceBroken
 from fdmoe_watchdog import messages, stacks
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.child import die_with_parent
@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except DeviceBroken as error:
         fail(control, str(error), "device")
+    except BaselineBroken as error:
+        fail(control, str(error), "weights")
     except WeightsError as error:
         fail(control, str(error), "unknown")
     except Exception as error:  # noqa: BLE001

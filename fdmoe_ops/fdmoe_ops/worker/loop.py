@@ -163,13 +163,12 @@ class Loop:
             return
         x = engine.load(batch)
         taken = self._choice.take(x.shape[0], time.monotonic())
-        fused = self._answer_of_fused(x, batch) if taken.path == "fused" else None
-        y = engine.run_baseline(x, batch.layer) if fused is None else fused
+        y, path = self._run(x, batch, taken.path)
         engine.store(y, batch)
-        self._answer(batch, "baseline" if fused is None else "fused", started)
+        self._answer(batch, path, started)
         engine.settle()
-        if fused is not None and (taken.compare or self._pace_asks) and not self._compare_first:
-            self._tell(batch, "fused", self._compare(x, batch.layer, fused))
+        if path == "fused" and (taken.compare or self._pace_asks) and not self._compare_first:
+            self._tell(batch, "fused", engine.compare(x, batch.layer, y, engine.run_baseline(x, batch.layer)))
         elif taken.compare and taken.path == "baseline":
             result = self._run_fused(x, batch)
             if result is not None:
@@ -189,24 +188,26 @@ class Loop:
         counts = self._engine.expert_tokens(x, layer)
         self._send(messages.ExpertTokens(worker, generation, launch, layer, x.shape[0], counts))
 
-    def _answer_of_fused(self, x: Tensor, batch: messages.Batch) -> Tensor | None:
-        """The fused path's rows; None if it was aborted, or gave what the baseline does not give. What is not finite is
-        always asked about, all the rest if every answer is to be compared first."""
-        result = self._run_fused(x, batch)
+    def _run(self, x: Tensor, batch: messages.Batch, path: Path) -> tuple[Tensor, Path]:
+        """The rows that are the answer, and the path that gave them: the baseline also where it was to be the fused
+        one, which was aborted, or gave what the baseline does not give. What is not finite is always compared, all the
+        rest if every answer is to be compared first."""
+        result = self._run_fused(x, batch) if path == "fused" else None
+        if result is not None and result.finite and not self._compare_first:
+            return result.y, "fused"
+        baseline = self._engine.run_baseline(x, batch.layer)
         if result is None:
-            return None
-        if result.finite and not self._compare_first:
-            return result.y
-        comparison = self._compare(x, batch.layer, result.y)
-        if comparison.ok:
-            if self._compare_first:
-                self._tell(batch, "fused", comparison)
-            return result.y
-        if not result.finite:
-            self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
-        self._choice.stay_on_baseline()
-        self._tell(batch, "baseline", comparison)
-        return None
+            return baseline, "baseline"
+        comparison = self._engine.compare(x, batch.layer, result.y, baseline)
+        # where either may be right, the baseline is what this setting promises
+        same = comparison.ok and not comparison.excused
+        if not comparison.ok:
+            if not result.finite:
+                self._log.error("not_finite", batch=batch.batch, layer=batch.layer, requests=batch.requests)
+            self._choice.stay_on_baseline()
+        if self._compare_first or not comparison.ok:
+            self._tell(batch, "fused" if same else "baseline", comparison)
+        return (result.y, "fused") if same else (baseline, "baseline")
 
     def _run_fused(self, x: Tensor, batch: messages.Batch) -> Fused | None:
         """The fused path's rows; None if it was aborted."""
@@ -218,9 +219,6 @@ class Loop:
             return None
         self._pace_asks = self._pace.ran(batch.layer, x.shape[0], self._engine.fused_ns)
         return result
-
-    def _compare(self, x: Tensor, layer: str, fused: Tensor) -> Comparison:
-        return self._engine.compare(x, layer, fused, self._engine.run_baseline(x, layer))
 
     def _tell(self, batch: messages.Batch, served: Path, comparison: Comparison) -> None:
         error, row_error = comparison.relative_error, comparison.row_error

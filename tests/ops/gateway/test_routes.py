@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,6 +154,32 @@ def test_who_is_at_work_for_an_earlier_gateway_has_longer(tree, mute: Mute, wait
         mute.page.write(Line.EXIT, ExitWord.ENDED, 7)
         channel.send(WorkerReady(1, layers, 64))
         wait_until(lambda: tree.get("/readyz")[0] == 200, "the route")
+    channel.close()
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_pause_of_everybody_is_nobodys_silence(tree, mute: Mute, wait_until, layers, reached: bool) -> None:
+    """Longer than the deadline; who is to connect, or to speak, needs a moment after it."""
+    path = mute.listener.path
+    if not reached:
+        path.rename(path.with_suffix(".away"))
+    tree.control.send(mute.route)
+    links = tree.gateway._links
+    wait_until(lambda: bool(links._wanted), "the route")
+    paused = threading.Event()
+
+    def pause() -> None:
+        time.sleep(2 * DEADLINE_S)
+        paused.set()
+
+    links._loop.call_soon_threadsafe(pause)
+    assert paused.wait(10)
+    time.sleep(0.25 * DEADLINE_S)
+    if not reached:
+        path.with_suffix(".away").rename(path)
+    channel = mute.accept()
+    channel.send(WorkerReady(1, layers, 64))
+    wait_until(lambda: tree.get("/readyz")[0] == 200, "the route to be served")
     channel.close()
 
 

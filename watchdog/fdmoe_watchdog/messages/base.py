@@ -21,9 +21,9 @@ ProcessFault = Literal[
 ]  # fmt: skip
 Fault = KernelFault | LastingFault | ProcessFault
 Role = Literal["worker", "gateway", "weights", "probe", "annotator", "cli"]
-# whose fault a failed start is: the checkpoint or the settings (another try would end the same way), the device (the
-# node must be looked at), or nobody knows
-Blame = Literal["settings", "device", "unknown"]
+# whose fault a failure is: the checkpoint or the settings (another try would end the same way), the device (the node
+# must be looked at), the weights in memory (they must be loaded once more), or nobody knows
+Blame = Literal["settings", "device", "weights", "unknown"]
 
 
 class Message(msgspec.Struct, tag=True, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -79,4 +79,5 @@ def decide(state: State, observation: Observation, settings: RecoverySettings) -
     # only now: what the active worker said of the path is heard before another takes its place
     weights.hand_over(turn)
     workers.give_up_if_nobody_is_left(turn)
+    turn.change(starved=turn.starved)
     return turn.state, tuple(turn.actions)

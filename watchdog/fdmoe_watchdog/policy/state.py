@@ -148,6 +148,7 @@ class State:
     proven    token buckets whose batches may be served by the fused path; None: all, as after a warm-up
     clean     good comparisons in a row, per token bucket
     restarts  their times, oldest first
+    starved   the watchdog was, in the last turn
     """
 
     workers: Mapping[str, Worker]
@@ -160,6 +161,7 @@ class State:
     cooldown_s: float = 0.0
     fused_since: float = -math.inf
     restarts: tuple[float, ...] = ()
+    starved: bool = False
 
     @property
     def buckets(self) -> tuple[int, ...] | None:

@@ -45,8 +45,9 @@ class Turn:
         self.change(holder=replace(self.state.holder, since=self.state.holder.since + lag_s))
 
     def is_over(self, for_s: float, deadline_s: float) -> bool:
-        """Whether somebody has had the time that is allowed; a watchdog that was starved says so of nobody."""
-        return for_s >= deadline_s and not self.starved
+        """Whether somebody has had the time that is allowed. A watchdog that was starved says so of nobody, unless it
+        was starved in the turn before as well: it has turned since, and might else never end anybody."""
+        return for_s >= deadline_s and not (self.starved and not self.state.starved)
 
     def seen(self, name: str) -> Seen:
         return self.observation.workers[name]
