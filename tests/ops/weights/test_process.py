@@ -140,7 +140,9 @@ def test_a_worker_serves_what_the_manifest_names(parent: Parent) -> None:
         "fdmoe_ops.worker", "--device", "cpu", "--weights", manifest, "--name", "a", "--generation", "1"
     )
     infos = tuple(LayerInfo(f"tiny/layers.{index}", 64, "FP32", 8, 2) for index in range(4))
-    assert worker.hear() == WorkerReady(1, infos, 4, fused=True)
+    ready = worker.hear()
+    assert ready == WorkerReady(1, infos, 4, fused=True, abort_s=ready.abort_s)
+    assert 0 < ready.abort_s < 60
 
 
 def test_a_worker_whose_weights_are_gone_says_so(parent: Parent) -> None:
