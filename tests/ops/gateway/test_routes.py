@@ -51,6 +51,12 @@ class Mute:
 
 @pytest.fixture
 def mute(tree) -> Iterator[Mute]:
+    with mute_in(tree) as mute:
+        yield mute
+
+
+@contextlib.contextmanager
+def mute_in(tree: Any) -> Iterator[Mute]:
     stem = tree.run_dir / "worker-a-g1"
     page, listener = Page.create(stem.with_suffix(".page"), generation=1, slots=1), Listener(stem.with_suffix(".sock"))
     with page, contextlib.closing(listener):
@@ -158,29 +164,35 @@ def test_who_is_at_work_for_an_earlier_gateway_has_longer(tree, mute: Mute, wait
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_a_pause_of_everybody_is_nobodys_silence(tree, mute: Mute, wait_until, layers, reached: bool) -> None:
-    """Longer than the deadline; who is to connect, or to speak, needs a moment after it."""
-    path = mute.listener.path
-    if not reached:
-        path.rename(path.with_suffix(".away"))
-    tree.control.send(mute.route)
-    links = tree.gateway._links
-    wait_until(lambda: bool(links._wanted), "the route")
-    paused = threading.Event()
+def test_a_pause_of_everybody_is_nobodys_silence(
+    running_tree: Callable[..., Any], wait_until, layers, reached: bool
+) -> None:
+    """Longer than the deadline; who is to connect, or to speak, needs a part of it afterwards."""
+    with running_tree(route_deadline_s=1.0) as tree, mute_in(tree) as mute:
+        path = mute.listener.path
+        if not reached:
+            path.rename(path.with_suffix(".away"))
+        tree.control.send(mute.route)
+        links = tree.gateway._links
+        wait_until(lambda: bool(links._wanted), "the route")
+        paused = threading.Event()
 
-    def pause() -> None:
-        time.sleep(2 * DEADLINE_S)
-        paused.set()
+        def pause() -> None:
+            time.sleep(2.0)
+            paused.set()
 
-    links._loop.call_soon_threadsafe(pause)
-    assert paused.wait(10)
-    time.sleep(0.25 * DEADLINE_S)
-    if not reached:
-        path.with_suffix(".away").rename(path)
-    channel = mute.accept()
-    channel.send(WorkerReady(1, layers, 64))
-    wait_until(lambda: tree.get("/readyz")[0] == 200, "the route to be served")
-    channel.close()
+        links._loop.call_soon_threadsafe(pause)
+        assert paused.wait(10)
+        # the loop turns again, and whatever was due has been looked at
+        turned = threading.Event()
+        links._loop.call_soon_threadsafe(lambda: links._loop.call_later(0.2, turned.set))
+        assert turned.wait(10)
+        if not reached:
+            path.with_suffix(".away").rename(path)
+        channel = mute.accept()
+        channel.send(WorkerReady(1, layers, 64))
+        wait_until(lambda: tree.get("/readyz")[0] == 200, "the route to be served")
+        channel.close()
 
 
 def test_a_launch_that_ends_and_is_followed_by_nothing_is_no_work(tree, mute: Mute) -> None:
