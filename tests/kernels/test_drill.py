@@ -1,9 +1,8 @@
-"""When the abort drill tells a launch to end: a page that a thread writes as a GPU would."""
+"""When the abort drill tells a launch to end: a page that is written as a GPU would."""
 
 from __future__ import annotations
 
-import threading
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,40 +32,53 @@ def page() -> torch.Tensor:
     return page
 
 
-def test_it_waits_until_a_cta_of_this_launch_waits_and_nothing_moves_any_more(page: torch.Tensor) -> None:
-    moved: list[float] = []
+class Played:
+    """The time as warmup has it: each pause is the next step of what the GPU writes meanwhile."""
 
-    def work() -> None:
-        time.sleep(0.02)
+    def __init__(self, *steps: Callable[[], None]) -> None:
+        self.left = list(steps)
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+        if self.left:
+            self.left.pop(0)()
+
+
+def nothing() -> None:
+    """Passes, and is not written about."""
+
+
+def test_it_waits_until_a_cta_of_this_launch_waits_and_nothing_moves_any_more(
+    page: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> None:
         slot(page, 2)[SlotWord.WAIT] = Wait.ROUTE_TILES
-        for item in range(40):
-            slot(page, 1)[SlotWord.ITEMS] = item + 1
-            moved.append(time.monotonic())
-            time.sleep(0.0005)
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    def move() -> None:
+        slot(page, 1)[SlotWord.ITEMS] += 1
+
+    played = Played(nothing, nothing, wait, move, move, move, nothing, move)
+    monkeypatch.setattr(warmup, "time", played)
     warmup._wait_until_it_stands_still(LAUNCH, page)
-    thread.join()
-    assert len(moved) > 0, "it was waited for until then"
+    assert played.left == [move], "after the first pause in which nothing moved, once it waited"
     assert int(page[kernel.PAGE_ABORT.value]) == 0, "the drill's own to set"
 
 
-def test_a_launch_whose_beats_never_rest_is_told_all_the_same(page: torch.Tensor) -> None:
+def test_a_launch_whose_beats_never_rest_is_told_all_the_same(
+    page: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move() -> None:
+        slot(page, 1)[SlotWord.ITEMS] += 1
+
     slot(page, 2)[SlotWord.WAIT] = Wait.ROUTE_TILES
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.is_set():
-            slot(page, 1)[SlotWord.ITEMS] += 1
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        warmup._wait_until_it_stands_still(LAUNCH, page)
-    finally:
-        done.set()
-        thread.join()
+    played = Played(*[move] * 100)
+    monkeypatch.setattr(warmup, "time", played)
+    warmup._wait_until_it_stands_still(LAUNCH, page)
+    assert played.monotonic() == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_launch_that_ends_instead_is_no_proof(page: torch.Tensor) -> None:
@@ -78,8 +90,8 @@ def test_a_launch_that_ends_instead_is_no_proof(page: torch.Tensor) -> None:
 def test_a_launch_of_which_no_cta_waits_is_told_to_end_and_is_no_proof(
     page: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warmup, "_STALLS_WITHIN_S", 0.05)
-    with pytest.raises(ProofError, match=r"launch 5 was to stall, and does not wait after 0\.05 s"):
+    monkeypatch.setattr(warmup, "time", Played())
+    with pytest.raises(ProofError, match="launch 5 was to stall, and does not wait after 10 s"):
         warmup._wait_until_it_stands_still(LAUNCH, page)
     assert int(page[kernel.PAGE_ABORT.value]) == LAUNCH
 

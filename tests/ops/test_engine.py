@@ -8,38 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
+from engine_bench import NAME, EngineBench
+from moe_layers import random_tokens, relative_error
 
 from fdmoe_kernels import reference_moe
-from fdmoe_ops.worker.engine import BatchError, Engine, Fused
+from fdmoe_ops.worker.engine import BatchError, Fused
 from fdmoe_ops.worker.errors import BaselineBroken
 from fdmoe_watchdog.messages import Batch, Segment
-from fdmoe_watchdog.page import Host, Launch, Line, Page, Wait, parse_slots
-
-NAME = "m/layers.0"
-
-
-class Bench:
-    """One layer, an arena of 64 KiB, and a page with two slots."""
-
-    def __init__(self, directory: Path) -> None:
-        self.layer = random_layer(8, 64, 32, 2, place=INTERPRETER)
-        self.arena_path = directory / "arena"
-        self.arena_path.write_bytes(bytes(65536))
-        self.arena = torch.from_file(str(self.arena_path), shared=True, size=65536, dtype=torch.uint8)
-        self.page = Page.create(directory / "page", generation=1, slots=2)
-        self.engine = Engine(
-            {NAME: self.layer}, page=self.page, arena=self.arena_path, max_batch_tokens=16, programs=0
-        )  # fmt: skip
-
-    def put(self, x: torch.Tensor, offset: int) -> Segment:
-        raw = x.contiguous().view(torch.uint8).flatten()
-        self.arena[offset : offset + raw.numel()] = raw
-        return Segment(offset, offset + 32768, x.shape[0])
-
-    def answer(self, segment: Segment) -> torch.Tensor:
-        raw = self.arena[segment.output_offset : segment.output_offset + segment.tokens * 256]
-        return raw.view(torch.float32).view(segment.tokens, 64)
+from fdmoe_watchdog.page import Host, Launch, Line, Wait, parse_slots
 
 
 def rows_of(result: Fused | None) -> torch.Tensor:
@@ -49,11 +25,11 @@ def rows_of(result: Fused | None) -> torch.Tensor:
 
 
 @pytest.fixture
-def bench(in_memory: Path) -> Bench:
-    return Bench(in_memory)
+def bench(in_memory: Path) -> EngineBench:
+    return EngineBench(in_memory)
 
 
-def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
+def test_both_paths_answer_each_segment_in_its_own_place(bench: EngineBench) -> None:
     one, two = random_tokens(bench.layer, 3, seed=1), random_tokens(bench.layer, 2, seed=2)
     batch = Batch(1, 1, NAME, (bench.put(one, 4096), bench.put(two, 256)))
     bench.engine.check(batch)
@@ -71,7 +47,7 @@ def test_both_paths_answer_each_segment_in_its_own_place(bench: Bench) -> None:
     assert bench.engine.fused_ns > bench.engine.baseline_ns > 0, "the interpreter takes a hundred times as long"
 
 
-def test_the_host_thread_beats_after_each_wait_for_the_device(bench: Bench) -> None:
+def test_the_host_thread_beats_after_each_wait_for_the_device(bench: EngineBench) -> None:
     batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
     beats = [bench.page.read(Line.HOST, Host.BEATS)]
     x = bench.engine.load(batch)
@@ -89,14 +65,14 @@ def test_the_host_thread_beats_after_each_wait_for_the_device(bench: Bench) -> N
     assert sorted(set(beats)) == beats, beats
 
 
-def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: Bench) -> None:
+def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: EngineBench) -> None:
     assert bench.engine.warm_up(faults=True) < 1e-5
     snapshot = bench.page.snapshot()
     assert snapshot.begun == snapshot.ended > 3
     assert snapshot.abort == 0
 
 
-def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(bench: Bench) -> None:
+def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(bench: EngineBench) -> None:
     bench.engine.warm_up(faults=True)
     batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
     bench.engine.arm("stall", 1)
@@ -121,7 +97,7 @@ def test_an_armed_fault_stalls_one_launch_and_an_abort_gives_it_to_the_baseline(
     assert relative_error(y, reference_moe(x, bench.layer)) < 1e-5
 
 
-def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
+def test_a_comparison_knows_right_from_wrong(bench: EngineBench) -> None:
     batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
     x = bench.engine.load(batch)
     y = rows_of(bench.engine.run_fused(x, NAME))
@@ -136,7 +112,7 @@ def test_a_comparison_knows_right_from_wrong(bench: Bench) -> None:
     assert bad.row_error == pytest.approx(0.01, rel=1e-2)
 
 
-def test_an_idle_baseline_that_gives_other_numbers_is_broken(bench: Bench) -> None:
+def test_an_idle_baseline_that_gives_other_numbers_is_broken(bench: EngineBench) -> None:
     bench.engine.warm_up(faults=False)
     begun = bench.page.read(Line.HOST, Host.BASELINE_BEGUN)
     bench.engine.prove_baseline()
@@ -147,7 +123,7 @@ def test_an_idle_baseline_that_gives_other_numbers_is_broken(bench: Bench) -> No
         bench.engine.prove_baseline()
 
 
-def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(bench: Bench) -> None:
+def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(bench: EngineBench) -> None:
     rows = random_tokens(bench.layer, 5, seed=1)
     rows[2, 7] = float("nan")
     x = bench.engine.load(Batch(1, 1, NAME, (bench.put(rows, 0),)))
@@ -172,6 +148,6 @@ def test_a_row_that_is_not_finite_is_seen_and_tells_wrong_from_not_computable(be
         (Batch(1, 1, NAME, (Segment(2, 0, 1),)), "does not lie in the arena of 65536 bytes"),
     ],
 )
-def test_batches_that_cannot_be_run_are_named(bench: Bench, batch: Batch, message: str) -> None:
+def test_batches_that_cannot_be_run_are_named(bench: EngineBench, batch: Batch, message: str) -> None:
     with pytest.raises(BatchError, match=message):
         bench.engine.check(batch)

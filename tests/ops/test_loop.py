@@ -11,7 +11,8 @@ from typing import cast
 
 import pytest
 import torch
-from moe_layers import INTERPRETER, random_layer, random_tokens, relative_error
+from engine_bench import NAME, EngineBench
+from moe_layers import random_tokens, relative_error
 from waiting import wait_until
 
 from fdmoe_kernels import reference_moe
@@ -24,7 +25,6 @@ from fdmoe_watchdog import messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.page import Host, Line, Page
 
-NAME = "m/layers.0"
 READY = messages.WorkerReady(1, (), 16, fused=True)
 
 
@@ -55,6 +55,17 @@ class Control(Channel):
         super().send(message)
 
 
+def loop_over(
+    engine: Engine, page: Page, control: Channel, socket_path: Path, *,
+    chaos: bool = False, compare_first: bool = False, idle_proof_s: float = 60.0,
+) -> Loop:  # fmt: skip
+    """Of worker a; none of its batches is compared but what these settings ask for."""
+    return Loop(
+        engine, Choice(0, 60), Pace(2.5, 0), page, control, Listener(socket_path), READY,
+        name="a", chaos=chaos, compare_first=compare_first, idle_proof_s=idle_proof_s,
+    )  # fmt: skip
+
+
 class Bench:
     """A loop in a thread; `control` is the watchdog's end of its channel."""
 
@@ -64,9 +75,8 @@ class Bench:
         self.socket_path = directory / "worker.sock"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, self.theirs = Channel(ours), Control(theirs, self.page)
-        self._loop = Loop(
-            cast(Engine, self.engine), Choice(0, 60), Pace(2.5, 0), self.page, self.theirs,
-            Listener(self.socket_path), READY, name="a", chaos=False, compare_first=False, idle_proof_s=idle_proof_s,
+        self._loop = loop_over(
+            cast(Engine, self.engine), self.page, self.theirs, self.socket_path, idle_proof_s=idle_proof_s
         )  # fmt: skip
         self.broken = ""
         self.thread = threading.Thread(target=self._run)
@@ -128,25 +138,16 @@ class Serving:
     """A loop over a real engine, on the fused path from the first batch on, with a gateway beside it."""
 
     def __init__(self, directory: Path, *, compare_first: bool) -> None:
-        self.layer = random_layer(8, 64, 32, 2, place=INTERPRETER)
-        arena = directory / "arena"
-        arena.write_bytes(bytes(65536))
-        self.arena = torch.from_file(str(arena), shared=True, size=65536, dtype=torch.uint8)
-        page = Page.create(directory / "page", generation=1, slots=2)
-        engine = Engine({NAME: self.layer}, page=page, arena=arena, max_batch_tokens=16, programs=0)
+        self._bench = EngineBench(directory)
+        self.layer = self._bench.layer
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control, self._theirs = Channel(ours), Channel(theirs)
-        self._listener = Listener(directory / "worker.sock")
-        # none is compared but what the setting asks for
-        self._loop = Loop(
-            engine, Choice(0, 60), Pace(2.5, 0), page, self._theirs, self._listener, READY,
-            name="a", chaos=True, compare_first=compare_first, idle_proof_s=60.0,
+        self.control, path = Channel(ours), directory / "worker.sock"
+        self._loop = loop_over(
+            self._bench.engine, self._bench.page, Channel(theirs), path, chaos=True, compare_first=compare_first
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        self.gateway = Channel.connect(
-            directory / "worker.sock", messages.Hello(messages.PROTOCOL, "gateway", "a", 1, 1)
-        )
+        self.gateway = Channel.connect(path, messages.Hello(messages.PROTOCOL, "gateway", "a", 1, 1))
         assert self._hear(self.gateway) == READY
         assert self._hear(self.control) == READY
         self.control.send(messages.SetPath("fused"))
@@ -170,14 +171,12 @@ class Serving:
 
     def serve(self, x: torch.Tensor) -> tuple[messages.Answer, torch.Tensor, messages.Message | None]:
         """The answer, its rows, and what the watchdog is told of it."""
-        raw = x.view(torch.uint8).flatten()
-        self.arena[: raw.numel()] = raw
+        segment = self._bench.put(x, 0)
         self._batches += 1
-        self.gateway.send(messages.Batch(1, self._batches, NAME, (messages.Segment(0, 32768, x.shape[0]),)))
+        self.gateway.send(messages.Batch(1, self._batches, NAME, (segment,)))
         answer = self._hear(self.gateway)
         assert isinstance(answer, messages.Answer)
-        rows = self.arena[32768 : 32768 + raw.numel()].view(torch.float32).view(x.shape).clone()
-        return answer, rows, self.control.receive()
+        return answer, self._bench.answer(segment).clone(), self.control.receive()
 
     def arm(self, fault: messages.KernelFault) -> None:
         self.control.send(messages.ArmFault(fault, 1))

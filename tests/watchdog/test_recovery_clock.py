@@ -42,11 +42,17 @@ def test_an_abort_ends_with_the_same_workers_answer(processes: Processes) -> Non
     assert clock.look(processes, 11.0) is None
 
 
-def test_a_replay_keeps_the_start_of_its_stall(processes: Processes) -> None:
+def handed_over(processes: Processes) -> RecoveryClock:
+    """A stall of a, at 10.0, which left a batch to whoever is next."""
     clock = RecoveryClock()
     processes.answer("a", submitted=8, answered=7)
     clock.start(processes["a"], 10.0)
     clock.hand_over(processes["a"], 10.5)
+    return clock
+
+
+def test_a_replay_keeps_the_start_of_its_stall(processes: Processes) -> None:
+    clock = handed_over(processes)
     assert clock.look(processes, 10.6) is None
     clock.routed(processes["b"])
     processes.answer("b", submitted=1, answered=1)
@@ -54,10 +60,7 @@ def test_a_replay_keeps_the_start_of_its_stall(processes: Processes) -> None:
 
 
 def test_one_that_nobody_could_reach_is_part_of_the_recovery(processes: Processes) -> None:
-    clock = RecoveryClock()
-    processes.answer("a", submitted=8, answered=7)
-    clock.start(processes["a"], 10.0)
-    clock.hand_over(processes["a"], 10.5)
+    clock = handed_over(processes)
     clock.routed(processes["b"])
     clock.hand_over(processes["b"], 11.5, reached=False)
     assert clock.look(processes, 11.6) is None

@@ -24,9 +24,10 @@ from fdmoe_watchdog import events, flight, flights, messages
 from fdmoe_watchdog.channel import Channel, ChannelClosed
 from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
+from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
 from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, HolderSeen, Life, Seen, Worker
-from fdmoe_watchdog.process import Child, WorkerProcess
+from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
 from fdmoe_watchdog.status_page.words import NAMES
@@ -483,11 +484,7 @@ def test_a_holder_that_stands_still_is_told_of_and_one_whose_memory_failed_is_sp
 
 
 def test_weights_that_a_worker_says_have_changed_are_spoilt_and_those_that_follow_are_not(in_memory: Path) -> None:
-    (in_memory / "run").mkdir()
-    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))
-    pair = supervisor._pairs[0]
-    holder = pair.holder = pair._spawn_holder(1)
-    worker = pair.processes["a"] = pair._spawn("a", 1)
+    pair, holder, worker = _of_a_pair(in_memory)
     try:
         holder.ready = messages.WeightsReady(1, "manifest", 1)
         life = replace(pair.state.workers["a"], life=Life.READY, generation=1, weights=1)
@@ -657,11 +654,7 @@ def _without_refusal(ask: Callable[[], bool]) -> bool:
 
 
 def test_who_begins_to_end_is_heard_out_and_cut_off_before_it_can_be_reaped(in_memory: Path) -> None:
-    (in_memory / "run").mkdir()
-    supervisor = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))
-    pair = supervisor._pairs[0]
-    holder = pair.holder = pair._spawn_holder(1)
-    worker = pair.processes["a"] = pair._spawn("a", 1)
+    pair, holder, worker = _of_a_pair(in_memory)
     ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
     try:
         said = messages.encode(messages.ChildFailed("there is no layer 99", "settings"))
@@ -686,10 +679,7 @@ def test_who_begins_to_end_is_heard_out_and_cut_off_before_it_can_be_reaped(in_m
 
 def test_who_ends_before_anybody_has_heard_of_it_is_reaped_first(in_memory: Path) -> None:
     """Its connection may wait to be accepted, and say why."""
-    (in_memory / "run").mkdir()
-    pair = Supervisor(plan(in_memory, worker=IDLE, weights=(*IDLE,)))._pairs[0]
-    holder = pair.holder = pair._spawn_holder(1)
-    worker = pair.processes["a"] = pair._spawn("a", 1)
+    pair, holder, worker = _of_a_pair(in_memory)
     try:
         for child in (holder, worker):
             child.signal(signal.SIGKILL)
@@ -725,6 +715,15 @@ def test_the_exit_code_of_who_was_still_ending_comes_into_its_record(
         wait_until(lambda: flight.read(recorder.last)["exit_code"] == -signal.SIGKILL)
     finally:
         _end(worker)
+
+
+def _of_a_pair(directory: Path) -> tuple[Pair, HolderProcess, WorkerProcess]:
+    """A pair with its first holder, and worker a."""
+    (directory / "run").mkdir()
+    pair = Supervisor(plan(directory, worker=IDLE, weights=(*IDLE,)))._pairs[0]
+    holder = pair.holder = pair._spawn_holder(1)
+    worker = pair.processes["a"] = pair._spawn("a", 1)
+    return pair, holder, worker
 
 
 def _end(*children: Child) -> None:
