@@ -32,7 +32,13 @@ def test_fused_baseline_and_reference_agree_with_transformers(architecture: str,
         expected = block(x.float()) if tokens else x.float()
         assert relative_error(reference_moe(x, layer), expected) < 1e-5, tokens
         assert relative_error(out, expected) < place.tolerance, tokens
-        assert relative_error(baseline_moe(x, layer), expected) < place.tolerance, tokens
+        assert relative_error(baseline_moe(x, layer), expected) < place.tolerance * _spread(tokens), tokens
+
+
+def _spread(tokens: int) -> float:
+    """torch rounds after each step of the baseline, and 64 values say little: of 300 single tokens in bfloat16 one in
+    forty is off by more than a batch may be, and none by 1.4 times as much."""
+    return 1.0 if tokens > 16 else 1.5
 
 
 def test_all_tokens_on_one_expert_and_experts_that_get_nothing(place: Place) -> None:

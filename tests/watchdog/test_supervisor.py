@@ -26,7 +26,7 @@ from fdmoe_watchdog.exposition import Exposition
 from fdmoe_watchdog.http import HttpServer
 from fdmoe_watchdog.pair import Pair
 from fdmoe_watchdog.plan import TreePlan
-from fdmoe_watchdog.policy import Check, Condemned, Ending, GiveUp, HolderSeen, Life, Seen, Worker
+from fdmoe_watchdog.policy import Check, Condemned, Ending, Fence, GiveUp, HolderSeen, Life, Seen, Worker
 from fdmoe_watchdog.process import Child, HolderProcess, WorkerProcess
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.status import Event
@@ -516,6 +516,26 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memo
         assert process._held() == pytest.approx(0.05)
         process.tracker._clock_s += 0.04
         assert process._held() == pytest.approx(0.09)
+    finally:
+        _end(process)
+
+
+def test_the_silence_of_who_is_frozen_is_a_time_to_detection_as_well(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    pair, registry = supervisor._pairs[0], supervisor.metrics.registry
+    process = pair.processes["a"] = pair._spawn("a", 1)
+
+    def detected() -> tuple[float | None, float | None]:
+        name = "fdmoe_stall_detection_seconds"
+        return registry.get_sample_value(f"{name}_count"), registry.get_sample_value(f"{name}_sum")
+
+    try:
+        process.tracker.untouched_s = 0.5
+        pair._act(Fence("a", 1, "exit"), 0.0)
+        assert detected() == (0, 0), "nobody waited for that"
+        pair._act(Fence("a", 1, "frozen"), 0.0)
+        assert detected() == (1, 0.5)
     finally:
         _end(process)
 

@@ -74,7 +74,7 @@ class Metrics:
         self.stalls = Counter("fdmoe_stalls", "Stalls detected.", ["cause"], registry=registry)
         self.stall_detection = Histogram(
             "fdmoe_stall_detection_seconds",
-            "Silence of the device when a stall was detected.",
+            "Silence of the device, or of a process that is frozen, when a stall was detected.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -350,6 +350,8 @@ class Pair:
                 self._recovery.hand_over(process, now, reached=cause != "unreachable")
         if cause in ("frozen", "startup"):
             self._metrics.stalls.labels(cause).inc()
+        if cause == "frozen" and process is not None:
+            self._metrics.stall_detection.observe(process.tracker.untouched_s)
         # of a stall there is one already, and new weights are nobody's fault
         if cause in ("frozen", "startup", "exit", "page", "unreachable") and process is not None:
             self._record(process, cause)

@@ -6,8 +6,8 @@ import math
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,11 @@ from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 # nvmlInit wakes each GPU that no process holds, some seconds for each
 _FIRST_DEADLINES = 6
+# less than a CUDA context takes, some 500 MiB on an H200
+_CONTEXT_BYTES = 128 * 2**20
+# a process that ends may have given its memory back by the last reading before it can be reaped
+_BEFORE_NS = 5_000_000_000
+_USED_READINGS = 64
 _LEVELS: dict[xid.XidClass, Level] = {
     xid.XidClass.IGNORE: "info",
     xid.XidClass.APPLICATION: "warning",
@@ -58,7 +63,9 @@ class ProbePlan:
 @dataclass
 class _Device:
     """`silent_s`: since the last word about it. `heard`: whether this process has ever said one. `pids`: of all
-    processes that were ever seen on it; `pids_told`: that they are not ours was told."""
+    processes that were ever seen on it; `names_ours`: ours were among them. `used`: when a reading began, and the bytes
+    that were taken then, of the last readings. `unknown_told`: that nobody can say what a process gave back was told.
+    """
 
     name: str
     silent_s: float = 0.0
@@ -71,7 +78,9 @@ class _Device:
     counts: Counter[str] = field(default_factory=Counter)
     last_xid_at: float | None = None
     pids: set[int] = field(default_factory=set)
-    pids_told: bool = False
+    names_ours: bool = False
+    used: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_USED_READINGS))
+    unknown_told: bool = False
 
 
 class ProbeKeeper:
@@ -176,6 +185,9 @@ class ProbeKeeper:
             self._events.add("gpu_readable", device=device.name, source=reading.source, gpus=len(reading.gpus))
         device.reading, device.failure = reading, ""
         device.pids.update(process.pid for gpu in reading.gpus for process in gpu.processes or ())
+        used = [gpu.memory_used_bytes for gpu in reading.gpus]
+        if reading.source == "nvml" and None not in used:
+            device.used.append((reading.begun_ns, sum(size or 0 for size in used)))
         device.silent_s, device.heard = 0.0, True
         device.xids_watched = reading.xids_watched
         if reading.xids_watched:
@@ -216,17 +228,31 @@ class ProbeKeeper:
 
     def memory_is_back(self, name: str, pid: int, reaped_ns: int) -> bool:
         """Whether nothing of a process that was reaped then is left on the device; True where nobody can say. Where the
-        device can be read, the next reading is waited for."""
+        device can be read, the next reading is waited for.
+
+        In a container the driver calls our processes by their numbers outside, or names none: what is taken on the
+        device must then have become less, by a context at least. Others may take it meanwhile, so that this is waited
+        for, and no sign of a device that must be reset.
+        """
         device = self._by_name(name)
         if self.child is None or self._killed or not device.heard or device.failure:
             return True
         reading = device.reading
         if reading is None or reading.begun_ns <= reaped_ns:
             return False
-        if pid not in device.pids and not device.pids_told:
-            device.pids_told = True
+        device.names_ours = device.names_ours or pid in device.pids
+        if device.names_ours:
+            return not holds_memory(reading, pid, reaped_ns)
+        freed = _freed_bytes(device.used, reaped_ns)
+        if freed is not None and freed >= _CONTEXT_BYTES:
+            return True
+        patience_ns = self._recovery.reclaim_deadline_s / 2 * 1e9
+        if freed is not None and time.monotonic_ns() < reaped_ns + patience_ns:
+            return False
+        if not device.unknown_told:
+            device.unknown_told = True
             self._events.add("memory_unknown", level="warning", device=device.name, pid=pid)
-        return not holds_memory(reading, pid, reaped_ns)
+        return True
 
     def view(self) -> tuple[GpuView, ...]:
         return tuple(self._view(device) for device in self._devices.values())
@@ -251,3 +277,11 @@ class ProbeKeeper:
 
     def _by_name(self, name: str) -> _Device:
         return self._devices[self._plan.devices[name]]
+
+
+def _freed_bytes(used: Iterable[tuple[int, int]], reaped_ns: int) -> int | None:
+    """How much less is taken by the last reading than at most shortly before a process was reaped; None where one of
+    the two was not read."""
+    before = [size for begun_ns, size in used if reaped_ns - _BEFORE_NS < begun_ns <= reaped_ns]
+    after = [size for begun_ns, size in used if begun_ns > reaped_ns]
+    return max(before) - after[-1] if before and after else None

@@ -150,7 +150,7 @@ class RecoverySettings(Group):
         60.0,
         gt=0,
         description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0; a "
-        "worker that has nothing to do, as a standby, proves one layer's baseline as often.",
+        "worker that has nothing to do, as a standby, proves the baseline of all its layers in it.",
     )
     compare_before_answer: bool = Field(
         False,

@@ -26,7 +26,7 @@ class Loop:
     name           of this worker
     chaos          faults may be asked for
     compare_first  no answer of the fused path leaves before the baseline has given the same
-    idle_proof_s   how often the baseline of a worker that has nothing to do is proven
+    idle_proof_s   the time in which a worker that has nothing to do proves the baseline of each layer once
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Loop:
         self._name = name
         self._chaos = chaos
         self._compare_first = compare_first
-        self._idle_proof_s = idle_proof_s
+        self._proof_pause_s = idle_proof_s / len(engine.layers)
         self._proven_at = time.monotonic()
         self._gateway: Channel | None = None
         self._aborted = False
@@ -81,7 +81,7 @@ class Loop:
 
     def _rest(self) -> None:
         self._engine.rest()
-        if time.monotonic() - self._proven_at >= self._idle_proof_s:
+        if time.monotonic() - self._proven_at >= self._proof_pause_s:
             self._engine.prove_baseline()
             self._proven_at = time.monotonic()
 

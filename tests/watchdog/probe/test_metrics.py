@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args, get_type_hints
@@ -20,6 +21,7 @@ from fdmoe_watchdog.probe_keeper import ProbeKeeper, ProbePlan
 from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 from fdmoe_watchdog.xid import LABELS
 
+GIB, SECOND = 2**30, 10**9
 BARE = GpuFigures(uuid="GPU-1", name="NVIDIA H200")
 # the minimum that shows every family
 FULL = GpuFigures(
@@ -267,23 +269,69 @@ def test_xid_labels_fit_one_page() -> None:
 # ---- the memory of a killed worker
 
 
-def reading(*processes: tuple[GpuProcess, ...] | None, begun_ns: int = 10) -> GpuReading:
-    gpus = tuple(GpuFigures(uuid=str(place), name="X", processes=found) for place, found in enumerate(processes))
+def reading(
+    *processes: tuple[GpuProcess, ...] | None, begun_ns: int = 10, used: int | None = None
+) -> GpuReading:  # fmt: skip
+    gpus = tuple(
+        GpuFigures(uuid=str(place), name="X", processes=found, memory_used_bytes=used)
+        for place, found in enumerate(processes)
+    )
     return GpuReading("0", "nvml", begun_ns, True, gpus)
 
 
-def test_that_nvml_knows_our_processes_by_other_numbers_is_told_once() -> None:
-    events = EventLog()
+def keeper_of(events: EventLog) -> ProbeKeeper:
     plan = ProbePlan({"cuda:0": "0"}, Path("/nowhere"), {})
     keeper = ProbeKeeper(plan, WatchdogSettings(), RecoverySettings(), events, 0.0)
     keeper.child = cast(Any, SimpleNamespace())
-    keeper.heard(reading((GpuProcess(1, 5),), begun_ns=4))
+    return keeper
+
+
+def test_that_nvml_names_none_of_our_processes_and_no_figure_is_told_once() -> None:
+    events = EventLog()
+    keeper = keeper_of(events)
     keeper.heard(reading((GpuProcess(2, 5),), begun_ns=10))
-    assert keeper.memory_is_back("cuda:0", 1, 5)
-    assert [event["event"] for event in events.last] == ["gpu_readable"], "it was there, and is no more"
     assert keeper.memory_is_back("cuda:0", 3, 5)
     assert keeper.memory_is_back("cuda:0", 4, 5)
     assert [(event["event"], event.get("pid")) for event in events.last][1:] == [("memory_unknown", 3)]
+
+
+def test_of_a_process_that_nvml_names_its_memory_is_what_nvml_says() -> None:
+    events = EventLog()
+    keeper = keeper_of(events)
+    keeper.heard(reading((GpuProcess(1, 5),), begun_ns=4, used=GIB))
+    assert not keeper.memory_is_back("cuda:0", 1, 5), "the next reading is waited for"
+    keeper.heard(reading((GpuProcess(1, 5),), begun_ns=10, used=0))
+    assert not keeper.memory_is_back("cuda:0", 1, 5), "it is still there"
+    keeper.heard(reading((GpuProcess(2, 5),), begun_ns=20, used=GIB))
+    assert keeper.memory_is_back("cuda:0", 1, 5)
+    assert keeper.memory_is_back("cuda:0", 3, 5), "where ours are named, one that never was had none"
+    assert [event["event"] for event in events.last] == ["gpu_readable"]
+
+
+def test_of_processes_without_names_the_device_must_have_more_room_than_before() -> None:
+    events = EventLog()
+    keeper = keeper_of(events)
+    now = time.monotonic_ns()
+    keeper.heard(reading((), begun_ns=now - 10 * SECOND, used=9 * GIB))
+    keeper.heard(reading((), begun_ns=now - 2 * SECOND, used=3 * GIB))
+    # by then it had given back what it could before anybody reaped it
+    keeper.heard(reading((), begun_ns=now - SECOND, used=2 * GIB))
+    keeper.heard(reading((), begun_ns=now + 1, used=3 * GIB - 1000))
+    assert not keeper.memory_is_back("cuda:0", 1, now), "what was taken long ago says nothing of it"
+    keeper.heard(reading((), begun_ns=now + 2, used=2 * GIB))
+    assert keeper.memory_is_back("cuda:0", 1, now)
+    assert [event["event"] for event in events.last] == ["gpu_readable"]
+
+
+def test_what_a_neighbour_takes_meanwhile_is_no_broken_device() -> None:
+    events, settings = EventLog(), RecoverySettings()
+    keeper = keeper_of(events)
+    now = time.monotonic_ns()
+    reaped = now - int(settings.reclaim_deadline_s / 2 * SECOND)
+    keeper.heard(reading((), begun_ns=reaped - 1, used=3 * GIB))
+    keeper.heard(reading((), begun_ns=now, used=3 * GIB))
+    assert keeper.memory_is_back("cuda:0", 1, reaped), "half of the time in which a device would be given up"
+    assert [event["event"] for event in events.last][1:] == ["memory_unknown"]
 
 
 @pytest.mark.parametrize(
