@@ -210,6 +210,8 @@ def test_the_causes_for_programs() -> None:
          "outstanding; the worker is compiling and warming up"),
         ("startup", None, {"stage": Stage.STARTING}, "the worker did not become ready in time; no launch is "
          "outstanding; the worker has not begun to load"),
+        ("failed", None, {"stage": Stage.LOADING}, "the worker could not start; no launch is outstanding; the worker "
+         "is loading"),
         ("exit", -11, {"submitted": 4}, "the worker's process has ended (by SIGSEGV); no launch is outstanding; the "
          "worker serves, with 0 batches unanswered"),
         ("exit", 1, {"submitted": 0}, "the worker's process has ended (exit code 1); no launch is outstanding; the "

@@ -540,6 +540,31 @@ def test_the_silence_of_who_is_frozen_is_a_time_to_detection_as_well(in_memory: 
         _end(process)
 
 
+def test_who_says_why_it_cannot_start_is_not_told_of_as_one_too_slow_to_start(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    supervisor = Supervisor(plan(in_memory, worker=IDLE))
+    pair, registry = supervisor._pairs[0], supervisor.metrics.registry
+    process = pair.processes["a"] = pair._spawn("a", 1)
+
+    def stalls() -> tuple[float | None, int]:
+        events = [event["event"] for event in supervisor._events.last]
+        return registry.get_sample_value("fdmoe_stalls_total", {"cause": "startup"}), events.count("stall")
+
+    try:
+        pair._read_pages()
+        process.failed = ("no room", "unknown")
+        pair._act(Fence("a", 1, "startup"), 0.0)
+        assert stalls() == (0, 0)
+        assert supervisor._recorder._disk.submit(lambda: None).wait(10)
+        assert supervisor._recorder.last is not None
+        assert flight.parse(flight.read(supervisor._recorder.last)).verdict.startswith("the worker could not start; ")
+        process.failed = None
+        pair._act(Fence("a", 1, "startup"), 0.0)
+        assert stalls() == (1, 1)
+    finally:
+        _end(process)
+
+
 def test_counts_of_who_took_a_batch_over_are_of_the_record_of_its_fence_or_left_out(in_memory: Path) -> None:
     (in_memory / "run").mkdir()
     supervisor = Supervisor(plan(in_memory, worker=IDLE))

@@ -124,6 +124,7 @@ def explain(
 _OPENINGS = {
     "frozen": "the worker shows no sign of work",
     "startup": "the worker did not become ready in time",
+    "failed": "the worker could not start",
     "exit": "the worker's process is ending",
     "page": "the worker's beat page is damaged",
     "unreachable": "the gateway cannot reach the worker",

@@ -348,12 +348,14 @@ class Pair:
             self.route = None
             if process is not None:
                 self._recovery.hand_over(process, now, reached=cause != "unreachable")
+        if cause == "startup" and process is not None and process.failed is not None:
+            cause = "failed"  # it was not too slow: it has said why it cannot start
         if cause in ("frozen", "startup"):
             self._metrics.stalls.labels(cause).inc()
         if cause == "frozen" and process is not None:
             self._metrics.stall_detection.observe(process.tracker.untouched_s)
         # of a stall there is one already, and new weights are nobody's fault
-        if cause in ("frozen", "startup", "exit", "page", "unreachable") and process is not None:
+        if cause in ("frozen", "startup", "failed", "exit", "page", "unreachable") and process is not None:
             self._record(process, cause)
         if cause != policy.NEW_WEIGHTS and process is not None:
             self._recorder.fenced(process)

@@ -19,7 +19,7 @@ _REASONS = {
     "slow": "it has become slow, and the baseline has not",
     "stall": "its kernel made no progress",
     "frozen": "its process did not move",
-    "startup": "it did not get ready in time",
+    "startup": "it did not get ready",
     "exit": "its process ended or was cut off",
     "page": "its beat page was damaged",
     "unreachable": "the gateway could not reach it",

@@ -91,7 +91,7 @@ _REASONS = {
     "exit": "its process ended",
     "page": "its beat page is damaged",
     "unreachable": "the gateway cannot reach it",
-    "startup": "it did not become ready in time",
+    "startup": "it did not become ready",
     "budget": "no restart is left",
     "mismatch": "fused and baseline differ",
     "unproven": "the fused path could not be proven",
