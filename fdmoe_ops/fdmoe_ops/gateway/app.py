@@ -48,6 +48,10 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
         reason = "draining" if infer.draining else f"no worker is active for {layer.name}"
         return _probe(links.ready and not infer.draining, reason)
 
+    def models(_scope: Scope) -> Reply:
+        # the protocol has no list; this is the form of KServe's V1
+        return _json({"models": infer.layers()})
+
     def model(scope: Scope) -> Reply:
         return _json(protocol.model_metadata(infer.layer(scope["path_params"]["name"])))
 
@@ -64,6 +68,7 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
             Route("/v2/models/{name:path}/infer", infer),
             Route("/v2/models/{name:path}/ready", Get(model_ready)),
             Route("/v2/models/{name:path}", Get(model)),
+            Route("/v2/models", Get(models)),
             Route("/v2/health/live", Get(lambda _: _probe(True, ""))),
             Route("/v2/health/ready", Get(ready)),
             Route("/v2", Get(lambda _: _json(protocol.server_metadata(version)))),
@@ -78,7 +83,7 @@ def build(infer: Infer, links: Links, metrics: Metrics, version: str) -> Router:
 
 
 async def _unknown(scope: Scope, _receive: Receive, send: Send) -> None:
-    places = "/v2, /v2/health, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
+    places = "/v2, /v2/health, /v2/models, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
     await send_reply(send, _turned_away(Refusal(404, f"nothing is at {scope['path']}; there are {places}"), scope))
 
 

@@ -97,17 +97,22 @@ class Infer:
         else:
             await send_reply(send, reply)
 
+    def layers(self) -> list[str]:
+        """The names of all served layers. Raises Refusal: 503 before the first route."""
+        if not self._links.started:
+            raise Refusal(503, "no worker has been ready yet", reason=Reason.STARTING)
+        return list(self._links.layers)
+
     def layer(self, name: str) -> LayerInfo:
         """The served layer of this name, or of NAME/versions/1. Raises Refusal: 404, or 503 before the first route."""
         layers = self._links.layers
         layer = layers.get(name)
         if layer is not None:
             return layer
-        if not self._links.started:
-            raise Refusal(503, "no worker has been ready yet", reason=Reason.STARTING)
+        names = self.layers()
         base, _, version = name.rpartition("/versions/")
         if base not in layers:
-            raise Refusal(404, f"layer {name!r} is not served; these are: {', '.join(layers)}")
+            raise Refusal(404, f"layer {name!r} is not served; these are: {', '.join(names)}")
         if version != protocol.VERSION:
             raise Refusal(404, f"version {version!r} of {base} is not served; {protocol.VERSION!r} is")
         return layers[base]

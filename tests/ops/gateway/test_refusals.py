@@ -42,7 +42,7 @@ def test_unknown_layers_and_versions_name_the_known_ones(serving) -> None:
         client.get_model_metadata("x/layers.9")
     assert caught.value.message() == f"layer 'x/layers.9' is not served; these are: {served}"
     status, body = serving.get("/v3")
-    places = "/v2, /v2/health, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
+    places = "/v2, /v2/health, /v2/models, /v2/models/LAYER, /startupz, /livez, /readyz and /metrics"
     assert (status, json.loads(body)["error"]) == (404, f"nothing is at /v3; there are {places}")
 
 

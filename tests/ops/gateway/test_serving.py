@@ -105,6 +105,8 @@ def test_metadata_and_health(tree, layers) -> None:
         tree.route(tree.worker("a", 1, automatic=True))
         assert client.is_server_ready()
         assert [tree.get(path)[0] for path in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
+        status, body = tree.get("/v2/models")
+        assert (status, json.loads(body)) == (200, {"models": [layer.name for layer in layers]})
         assert client.get_server_metadata() == {
             "name": "fdmoe-ops",
             "version": "1.2.3",
