@@ -316,7 +316,8 @@ FAULTS: tuple[FaultInfo, ...] = (
     ),
     FaultInfo(
         "flood", Place.DOOR, Means.GAME_DAY,
-        "Two thousand connections at once, five requests on each.",
+        "Ten thousand requests at once, each on a connection of its own. Where the hard limit of open files allows "
+        "fewer, it says how many connections there were: each had its share of the requests, one after the other.",
         "As many wait as may; the others are told to come back.",
         "503 with Retry-After; fdmoe_queue_depth.",
         "Add replicas if it lasts.",

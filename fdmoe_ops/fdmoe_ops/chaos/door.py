@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 import socket
+import struct
 from collections import Counter
 from collections.abc import Callable
 
 from fdmoe_ops.chaos import malformed
-from fdmoe_ops.chaos.load import Pool
+from fdmoe_ops.chaos.target import Address, Target
 
 # a client that is still served after so long is never cut off
 _SLOW_S = 30.0
 _BYTE_EVERY_S = 0.1
-_PER_CONNECTION = 5
 _FLOOD_DEADLINE_S = 120.0
+# the gateway's listener queues 2048 (gateway/address.py), and others' connections are among them
+_CONNECTING_AT_ONCE = 512
+_RETRY_S = 0.05
+# what else is open in the gateway, whose limit is mostly the same, and in whoever floods
+_OTHER_FILES = 256
+_RESET = struct.pack("ii", 1, 0)
 _NONSENSE_AT_ONCE = 32
 _NONSENSE_DEADLINE_S = 60.0
 
-
-def _raw(pool: Pool, index: int) -> bytes:
-    body, headers = pool.request(index % len(pool.inputs))
-    lines = [f"POST /v2/models/{pool.layer}/infer HTTP/1.1", "Host: door", f"Content-Length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-def _sockets(address: tuple[str, int], count: int) -> list[socket.socket]:
+def _sockets(address: Address, count: int) -> list[socket.socket]:
     return [socket.create_connection(address, timeout=10) for _ in range(count)]
 
 
-def slow_clients(address: tuple[str, int], pool: Pool, count: int = 20) -> Counter[str]:
+def slow_clients(address: Address, target: Target, count: int = 20) -> Counter[str]:
     """Each sends a byte ten times a second, in the middle of its body, until it is answered; how many got which
     status."""
-    return asyncio.run(_slow_clients(address, [_raw(pool, index) for index in range(count)]))
+    return asyncio.run(_slow_clients(address, [target.raw(index) for index in range(count)]))
 
 
-async def _slow_clients(address: tuple[str, int], requests: list[bytes]) -> Counter[str]:
+async def _slow_clients(address: Address, requests: list[bytes]) -> Counter[str]:
     return Counter(await asyncio.gather(*(_slow_client(address, raw) for raw in requests)))
 
 
-async def _slow_client(address: tuple[str, int], raw: bytes) -> str:
+async def _slow_client(address: Address, raw: bytes) -> str:
     reader, writer = await asyncio.open_connection(*address)
     body = raw.index(b"\r\n\r\n") + 4
     writer.write(raw[: body + 1])
@@ -64,65 +66,97 @@ async def _slow_client(address: tuple[str, int], raw: bytes) -> str:
     return _status(head)
 
 
-def half_bodies(address: tuple[str, int], pool: Pool, count: int = 50) -> Counter[str]:
+def half_bodies(address: Address, target: Target, count: int = 50) -> Counter[str]:
     """Each sends half of its body and hangs up."""
     for index, client in enumerate(_sockets(address, count)):
-        request = _raw(pool, index)
+        request = target.raw(index)
         client.sendall(request[: request.index(b"\r\n\r\n") + 4 + (len(request) // 4)])
         client.close()
     return Counter({"left": count})
 
 
-def disconnects(address: tuple[str, int], pool: Pool, count: int = 50) -> Counter[str]:
+def disconnects(address: Address, target: Target, count: int = 50) -> Counter[str]:
     """Each sends a whole request and hangs up before the answer."""
     for index, client in enumerate(_sockets(address, count)):
-        client.sendall(_raw(pool, index))
+        client.sendall(target.raw(index))
         client.close()
     return Counter({"left": count})
 
 
-def flood(address: tuple[str, int], pool: Pool, count: int = 10_000) -> Counter[str]:
-    """So many requests of one token or few, five on each connection, all connections at once; how many got which
-    status."""
+def flood(address: Address, target: Target, count: int = 10_000) -> Counter[str]:
+    """So many requests of one token at once, each on a connection of its own; how many got which status. Where the hard
+    limit of open files allows fewer `connections`, it says how many there were: each has its share of the requests, one
+    after the other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else max(1, hard - _OTHER_FILES)
+    connections = min(count, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        return asyncio.run(_flood(address, pool, count))
+        ended = asyncio.run(_flood(address, target.raw(0), count, connections))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if connections < count:
+        ended["connections"] = connections
+    return ended
 
 
-async def _flood(address: tuple[str, int], pool: Pool, count: int) -> Counter[str]:
-    raw = _raw(pool, min(range(len(pool.inputs)), key=lambda index: len(pool.inputs[index])))
-
-    async def client() -> list[str]:
-        reader, writer = await asyncio.open_connection(*address)
-        statuses = []
-        for _ in range(_PER_CONNECTION):
-            writer.write(raw)
-            head, _ = await _answer(reader)
-            statuses.append(_status(head))
-        writer.close()
-        return statuses
-
-    async with asyncio.timeout(_FLOOD_DEADLINE_S):
-        found = await asyncio.gather(*(client() for _ in range(count // _PER_CONNECTION)), return_exceptions=True)
-    counted: Counter[str] = Counter()
-    for statuses in found:
-        if isinstance(statuses, BaseException):
-            counted[f"broken: {type(statuses).__name__}"] += 1
-        else:
-            counted.update(statuses)
-    return counted
+async def _flood(address: Address, raw: bytes, count: int, connections: int) -> Counter[str]:
+    free = asyncio.Semaphore(_CONNECTING_AT_ONCE)
+    deadline = asyncio.get_running_loop().time() + _FLOOD_DEADLINE_S
+    streams = await asyncio.gather(*(_connect(address, free, deadline) for _ in range(connections)))
+    # all are there, and begin together
+    shares = (count // connections + (index < count % connections) for index in range(connections))
+    asked = (_ask(pair, raw, share, deadline) for pair, share in zip(streams, shares, strict=True))
+    return sum(await asyncio.gather(*asked), Counter())
 
 
-def nonsense(address: tuple[str, int], pool: Pool, count: int = 500) -> Counter[str]:
+async def _connect(address: Address, free: asyncio.Semaphore, deadline: float) -> Streams | None:
+    """Again and again until the deadline: a listener's queue is shorter than the crowd."""
+    try:
+        async with asyncio.timeout_at(deadline), free:
+            while True:
+                with contextlib.suppress(OSError):
+                    reader, writer = await asyncio.open_connection(*address)
+                    # it ends with a reset: otherwise its port would be taken for a minute more
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    return reader, writer
+                await asyncio.sleep(_RETRY_S)
+    except TimeoutError:
+        return None
+
+
+async def _ask(streams: Streams | None, raw: bytes, count: int, deadline: float) -> Counter[str]:
+    if streams is None:
+        return Counter({"no connection": count})
+    reader, writer = streams
+    told: Counter[str] = Counter()
+    try:
+        async with asyncio.timeout_at(deadline):
+            for _ in range(count):
+                writer.write(raw)
+                head, _ = await _answer(reader)
+                told[_status_of_flood(head)] += 1
+    except TimeoutError:
+        told["silence"] = count - told.total()
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        told[f"broken: {type(error).__name__}"] = count - told.total()
+    finally:
+        writer.transport.abort()
+    return told
+
+
+def _status_of_flood(head: bytes) -> str:
+    status = _status(head)
+    return status if status != "503" or b"\r\nretry-after:" in head.lower() else "503 without Retry-After"
+
+
+def nonsense(address: Address, target: Target, count: int = 500) -> Counter[str]:
     """So many malformed requests, many at once, each on a connection of its own; how many were `refused` in JSON or
     `cut off`, got 200 because they were none after all, or something that a client must not get."""
-    return asyncio.run(_nonsense(address, malformed.Target(pool.layer, pool.datatype, pool.hidden_size), count))
+    return asyncio.run(_nonsense(address, target, count))
 
 
-async def _nonsense(address: tuple[str, int], target: malformed.Target, count: int) -> Counter[str]:
+async def _nonsense(address: Address, target: Target, count: int) -> Counter[str]:
     free = asyncio.Semaphore(_NONSENSE_AT_ONCE)
 
     async def client(raw: bytes) -> str:
@@ -136,7 +170,7 @@ async def _nonsense(address: tuple[str, int], target: malformed.Target, count: i
     return Counter(await asyncio.gather(*map(client, malformed.requests(target, seed=1, count=count))))
 
 
-async def _outcome(address: tuple[str, int], raw: bytes) -> str:
+async def _outcome(address: Address, raw: bytes) -> str:
     reader, writer = await asyncio.open_connection(*address)
     try:
         writer.write(raw)
@@ -161,7 +195,9 @@ def _status(head: bytes) -> str:
     return head.split(b" ", 2)[1].decode()
 
 
-VISITS: dict[str, Callable[[tuple[str, int], Pool], Counter[str]]] = {
+# how many clients ended how
+Visit = Callable[[Address, Target], Counter[str]]
+VISITS: dict[str, Visit] = {
     "slow-clients": slow_clients, "half-bodies": half_bodies, "disconnects": disconnects, "malformed": nonsense,
     "flood": flood,
 }  # fmt: skip

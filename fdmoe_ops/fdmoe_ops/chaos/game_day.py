@@ -48,8 +48,6 @@ FLAGS = (
     "--recovery-restart-budget=1000", "--recovery-backoff-initial-s=0.05", "--recovery-backoff-max-s=0.2",
     "--recovery-answer-deadline-s=3", "--gateway-upload-timeout-s=2",
 )  # fmt: skip
-# what a client at the door may end with: it left, it was cut off, answered, told what is wrong, or to come back
-_FAIR = ("left", "cut off", "200", "refused", "503")
 _OWN_TREE = {
     # the fault lasts for as many launches as twice those between two comparisons
     "corrupt": ("--recovery-compare-ratio=0.05",),
@@ -82,9 +80,8 @@ class Result:
         lost = any(sent.failed for sent in self.sent)
         wrong = any(sent.wrong for sent in self.sent) and not play.may_be_wrong
         again = any(sent.retries for sent in self.sent) and not play.may_retry
-        rude = any(name not in (*_FAIR, play.told) for name in self.notes)
-        untold = bool(play.told) and self.notes.get(play.told, 0) < self.repetitions
-        return not (self.problem or lost or wrong or again or rude or untold) and self.final_path == play.final_path
+        unfair = play.unfair(self.notes, self.repetitions)
+        return not (self.problem or lost or wrong or again or unfair) and self.final_path == play.final_path
 
 
 @dataclass(frozen=True)
@@ -225,7 +222,7 @@ class Stage:
             return lambda: _continue(stopped)
         if name in door.VISITS:
             host, _, port = self.tree.gateway_address.partition(":")
-            for outcome, count in door.VISITS[name]((host, int(port)), self.plan.pool).items():
+            for outcome, count in door.VISITS[name]((host, int(port)), self.plan.pool.target).items():
                 result.notes[outcome] = result.notes.get(outcome, 0) + count
             return _nothing
         return getattr(self, "_" + name.replace("-", "_"))()  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ import torch
 
 from fdmoe_kernels import MoELayer, reference_moe
 from fdmoe_kernels.comparing import close_calls, difference, tolerance
+from fdmoe_ops.chaos.target import Target
 from fdmoe_ops.settings import SettingsError
 
 DATATYPES = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
@@ -42,17 +43,13 @@ class Pool:
         inputs = (rows.view(torch.uint8).numpy().tobytes() for rows in torch.split_with_sizes(x, tokens))
         return cls(name, DATATYPES[layer.dtype], layer.hidden_size, tuple(inputs), tuple(expected))
 
+    @property
+    def target(self) -> Target:
+        return Target(self.layer, self.datatype, self.hidden_size)
+
     def request(self, index: int) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of request `index`: a JSON header, then the tensor."""
-        raw = self.inputs[index]
-        shape = [self.expected[index].shape[0], self.hidden_size]
-        tensor = {
-            "name": "hidden_states", "datatype": self.datatype, "shape": shape,
-            "parameters": {"binary_data_size": len(raw)},
-        }  # fmt: skip
-        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-        return head + raw, headers
+        """Body and headers of request `index`."""
+        return self.target.request(self.expected[index].shape[0], self.inputs[index])
 
     def is_wrong(self, index: int, output: bytes) -> bool:
         expected = self.expected[index]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+from fdmoe_ops.chaos.target import Target
 
 # what no number, name, shape or list of a request should be
 _STRANGE: tuple[Any, ...] = (
@@ -24,15 +26,6 @@ _CHUNKS = (b"-1\r\n", b"x\r\n", b"fffffffffffffffff\r\n", b"3\r\nabcd\r\n", b"3;
 _NOISE_BYTES = 300
 _HEAD_BYTES = 70_000
 _DEEP = 100_000
-
-
-@dataclass(frozen=True)
-class Target:
-    """A served layer: its name in requests, and what its one input is like."""
-
-    layer: str
-    datatype: str
-    hidden_size: int
 
 
 def requests(target: Target, seed: int, count: int) -> Iterator[bytes]:

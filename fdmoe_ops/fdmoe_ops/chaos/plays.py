@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from fdmoe_ops.chaos.catalogue import FAULTS
+
+# What a client at the door may end with: it left, it was cut off, answered, told what is wrong, or to come back. How
+# many connections a flood had, where they were fewer than its requests, is no ending.
+FAIR = ("left", "cut off", "200", "refused", "503", "connections")
 
 
 class Group(Enum):
@@ -39,6 +44,13 @@ class Play:
     may_retry: bool = False
     may_be_wrong: bool = False
     final_path: str = "fused"
+
+    def unfair(self, ended: Mapping[str, int], repetitions: int = 1) -> list[str]:
+        """Of how many clients at the door ended how: what none may end with, and what too few were told."""
+        found = [f"{ending} {count}" for ending, count in ended.items() if ending not in (*FAIR, self.told)]
+        if self.told and ended.get(self.told, 0) < repetitions:
+            found.append(f"{self.told} {ended.get(self.told, 0)}, where there must be {repetitions} at least")
+        return found
 
 
 _GONE = ("fence", "worker_gone")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import raw_http
 
 from fdmoe_ops.chaos import door
-from fdmoe_ops.chaos.load import Pool
-from fdmoe_ops.chaos.malformed import Target, requests
+from fdmoe_ops.chaos.malformed import requests
+from fdmoe_ops.chaos.target import Target
 
 TARGET = Target("demo/layers.0", "FP32", 8)
 
@@ -18,7 +18,7 @@ def test_a_seed_gives_the_same_requests_again_and_another_one_others() -> None:
 
 
 def test_each_is_refused_or_was_none_after_all(serving, wait_until) -> None:
-    found = door.nonsense(("127.0.0.1", serving.port), Pool(TARGET.layer, TARGET.datatype, TARGET.hidden_size, (), ()))
+    found = door.nonsense(("127.0.0.1", serving.port), TARGET)
     assert set(found) <= {"refused", "cut off", "200"}, found
     assert sum(found.values()) == 500
     assert found["refused"] > 450

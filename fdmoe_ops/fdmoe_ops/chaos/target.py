@@ -1,0 +1,83 @@
+"""A served layer as its clients see it: its name, and what a request to it is like.
+
+Without torch and numpy: `fdmoe chaos` sends requests, too, and wants no right answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import struct
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+Address = tuple[str, int]
+
+_ANSWER_S = 10.0
+
+
+class NoTarget(ConnectionError):
+    """No gateway answers at the address, or it serves no layer now; the text says which."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`layer` is its name in requests; `datatype` and `hidden_size` are those of its one input."""
+
+    layer: str
+    datatype: str
+    hidden_size: int
+
+    @classmethod
+    def of_gateway(cls, address: Address) -> Target:
+        """The first layer that the gateway serves. Raises NoTarget."""
+        try:
+            with contextlib.closing(http.client.HTTPConnection(*address, timeout=_ANSWER_S)) as connection:
+                layer = _get(connection, "/v2/models")["models"][0]
+                (tensor,) = _get(connection, f"/v2/models/{urllib.parse.quote(layer)}")["inputs"]
+        except (OSError, http.client.HTTPException) as error:
+            raise NoTarget(f"the gateway names no layer: {error}") from error
+        return cls(layer, tensor["datatype"], tensor["shape"][1])
+
+    def request(self, tokens: int, data: bytes) -> tuple[bytes, dict[str, str]]:
+        """Body and headers: a JSON header, then the tensor's bytes."""
+        tensor = {
+            "name": "hidden_states", "datatype": self.datatype, "shape": [tokens, self.hidden_size],
+            "parameters": {"binary_data_size": len(data)},
+        }  # fmt: skip
+        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+        return head + data, headers
+
+    def raw(self, seed: int) -> bytes:
+        """A whole HTTP request of one token, random from the seed."""
+        body, headers = self.request(1, self._token(random.Random(seed)))
+        lines = [f"POST /v2/models/{self.layer}/infer HTTP/1.1", "Host: door", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def _token(self, picks: random.Random) -> bytes:
+        values = [picks.gauss(0, 1) for _ in range(self.hidden_size)]
+        match self.datatype:
+            case "FP32":
+                return struct.pack(f"<{len(values)}f", *values)
+            case "FP16":
+                return struct.pack(f"<{len(values)}e", *values)
+            case "BF16":
+                # the upper half of a float32
+                return b"".join(struct.pack("<f", value)[2:] for value in values)
+        raise ValueError(f"datatype is {self.datatype!r}; FP32, BF16 and FP16 are served")
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> dict[str, Any]:
+    """The JSON document there. Raises NoTarget with the gateway's words for any other answer."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    if answer.status != 200:
+        raise NoTarget(f"{answer.status} {body[:200].decode(errors='replace')}")
+    document: dict[str, Any] = json.loads(body)
+    return document
