@@ -8,7 +8,10 @@ import os
 import re
 import select
 import signal
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -17,10 +20,13 @@ import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
+from fdmoe_kernels.bench.neighbour import NeighbourError
 from fdmoe_ops import client
-from fdmoe_ops.chaos import catalogue
+from fdmoe_ops.chaos import catalogue, neighbours, outside
 from fdmoe_ops.chaos.events import new_events
-from fdmoe_ops.cli import app, chaos
+from fdmoe_ops.chaos.target import Target
+from fdmoe_ops.chaos.tree import free_port
+from fdmoe_ops.cli import app
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.channel import Channel, ChannelClosed, Listener
 from fdmoe_watchdog.messages import (
@@ -85,6 +91,7 @@ TREE = TreeView(
     events=({"at": "2030-01-02T03:04:05.678+00:00", "event": "route", "worker": "a", "generation": 1},),
     last_flight=None,
 )
+OUTSIDE = [fault.name for fault in catalogue.FAULTS if fault.means is catalogue.Means.OUTSIDE]
 ARMED = ChaosReply(True, "done to a")
 ABORTED: Event = {"at": "2030-01-02T03:05:00.000+00:00", "event": "abort_ended", "worker": "a"}
 LEFT: Event = {"at": "2030-01-02T03:05:00.001+00:00", "event": "path_switch", "from": "fused", "to": "baseline"}
@@ -274,19 +281,136 @@ def test_a_fault_is_injected(fault: str, tmp_path: Path) -> None:
 
 def test_the_watchdog_can_be_stopped_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = []
-    monkeypatch.setattr(chaos.os, "kill", lambda pid, number: signals.append((pid, number)))
-    monkeypatch.setattr(chaos, "STOP_S", 0.01)
+    monkeypatch.setattr(outside.os, "kill", lambda pid, number: signals.append((pid, number)))
+    monkeypatch.setattr(outside, "STOP_S", 0.01)
     with _watchdog(tmp_path):
         result = _invoke(tmp_path, "chaos", "stop-watchdog")
     # here the watchdog is a thread of this process
     assert signals == [(os.getpid(), signal.SIGSTOP), (os.getpid(), signal.SIGCONT)]
     assert result.stdout == f"stop-watchdog: process {os.getpid()} was stopped for 0.01 s\n"
+
+
+def test_the_watchdog_can_be_killed_and_who_starts_it_again_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = []
+    monkeypatch.setattr(outside.os, "kill", lambda pid, number: signals.append((pid, number)))
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "chaos", "kill-watchdog")
+    assert signals == [(os.getpid(), signal.SIGKILL)]
+    assert result.stdout == (
+        f"kill-watchdog: process {os.getpid()} was killed, and its children end with it; whoever started it starts it "
+        "again: systemd, the kubelet, or you with `fdmoe serve`\n"
+    )
+
+
+def test_a_process_of_another_namespace_gets_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel calls it 0, and kill(0) is for one's own process group."""
+    monkeypatch.setattr(outside.os, "kill", lambda *_: pytest.fail("a signal was sent"))
+    monkeypatch.setattr(client.WatchdogClient, "pid", 0)
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "chaos", "kill-watchdog")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the watchdog's process is none that this one sees; run the command in its PID namespace\n",
+    )
+
+
+def test_neighbours_share_the_device_that_is_served_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work = []
+
+    @contextlib.contextmanager
+    def busy_neighbours(device: str, seconds: float) -> Iterator[None]:
+        at_work.append((device, seconds))
+        yield
+
+    monkeypatch.setattr(neighbours, "busy_neighbours", busy_neighbours)
+    monkeypatch.setattr(outside, "NEIGHBOURS_S", 0.01)
+    device = msgspec.structs.replace(DEVICE, name="cuda:3")
+    with _watchdog(tmp_path, msgspec.structs.replace(TREE, devices=(device, DEVICE))):
+        result = _invoke(tmp_path, "chaos", "busy-neighbour")
+    assert at_work == [("cuda:3", 0.01)]
+    assert (result.exit_code, result.stdout) == (0, "busy-neighbour: cuda:3 was shared for 0.01 s\n")
+
+
+def test_a_neighbour_that_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy_neighbours(*_: object) -> None:
+        raise NeighbourError("the neighbour ended when it started, with code 1")
+
+    monkeypatch.setattr(neighbours, "busy_neighbours", busy_neighbours)
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "chaos", "busy-neighbour")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: nobody works beside the tree on cpu: the neighbour ended when it started, with code 1\n",
+    )
+
+
+@pytest.mark.parametrize("fault", OUTSIDE)
+def test_nothing_is_done_from_outside_to_a_tree_without_chaos(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outside.os, "kill", lambda *_: pytest.fail("a signal was sent"))
     with _watchdog(tmp_path, msgspec.structs.replace(TREE, chaos=False)):
-        result = _invoke(tmp_path, "chaos", "stop-watchdog")
-    assert (result.exit_code, len(signals)) == (1, 2)
-    assert result.stderr == (
-        "error: the watchdog refused: chaos is off in this tree; start it with --enable-chaos\n"
-    )  # fmt: skip
+        result = _invoke(tmp_path, "chaos", fault)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: the watchdog refused: chaos is off in this tree; start it with --enable-chaos\n"
+
+
+@pytest.mark.parametrize("fault", OUTSIDE)
+def test_nobody_waits_for_a_path_that_stays_or_a_tree_that_ends(fault: str, tmp_path: Path) -> None:
+    result = _invoke(tmp_path, "chaos", fault, "--wait", "5")
+    reason = "ends the tree, and with it whoever would be asked; `fdmoe status` answers once it was started again"
+    if fault != "kill-watchdog":
+        reason = "leaves the fused path in service, and ends when it is over"
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: --wait cannot be given: {fault} {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("ended", "problem"),
+    [
+        ({"503": 429, "200": 9571}, ""),
+        ({"200": 9571, "503": 429, "connections": 744}, ""),
+        ({"200": 9999, "silence": 1}, "silence 1"),
+        ({"503": 1, "503 without Retry-After": 2}, "503 without Retry-After 2"),
+    ],
+)
+def test_how_clients_at_the_door_ended_is_told(
+    ended: dict[str, int], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target("demo/layers.0", "FP32", 8)
+    asked = []
+    monkeypatch.setattr(outside.Target, "of_gateway", lambda address: asked.append(address) or target)
+    monkeypatch.setitem(outside.VISITS, "flood", lambda *given: asked.append(given) or Counter(ended))
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "chaos", "flood")
+    address = ("127.0.0.1", 8080)
+    assert asked == [address, (address, target)]
+    assert result.stdout == f"flood: {', '.join(f'{name} {ended[name]}' for name in sorted(ended))}\n"
+    assert (result.exit_code, result.stderr) == (
+        (1, f"error: no client may end so: {problem}\n") if problem else (0, "")
+    )
+
+
+def test_a_gateway_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with _watchdog(tmp_path, msgspec.structs.replace(TREE, gateway=GatewayView("", 0))):
+        result = _invoke(tmp_path, "chaos", "half-bodies")
+    assert (result.exit_code, result.stderr) == (1, "error: the gateway does not listen now\n")
+    url = f"http://127.0.0.1:{free_port()}"
+    with _watchdog(tmp_path, msgspec.structs.replace(TREE, gateway=GatewayView(url, 0))):
+        result = _invoke(tmp_path, "chaos", "half-bodies")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: nobody is let in at {url}: the gateway names no layer: [Errno 111] Connection refused\n",
+    )
+
+
+def test_faults_from_outside_do_without_torch_and_numpy() -> None:
+    """Those that a shell in a pod sends: an import of torch takes seconds."""
+    code = "import sys, fdmoe_ops.cli, fdmoe_ops.chaos.outside; print({'torch', 'numpy', 'triton'} & {*sys.modules})"
+    done = subprocess.run((sys.executable, "-P", "-c", code), capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_every_fault_is_listed_and_has_a_page() -> None:
@@ -298,6 +422,8 @@ def test_every_fault_is_listed_and_has_a_page() -> None:
     assert written == catalogue.page(), "run: python -P -m fdmoe_ops.chaos.catalogue > dashboards/faults.md"
     asked = {fault.name for fault in catalogue.FAULTS if fault.means is catalogue.Means.WATCHDOG}
     assert asked == {*get_args(KernelFault), *get_args(LastingFault), *get_args(ProcessFault)}
+    alone = {fault.name for fault in catalogue.FAULTS if fault.means is catalogue.Means.GAME_DAY}
+    assert alone == {"failing-worker", "shared-memory-full", "disk-full", "memory-at-warm-up", "wall-clock"}
 
 
 def test_a_refusal_is_told(tmp_path: Path) -> None:
@@ -308,9 +434,9 @@ def test_a_refusal_is_told(tmp_path: Path) -> None:
 
 
 def test_an_unknown_fault(tmp_path: Path) -> None:
-    result = _invoke(tmp_path, "chaos", "flood")
+    result = _invoke(tmp_path, "chaos", "wall-clock")
     assert result.exit_code == 2
-    assert "No such command 'flood'" in " ".join(result.stderr.replace("│", " ").split())
+    assert "No such command 'wall-clock'" in " ".join(result.stderr.replace("│", " ").split())
 
 
 def test_waiting_shows_each_event_once_until_fused_is_back(tmp_path: Path) -> None:

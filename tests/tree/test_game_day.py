@@ -16,8 +16,9 @@ from fdmoe_ops.chaos.game_day import playable
 from fdmoe_ops.chaos.tree import Tree
 from fdmoe_ops.cli import main
 
-# Ten thousand requests take the interpreter half a minute; tests/ops/gateway/test_flood.py has them without it. The
-# others are in tests of their own beside this one, which look closer: test_recovery, test_life.
+# Of ten thousand requests as many as may wait take the interpreter half a minute: test_chaos_commands has them with a
+# short queue, tests/ops/gateway/test_flood.py without an interpreter. The others are in tests of their own beside this
+# one, which look closer: test_recovery, test_life.
 ELSEWHERE = {"flood", "stall", "endless", "stop-gateway", "kill-watchdog"}
 FAULTS = [name for name in playable() if name not in ELSEWHERE]
 # five minutes of the rules take 75 seconds: what a fault of some seconds raises then, it raises in earnest

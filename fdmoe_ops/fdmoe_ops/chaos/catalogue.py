@@ -233,7 +233,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         _STOPPED,
     ),
     FaultInfo(
-        "kill-watchdog", Place.TREE, Means.GAME_DAY,
+        "kill-watchdog", Place.TREE, Means.OUTSIDE,
         "The watchdog is killed.",
         "All its children end with it. Whoever started it starts it again: systemd, the kubelet.",
         "the pod restarts; connections break.",
@@ -270,7 +270,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "Find who has the memory: fdmoe_gpu_memory_used_bytes, nvidia-smi; of a pod, its limit.",
     ),
     FaultInfo(
-        "busy-neighbour", Place.SURROUNDINGS, Means.GAME_DAY,
+        "busy-neighbour", Place.SURROUNDINGS, Means.OUTSIDE,
         "Other processes multiply matrices on the same GPU, or on all cores of the CPU.",
         "Answers take longer. Nothing is taken for a stall, and the fused path not for slow: the baseline is slower, "
         "too.",
@@ -286,28 +286,28 @@ FAULTS: tuple[FaultInfo, ...] = (
         "Look why: chrony or systemd-timesyncd say when they step the clock.",
     ),
     FaultInfo(
-        "slow-clients", Place.DOOR, Means.GAME_DAY,
+        "slow-clients", Place.DOOR, Means.OUTSIDE,
         "Clients that send their bodies a byte at a time.",
         "After gateway.upload_timeout_s they are answered 408 and cut off; others are served.",
         "fdmoe_request_duration_seconds{code=\"408\"}.",
         _NOTHING,
     ),
     FaultInfo(
-        "half-bodies", Place.DOOR, Means.GAME_DAY,
+        "half-bodies", Place.DOOR, Means.OUTSIDE,
         "Clients that promise more than they send and hang up.",
         "Their part of the arena is free again at once.",
         "499 in fdmoe_request_duration_seconds.",
         _NOTHING,
     ),
     FaultInfo(
-        "disconnects", Place.DOOR, Means.GAME_DAY,
+        "disconnects", Place.DOOR, Means.OUTSIDE,
         "Clients that hang up while their request is computed.",
         "The answer is dropped, and its part of the arena is free again.",
         "499 in fdmoe_request_duration_seconds.",
         _NOTHING,
     ),
     FaultInfo(
-        "malformed", Place.DOOR, Means.GAME_DAY,
+        "malformed", Place.DOOR, Means.OUTSIDE,
         "Five hundred requests that are none: noise, broken heads, lengths and chunks, JSON that is none, tensors that "
         "are not what they say.",
         "Each is refused in words or cut off, and leaves nothing behind; others are served.",
@@ -315,7 +315,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "If it lasts, look who sends them: the answer tells the client what is wrong.",
     ),
     FaultInfo(
-        "flood", Place.DOOR, Means.GAME_DAY,
+        "flood", Place.DOOR, Means.OUTSIDE,
         "Ten thousand requests at once, each on a connection of its own. Where the hard limit of open files allows "
         "fewer, it says how many connections there were: each had its share of the requests, one after the other.",
         "As many wait as may; the others are told to come back.",

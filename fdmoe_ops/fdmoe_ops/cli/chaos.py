@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,19 +13,16 @@ from rich.text import Text
 
 from fdmoe_ops.chaos.catalogue import FAULTS, FaultInfo, Means
 from fdmoe_ops.chaos.events import new_events
-from fdmoe_ops.cli.flags import EPILOG, fail, with_settings
+from fdmoe_ops.cli.flags import EPILOG, MISUSE, fail, with_settings
 from fdmoe_ops.cli.sources import Loaded
 from fdmoe_ops.cli.status import event_line
 from fdmoe_ops.cli.tables import plain_table
 from fdmoe_ops.client import RUN_DIRECTORY_OPTIONS, UNREACHABLE, WatchdogClient, WatchdogUnreachable
 from fdmoe_ops.settings import run_directory
-from fdmoe_watchdog.messages import ChaosReply
 
 # 20 events a second are told apart by an eye; the watchdog needs well under a millisecond for an answer
 POLL_INTERVAL_S = 0.05
 REFUSED = 1
-STOP_S = 2.0  # how long the watchdog is stopped
-
 
 Wait = Annotated[
     float | None,
@@ -40,32 +35,48 @@ app = typer.Typer(
 
 
 def _command(fault: FaultInfo) -> Callable[..., None]:
-    def inject(loaded: Loaded, wait_s: Wait = None) -> None:
+    inject = _from_outside if fault.means is Means.OUTSIDE else _by_the_watchdog
+
+    def command(loaded: Loaded, wait_s: Wait = None) -> None:
+        if wait_s is not None and fault.means is Means.OUTSIDE:
+            raise fail(f"--wait cannot be given: {fault.name} {_no_return(fault)}", MISUSE)
         try:
             with WatchdogClient(run_directory(loaded.settings)) as watchdog:
                 before = watchdog.status()["events"]
-                reply = _stop_for_a_while(watchdog) if fault.means is Means.OUTSIDE else watchdog.arm(fault.name)
-                if not reply.ok:
-                    raise fail(f"the watchdog refused: {reply.reason}", REFUSED)
-                typer.echo(f"{fault.name}: {reply.reason}" if reply.reason else fault.name)
+                inject(fault, watchdog)
                 if wait_s is not None and (problem := wait_for_return(watchdog, before, wait_s)):
                     raise fail(problem, REFUSED)
         except WatchdogUnreachable as error:
             raise fail(str(error), UNREACHABLE) from error
 
-    return inject
+    return command
 
 
-def _stop_for_a_while(watchdog: WatchdogClient) -> ChaosReply:
-    if not watchdog.status()["chaos"]:
-        return ChaosReply(False, "chaos is off in this tree; start it with --enable-chaos")
-    pid = watchdog.pid
-    os.kill(pid, signal.SIGSTOP)
+def _no_return(fault: FaultInfo) -> str:
+    """Why nobody can wait until the fused path is back."""
+    if fault.name == "kill-watchdog":
+        return "ends the tree, and with it whoever would be asked; `fdmoe status` answers once it was started again"
+    return "leaves the fused path in service, and ends when it is over"
+
+
+def _by_the_watchdog(fault: FaultInfo, watchdog: WatchdogClient) -> None:
+    reply = watchdog.arm(fault.name)
+    if not reply.ok:
+        raise fail(f"the watchdog refused: {reply.reason}", REFUSED)
+    typer.echo(f"{fault.name}: {reply.reason}" if reply.reason else fault.name)
+
+
+def _from_outside(fault: FaultInfo, watchdog: WatchdogClient) -> None:
+    # asyncio comes with it, and the other commands do without
+    from fdmoe_ops.chaos import outside
+
     try:
-        time.sleep(STOP_S)
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    return ChaosReply(True, f"process {pid} was stopped for {STOP_S:g} s")
+        outcome = outside.inject(fault.name, watchdog)
+    except outside.Refused as error:
+        raise fail(str(error), REFUSED) from error
+    typer.echo(f"{fault.name}: {outcome.words}")
+    if outcome.unfair:
+        raise fail(f"no client may end so: {', '.join(outcome.unfair)}", REFUSED)
 
 
 for _fault in FAULTS:
