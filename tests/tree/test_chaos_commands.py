@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,8 @@ def short_queue(demo: Path) -> Iterator[Tree]:
     flags = ("--model-layers=1", "--gateway-max-queue-requests=64", "--gateway-upload-timeout-s=0.5", "--enable-chaos")
     with running_tree(f"--model-path={demo}", "--model-name=demo", "--worker-max-batch-tokens=16", *flags) as tree:
         yield tree
+    # a watchdog that is killed leaves it
+    shutil.rmtree(tree.run_dir, ignore_errors=True)
 
 
 class OpenFiles(threading.Thread):
