@@ -68,7 +68,7 @@ def test_one_that_a_signal_holds_before_it_says_hello_is_replaced_at_once(keeper
     assert first is not None
     first.signal(signal.SIGSTOP)
     wait_until(lambda: first.stopped)
-    tend(keeper, 0.0, 0.08)
+    tend(keeper, 0.0, 0.05)
     assert first.alive
-    tend(keeper, 0.08, 0.05)
+    tend(keeper, 0.05, 0.05)
     assert first.wait(10)

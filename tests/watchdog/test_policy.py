@@ -306,10 +306,10 @@ def test_a_worker_whose_host_thread_is_held_is_replaced_sooner() -> None:
 def test_a_worker_that_a_signal_holds_is_replaced_sooner(launch: int) -> None:
     """Its launch is not aborted first: nobody is there to end it, or to answer."""
     ladder = Ladder().serving()
-    held = Seen(alive=True, ready=True, launch=launch, quiet_s=9, stall_after_s=0.05, untouched_s=0.07, held_s=0.07)
+    held = Seen(alive=True, ready=True, launch=launch, quiet_s=9, stall_after_s=0.05, untouched_s=0.04, held_s=0.04)
     shortly = replace(held, quiet_s=0.0)
     assert ladder.at(2.0, shortly, IDLE) == ()
-    actions = ladder.at(2.1, replace(held, untouched_s=0.08, held_s=0.08), IDLE)
+    actions = ladder.at(2.1, replace(held, untouched_s=0.05, held_s=0.05), IDLE)
     assert actions[0] == Fence("a", 1, "frozen")
     assert actions[-1] == Kill("a", 1)
 
@@ -317,14 +317,14 @@ def test_a_worker_that_a_signal_holds_is_replaced_sooner(launch: int) -> None:
 def test_who_is_held_by_a_signal_while_it_starts_does_not_have_until_the_start_up_deadline() -> None:
     ladder = Ladder()
     ladder.at(0, ABSENT, ABSENT, HolderSeen(alive=False))
-    loading = HolderSeen(alive=True, held_s=0.07)
+    loading = HolderSeen(alive=True, held_s=0.04)
     assert ladder.at(1, ABSENT, ABSENT, loading) == ()
-    assert ladder.at(1.1, ABSENT, ABSENT, replace(loading, held_s=0.08), lag_s=0.2) == ()
-    assert ladder.at(1.2, ABSENT, ABSENT, replace(loading, held_s=0.08)) == (KillHolder(1),)
+    assert ladder.at(1.1, ABSENT, ABSENT, replace(loading, held_s=0.05), lag_s=0.2) == ()
+    assert ladder.at(1.2, ABSENT, ABSENT, replace(loading, held_s=0.05)) == (KillHolder(1),)
     ladder = Ladder().holding()
-    assert ladder.at(1, replace(LOADING, held_s=0.07), LOADING) == ()
-    assert ladder.at(1.1, replace(LOADING, held_s=0.08), LOADING, lag_s=0.2) == ()
-    assert ladder.at(1.2, replace(LOADING, held_s=0.08), LOADING) == (Fence("a", 1, "frozen"), Kill("a", 1))
+    assert ladder.at(1, replace(LOADING, held_s=0.04), LOADING) == ()
+    assert ladder.at(1.1, replace(LOADING, held_s=0.05), LOADING, lag_s=0.2) == ()
+    assert ladder.at(1.2, replace(LOADING, held_s=0.05), LOADING) == (Fence("a", 1, "frozen"), Kill("a", 1))
 
 
 def test_a_worker_that_does_not_come_up_is_killed_and_tried_again() -> None:

@@ -513,9 +513,9 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memo
         assert process._held() == 0
         process.signal(signal.SIGSTOP)
         wait_until(lambda: process.stopped)
-        assert process._held() == pytest.approx(0.05)
+        assert process._held() == pytest.approx(0.03)
         process.tracker._clock_s += 0.04
-        assert process._held() == pytest.approx(0.09)
+        assert process._held() == pytest.approx(0.07)
     finally:
         _end(process)
 

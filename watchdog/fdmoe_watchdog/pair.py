@@ -29,7 +29,7 @@ from fdmoe_watchdog.spare import SpareKeeper
 from fdmoe_watchdog.tracker import StallTimes, Tracker
 
 _SAVE_S = 0.05
-_HOLDER_LOOK_S = 0.05
+_HOLDER_LOOK_S = 0.03
 # a process that is killed leaves the stopped state some time before it can be reaped
 _RESUMED_S = 1.0
 # between an error of the device's memory and the end of the process that met it, as they are told

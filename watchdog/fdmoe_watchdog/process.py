@@ -22,7 +22,7 @@ from fdmoe_watchdog.proc import StatFile
 from fdmoe_watchdog.tracker import Tracker
 
 # who has been silent for so long is looked at: the state of one that works is nobody's question
-STOPPED_ASKED_S = 0.05
+STOPPED_ASKED_S = 0.03
 
 
 def spawn(

@@ -95,7 +95,7 @@ class RecoverySettings(Group):
         "copies and compares rows then, and beats after each. On the CPU the answer deadline unless it is given.",
     )
     stopped_deadline_s: float = Field(
-        0.08,
+        0.05,
         gt=0,
         description="How long a worker or the gateway may be held by a signal (SIGSTOP, a terminal's) until it counts "
         "as frozen.",

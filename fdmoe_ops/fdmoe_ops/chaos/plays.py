@@ -60,7 +60,8 @@ PLAYS: dict[str, Play] = {
     for play in (
         Play("stall", Group.ABORTABLE, ("stall",), ("abort_ended",)),
         Play("endless", decision=("stall",), then=("kill", "worker_gone")),
-        Play("illegal", decision=_GONE, then=("worker_gone",)),
+        # on a GPU the launch may be silent before the driver says why
+        Play("illegal", decision=("stall", *_GONE), then=("worker_gone",)),
         Play("nan", Group.ABORTABLE, ("shadow_mismatch",), ("path_switch",)),
         Play("wrong", Group.ABORTABLE, may_be_wrong=True),
         Play("corrupt", decision=("shadow_mismatch",), then=("path_switch",), may_be_wrong=True),
