@@ -19,6 +19,7 @@ SHARED, SLOW_SHARED = (800, 900), (4000, 900)
 # late, and slower than the baseline, but no factor of three beyond what a neighbour excuses
 A_BIT_SLOW, A_BIT_SLOW_SHARED = (500, 300), (1800, 900)
 FINE, SUSPECT = Verdict(suspect=False), Verdict(suspect=True)
+EXCUSED = Verdict(suspect=False, excused=Figures(*SHARED, *USUAL))
 
 
 def both(pace: Pace, fused_ns: int, baseline_ns: int, layer: str = LAYER) -> Verdict:
@@ -126,9 +127,19 @@ def test_what_is_usual_follows_the_batches_in_time() -> None:
 
 def test_a_row_that_both_paths_lost_is_no_suspicion_any_more_and_the_limit_stays() -> None:
     pace = learned()
-    assert [both(pace, *SHARED) for _ in range(9)] == [SUSPECT, SUSPECT] + [FINE] * 7
+    assert [both(pace, *SHARED) for _ in range(9)] == [SUSPECT, SUSPECT, EXCUSED] + [FINE] * 6
     assert both(pace, *USUAL) == FINE
     assert both(pace, 300, 900) == SUSPECT
+
+
+def test_that_a_row_is_excused_is_said_again_once_both_paths_have_been_in_time() -> None:
+    pace = learned()
+    row = [*[SHARED] * 9, USUAL, *[SHARED] * 9]
+    assert [both(pace, *pair) for pair in row].count(EXCUSED) == 2
+    # a batch of the fused path that is in time ends a row, but says nothing of the baseline
+    for _ in range(3):
+        assert not pace.ran(LAYER, 16, USUAL[0])
+        assert EXCUSED not in [both(pace, *SHARED) for _ in range(3)]
 
 
 @pytest.mark.parametrize("slow", [SLOW, A_BIT_SLOW])
@@ -178,7 +189,7 @@ def test_a_neighbour_that_comes_and_goes_is_no_slow_kernel(row: int) -> None:
 def test_the_figures_beside_a_neighbour_are_those_of_now_and_the_usual_ones() -> None:
     pace = learned()
     verdicts = [both(pace, *pair) for pair in [SHARED] * 3 + [SLOW] * 6]
-    assert verdicts == [SUSPECT, SUSPECT] + [FINE] * 6 + [Verdict(suspect=True, slow=Figures(*SLOW, *USUAL))]
+    assert verdicts == [SUSPECT, SUSPECT, EXCUSED] + [FINE] * 5 + [Verdict(suspect=True, slow=Figures(*SLOW, *USUAL))]
 
 
 @pytest.mark.parametrize(

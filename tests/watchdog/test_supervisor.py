@@ -397,6 +397,11 @@ def test_what_a_worker_says_of_its_pace_is_an_event_with_figures_and_reaches_the
         }  # fmt: skip
         found = supervisor.metrics.registry.get_sample_value("fdmoe_shadow_checks_total", {"result": "ok"})
         assert found == 1, "its numbers are right"
+        excused = messages.Slow("m/layers.0", 12, "fused", 3_000_000, 2_900_000, 300_000, 850_000, excused=True)
+        pair.handle(process.channel, excused)
+        assert not process.seen().slow, "the baseline would be no faster"
+        told = list(supervisor._events.last)[-1]
+        assert (told["event"], told["baseline_s"]) == ("slow_excused", 0.0029)
     finally:
         process.signal(signal.SIGKILL)
         assert process.wait(10)

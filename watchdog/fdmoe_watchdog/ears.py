@@ -9,7 +9,7 @@ from fdmoe_watchdog import messages, policy
 from fdmoe_watchdog.buckets import token_bucket
 from fdmoe_watchdog.channel import ChannelClosed
 from fdmoe_watchdog.counts import counts_path
-from fdmoe_watchdog.events import BoundEvents
+from fdmoe_watchdog.events import BoundEvents, Level
 from fdmoe_watchdog.flights import FlightRecorder
 from fdmoe_watchdog.ledger import Ledger
 from fdmoe_watchdog.metrics import Metrics
@@ -98,9 +98,11 @@ class Ears:
             )  # fmt: skip
 
     def _slow(self, process: WorkerProcess, message: messages.Slow) -> None:
-        process.slow = True
+        process.slow = process.slow or not message.excused
+        level: Level = "info" if message.excused else "warning"
         self._events.add(
-            "slow", level="warning", worker=process.name, layer=message.layer, bucket=token_bucket(message.tokens),
+            "slow_excused" if message.excused else "slow", level=level,
+            worker=process.name, layer=message.layer, bucket=token_bucket(message.tokens),
             served=message.served, fused_s=message.fused_ns / 1e9, baseline_s=message.baseline_ns / 1e9,
             usual_fused_s=message.usual_fused_ns / 1e9, usual_baseline_s=message.usual_baseline_ns / 1e9,
         )  # fmt: skip

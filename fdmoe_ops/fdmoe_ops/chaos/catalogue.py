@@ -104,7 +104,7 @@ FAULTS: tuple[FaultInfo, ...] = (
         "such as a neighbour or a throttled GPU, is no reason, and the row is judged again while it lasts. A worker "
         "learns what is usual from its own batches, six of a bucket at least: a kernel that is slow from its first "
         "launch on is not found.",
-        "slow in the events, with the times of both paths now and before; "
+        "slow in the events, or slow_excused, with the times of both paths now and before; "
         "fdmoe_path_switches_total{reason=\"slow\"}.",
         "Nothing for one. If it comes again, look at clocks and power (fdmoe_gpu_throttled), and keep the baseline.",
     ),

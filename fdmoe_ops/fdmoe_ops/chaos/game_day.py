@@ -41,13 +41,15 @@ _AFTER_DECISION_S = 1.0
 _TINY_BYTES = 1024
 _NEIGHBOURS_S = 5.0
 _HOUR_S = 3600
-# pauses that only protect from relapses would make the day long, and so would the deadline of a host thread on the CPU,
-# which is the answer deadline, and that of a client's body; the other deadlines are those that are shipped
+# pauses that only protect from relapses would make the day long, and so would the deadline of a client's body; the
+# other deadlines are those that are shipped
 FLAGS = (
     "--enable-chaos", "--recovery-cooldown-initial-s=0.2", "--recovery-cooldown-max-s=0.2",
     "--recovery-restart-budget=1000", "--recovery-backoff-initial-s=0.05", "--recovery-backoff-max-s=0.2",
-    "--recovery-answer-deadline-s=3", "--gateway-upload-timeout-s=2",
+    "--gateway-upload-timeout-s=2",
 )  # fmt: skip
+# and that of a host thread, which is the answer deadline on the CPU
+_CPU_FLAGS = ("--recovery-host-deadline-s=3",)
 _OWN_TREE = {
     # the fault lasts for as many launches as twice those between two comparisons
     "corrupt": ("--recovery-compare-ratio=0.05",),
@@ -127,7 +129,8 @@ def _play_alone(plan: Plan, result: Result) -> Result:
 @contextlib.contextmanager
 def _stage(plan: Plan, flags: tuple[str, ...] = (), clock: WallClock | None = None) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="fdmoe-game-day-") as directory:
-        tree = Tree(Path(directory), *FLAGS, *plan.flags, *flags, environment=clock.environment if clock else None)
+        flags = (*FLAGS, *(_CPU_FLAGS if are_cpu((plan.device,)) else ()), *plan.flags, *flags)
+        tree = Tree(Path(directory), *flags, environment=clock.environment if clock else None)
         try:
             tree.wait_until_ready()
             tail = EventTail(tree)
@@ -178,12 +181,15 @@ class Stage:
         # some take a while to be done
         decided = max(started + _WATCHED_S, time.monotonic())
         try:
-            if play.decision:
-                event = self.tail.wait(mark, play.decision, _DEADLINE_S)
+            event = self._decision(play, mark, undo) if play.decision else None
+            if event is not None:
                 # a wall clock that jumped may say that it is still to come
                 decided = min(monotonic_of(event), time.monotonic())
                 result.detect_s.append(_detection_s(play, event, decided - started))
-            for name in play.then:
+            elif play.decision:
+                decided = time.monotonic()
+                result.notes["excused"] = result.notes.get("excused", 0) + 1
+            for name in play.then if event is not None or not play.decision else ():
                 self.tail.wait(mark, (name,), _DEADLINE_S)
             # the harm of a fault, if it does any, shows in this time; none of it is a guess about who is how fast
             time.sleep(max(0.0, decided + _AFTER_DECISION_S - time.monotonic()))
@@ -201,6 +207,14 @@ class Stage:
             if sent.end > started and sent.start < decided + _AFTER_DECISION_S
         ]
         result.answer_s.append(max(waits))
+
+    def _decision(self, play: Play, mark: int, undo: Callable[[], None]) -> Event | None:
+        """None where the service has said why it did not notice, for as long as the fault lasted."""
+        event = self.tail.wait(mark, (*play.decision, play.excuse), _DEADLINE_S)
+        if event["event"] in play.decision:
+            return event
+        undo()
+        return self.tail.first(mark, play.decision)
 
     # ---- the faults
 

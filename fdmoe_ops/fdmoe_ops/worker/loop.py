@@ -239,12 +239,13 @@ class Loop:
             return
         verdict = self._pace.compared(layer, tokens, engine.fused_ns, engine.baseline_ns)
         self._send(messages.Compared(layer, tokens, served, error, row_error, ok=True, suspect=verdict.suspect))
-        if (slow := verdict.slow) is not None:
+        if (late := verdict.slow or verdict.excused) is not None:
             self._send(
                 messages.Slow(
-                    layer, tokens, served, slow.fused_ns, slow.baseline_ns, slow.usual_fused_ns, slow.usual_baseline_ns
+                    layer, tokens, served, late.fused_ns, late.baseline_ns, late.usual_fused_ns, late.usual_baseline_ns,
+                    excused=verdict.slow is None,
                 )
-            )
+            )  # fmt: skip
 
     def _send(self, message: messages.Message) -> None:
         # a watchdog that is held up does not read: a lost comparison only delays the way back, lost counts are missing

@@ -11,6 +11,7 @@ from fdmoe_watchdog.status_page.words import NAMES
 
 def test_the_events_that_are_waited_for_exist() -> None:
     waited = {name for play in PLAYS.values() for name in (*play.decision, *play.then)}
+    waited |= {play.excuse for play in PLAYS.values() if play.excuse}
     assert waited | set(ALARMS) <= set(NAMES)
     assert {"stall", "slow", "path_switch", "worker_gone"} <= waited
 
@@ -27,6 +28,10 @@ def test_the_events_that_are_waited_for_exist() -> None:
         ("flood", {"200": 9000, "503": 1000, "connections": 700}, 1, []),
         ("flood", {"408": 1}, 1, ["408 1"]),
         ("stall", {}, 3, []),
+        ("stall", {"excused": 1}, 50, ["excused 1"]),
+        ("slow", {"excused": 10}, 50, []),
+        ("slow", {"excused": 11}, 50, ["excused 11 of 50"]),
+        ("slow", {"excused": 1}, 1, ["excused 1 of 1"]),
     ],
 )
 def test_clients_at_the_door_may_end_in_some_ways_only(

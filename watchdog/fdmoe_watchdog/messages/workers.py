@@ -57,7 +57,8 @@ class Compared(Message, frozen=True):
 
 class Slow(Message, frozen=True):
     """The fused path of this layer and token bucket has become slow, and the device has not: medians over the last
-    batches that ran on both paths, and what was usual before."""
+    batches that ran on both paths, and what was usual before. `excused`: the baseline has as well, or would take nearly
+    as long: it is no reason to leave the fused path."""
 
     layer: str
     tokens: int
@@ -66,6 +67,7 @@ class Slow(Message, frozen=True):
     baseline_ns: int
     usual_fused_ns: int
     usual_baseline_ns: int
+    excused: bool = False
 
 
 class ExpertTokens(Message, frozen=True):

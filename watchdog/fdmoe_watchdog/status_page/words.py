@@ -41,6 +41,11 @@ _WORDS: dict[str, tuple[Tone, str]] = {
         "The fused path of worker {worker} has become slow: {layer}, up to {bucket} tokens, {fused_s} instead of "
         "{usual_fused_s}; the baseline takes {baseline_s}.",
     ),
+    "slow_excused": (
+        "note",
+        "The fused path of worker {worker} takes {fused_s} instead of {usual_fused_s}: {layer}, up to {bucket} tokens; "
+        "the baseline takes {baseline_s} instead of {usual_baseline_s}.",
+    ),
     # ---- weights
     "weights_start": ("note", "The holder {holder} loads the weights, generation {generation} ({reason})."),
     "weights_not_started": ("bad", "The holder {holder} could not be started: {reason}."),
