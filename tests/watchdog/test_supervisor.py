@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
@@ -417,8 +417,9 @@ class AskedDevice:
         self.held: set[int] = set()
         self.health_now = Health("ok")
 
-    def memory_is_back(self, name: str, pid: int, reaped_ns: int) -> bool:
+    def memory_is_back(self, name: str, pid: int, reaped_ns: int, others: Iterable[int]) -> bool:
         assert (name, reaped_ns > 0) == ("cpu", True)
+        assert pid not in others
         return pid not in self.held
 
     def health(self, name: str, since_ns: int) -> Health:

@@ -189,7 +189,8 @@ class Pair:
         if process is not None:
             return process.seen()
         reaped = self._reaped.get(name)
-        memory_back = reaped is None or probe is None or probe.memory_is_back(self.device, *reaped)
+        others = (child.pid for child in self.children())
+        memory_back = reaped is None or probe is None or probe.memory_is_back(self.device, *reaped, others)
         return policy.Seen(alive=False, memory_back=memory_back)
 
     def _doom(self, probe: ProbeKeeper | None) -> policy.Condemned | None:

@@ -226,9 +226,9 @@ class ProbeKeeper:
         device = self._by_name(name)
         return xid.verdict((device.reading,) if device.reading else (), device.xids.values(), since_ns)
 
-    def memory_is_back(self, name: str, pid: int, reaped_ns: int) -> bool:
+    def memory_is_back(self, name: str, pid: int, reaped_ns: int, others: Iterable[int] = ()) -> bool:
         """Whether nothing of a process that was reaped then is left on the device; True where nobody can say. Where the
-        device can be read, the next reading is waited for.
+        device can be read, the next reading is waited for. `others`: processes of ours that are alive.
 
         In a container the driver calls our processes by their numbers outside, or names none: what is taken on the
         device must then have become less, by a context at least. Others may take it meanwhile, so that this is waited
@@ -240,7 +240,7 @@ class ProbeKeeper:
         reading = device.reading
         if reading is None or reading.begun_ns <= reaped_ns:
             return False
-        device.names_ours = device.names_ours or pid in device.pids
+        device.names_ours = device.names_ours or not device.pids.isdisjoint((pid, *others))
         if device.names_ours:
             return not holds_memory(reading, pid, reaped_ns)
         freed = _freed_bytes(device.used, reaped_ns)

@@ -308,6 +308,17 @@ def test_of_a_process_that_nvml_names_its_memory_is_what_nvml_says() -> None:
     assert [event["event"] for event in events.last] == ["gpu_readable"]
 
 
+def test_one_of_ours_that_nvml_names_is_enough_to_know_that_one_that_it_never_named_had_nothing() -> None:
+    events = EventLog()
+    keeper = keeper_of(events)
+    now = time.monotonic_ns()
+    keeper.heard(reading((GpuProcess(7, 5),), begun_ns=now - SECOND, used=GIB))
+    keeper.heard(reading((GpuProcess(7, 5),), begun_ns=now + 1, used=GIB))
+    assert not keeper.memory_is_back("cuda:0", 1, now, (8,))
+    assert keeper.memory_is_back("cuda:0", 1, now, (8, 7))
+    assert [event["event"] for event in events.last] == ["gpu_readable"]
+
+
 def test_of_processes_without_names_the_device_must_have_more_room_than_before() -> None:
     events = EventLog()
     keeper = keeper_of(events)
