@@ -187,9 +187,9 @@ def _recovery() -> list[Panel]:
         ),
         heat_map(
             "Time to detection",
-            "How long the device, or a process that is frozen, had been silent when a stall was detected.",
+            "How long the device had been silent when a stall was detected.",
             "s",
-            buckets_of("fdmoe_stall_detection_seconds"),
+            buckets_of("fdmoe_stall_detection_seconds", 'cause="stall"'),
             width=8,
         ),
         lines(

@@ -85,9 +85,9 @@ def quantile(share: float, histogram: str, *labels: str, window: str = "$__rate_
     return query(f"histogram_quantile({share}, {buckets})", legend)
 
 
-def buckets_of(histogram: str) -> Dataquery:
+def buckets_of(histogram: str, *matchers: str) -> Dataquery:
     """The buckets as a heat map wants them."""
-    expression = f"sum by (le) (increase({series(f'{histogram}_bucket')}[$__rate_interval]))"
+    expression = f"sum by (le) (increase({series(f'{histogram}_bucket', *matchers)}[$__rate_interval]))"
     return query(expression, "{{le}}").format(PromQueryFormat.HEATMAP)
 
 

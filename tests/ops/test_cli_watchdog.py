@@ -304,16 +304,35 @@ def test_the_watchdog_can_be_killed_and_who_starts_it_again_is_said(
     )
 
 
-def test_a_process_of_another_namespace_gets_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel calls it 0, and kill(0) is for one's own process group."""
+@pytest.mark.parametrize(
+    ("pid", "why"),
+    [
+        (0, "the watchdog's process is none that this one sees; run the command in its PID namespace"),
+        (1, "the watchdog is the first process of this PID namespace, which no signal from inside it stops or kills; "
+         "send it from the host, or delete the pod"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fault", ["kill-watchdog", "stop-watchdog"])
+def test_a_process_that_no_signal_from_here_can_reach_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, pid: int, why: str
+) -> None:
+    """The kernel calls one of another namespace 0, and kill(0) is for one's own process group."""
     monkeypatch.setattr(outside.os, "kill", lambda *_: pytest.fail("a signal was sent"))
-    monkeypatch.setattr(client.WatchdogClient, "pid", 0)
+    monkeypatch.setattr(client.WatchdogClient, "pid", pid)
+    with _watchdog(tmp_path):
+        result = _invoke(tmp_path, "chaos", fault)
+    assert (result.exit_code, result.stderr) == (1, f"error: {why}\n")
+
+
+def test_a_process_of_another_user_cannot_be_signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(outside.os, "kill", refuse)
     with _watchdog(tmp_path):
         result = _invoke(tmp_path, "chaos", "kill-watchdog")
-    assert (result.exit_code, result.stderr) == (
-        1,
-        "error: the watchdog's process is none that this one sees; run the command in its PID namespace\n",
-    )
+    words = f"the watchdog's process {os.getpid()} cannot be signalled: [Errno 1] Operation not permitted"
+    assert (result.exit_code, result.stderr) == (1, f"error: {words}\n")
 
 
 def test_neighbours_share_the_device_that_is_served_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_a_stalled_kernel_costs_no_request(
     assert rise("fdmoe_stalls_total", cause="stall") == 1
     assert rise("fdmoe_aborts_total", result=result) == 1
     assert rise("fdmoe_recovery_seconds_count", rung=rung) == 1
-    assert rise("fdmoe_stall_detection_seconds_count") == 1
+    assert rise("fdmoe_stall_detection_seconds_count", cause="stall") == 1
     for hop in (("fused", "baseline", "stall"), ("baseline", "shadow", "cooled_down"), ("shadow", "fused", "proven")):
         assert rise("fdmoe_path_switches_total", **dict(zip(("from", "to", "reason"), hop, strict=True))) == 1
     assert rise("fdmoe_shadow_checks_total", result="ok") >= 3

@@ -509,19 +509,26 @@ def test_weights_that_a_worker_says_have_changed_are_spoilt_and_those_that_follo
         _end(holder, worker)
 
 
-def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(in_memory: Path) -> None:
-    """It may have been silent before, for it was idle, or ran a path."""
+@pytest.mark.parametrize(("batches", "credit_s"), [(0, 0.0), (1, 0.03)])
+def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(
+    in_memory: Path, batches: int, credit_s: float
+) -> None:
+    """An idle one is silent for a tenth of a second at a time; one that has a batch is not silent for the time that it
+    takes until somebody looks."""
     (in_memory / "run").mkdir()
     process = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]._spawn("a", 1)
     try:
         process.ready = messages.WorkerReady(1, (), 8)
+        snapshot = process.read_page()
+        assert snapshot is not None
+        process.tracker.read(replace(snapshot, submitted=snapshot.answered + batches), 0.0)
         process.tracker.untouched_s = 0.2
         assert process._held() == 0
         process.signal(signal.SIGSTOP)
         wait_until(lambda: process.stopped)
-        assert process._held() == pytest.approx(0.03)
+        assert process._held() == pytest.approx(credit_s)
         process.tracker._clock_s += 0.04
-        assert process._held() == pytest.approx(0.07)
+        assert process._held() == pytest.approx(0.04 + credit_s)
     finally:
         _end(process)
 
@@ -533,11 +540,14 @@ def test_the_silence_of_who_is_frozen_is_a_time_to_detection_as_well(in_memory: 
     process = pair.processes["a"] = pair._spawn("a", 1)
 
     def detected() -> tuple[float | None, float | None]:
-        name = "fdmoe_stall_detection_seconds"
-        return registry.get_sample_value(f"{name}_count"), registry.get_sample_value(f"{name}_sum")
+        name, labels = "fdmoe_stall_detection_seconds", {"cause": "frozen"}
+        return registry.get_sample_value(f"{name}_count", labels), registry.get_sample_value(f"{name}_sum", labels)
 
     try:
         process.tracker.untouched_s = 0.5
+        pair._act(Fence("a", 1, "frozen"), 0.0)
+        assert detected() == (0, 0), "one that starts shows no beats"
+        process.ready = messages.WorkerReady(1, (), 8)
         pair._act(Fence("a", 1, "exit"), 0.0)
         assert detected() == (0, 0), "nobody waited for that"
         pair._act(Fence("a", 1, "frozen"), 0.0)

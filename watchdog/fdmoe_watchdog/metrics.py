@@ -74,7 +74,8 @@ class Metrics:
         self.stalls = Counter("fdmoe_stalls", "Stalls detected.", ["cause"], registry=registry)
         self.stall_detection = Histogram(
             "fdmoe_stall_detection_seconds",
-            "Silence of the device, or of a process that is frozen, when a stall was detected.",
+            "Silence when a stall was detected: of the device, or of a worker that was ready and is frozen.",
+            ["cause"],
             buckets=_SECONDS,
             registry=registry,
         )
@@ -134,6 +135,8 @@ class Metrics:
                 self.device_work_items.labels(device, phase)
         for cause in ("stall", "frozen", "startup"):
             self.stalls.labels(cause)
+        for cause in ("stall", "frozen"):
+            self.stall_detection.labels(cause)
         for reason in ("stall", "frozen", "exit", "page", "unreachable", "startup", "weights"):
             self.worker_restarts.labels(reason)
         for process in _ENDS.values():

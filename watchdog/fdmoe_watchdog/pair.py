@@ -191,6 +191,9 @@ class Pair:
         reaped = self._reaped.get(name)
         others = (child.pid for child in self.children())
         memory_back = reaped is None or probe is None or probe.memory_is_back(self.device, *reaped, others)
+        if memory_back:
+            # what others take from now on says nothing of it
+            self._reaped.pop(name, None)
         return policy.Seen(alive=False, memory_back=memory_back)
 
     def _doom(self, probe: ProbeKeeper | None) -> policy.Condemned | None:
@@ -290,7 +293,7 @@ class Pair:
                 process = self.processes[name]
                 process.abort(launch)
                 self._metrics.stalls.labels(cause).inc()
-                self._metrics.stall_detection.observe(process.tracker.quiet_s)
+                self._metrics.stall_detection.labels(cause).observe(process.tracker.quiet_s)
                 self._recovery.start(process, now)
                 self._record(process, cause)
             case policy.AbortEnded(worker=name, in_time=in_time):
@@ -353,8 +356,8 @@ class Pair:
             cause = "failed"  # it was not too slow: it has said why it cannot start
         if cause in ("frozen", "startup"):
             self._metrics.stalls.labels(cause).inc()
-        if cause == "frozen" and process is not None:
-            self._metrics.stall_detection.observe(process.tracker.untouched_s)
+        if cause == "frozen" and process is not None and process.ready is not None:
+            self._metrics.stall_detection.labels(cause).observe(process.tracker.untouched_s)
         # of a stall there is one already, and new weights are nobody's fault
         if cause in ("frozen", "startup", "failed", "exit", "page", "unreachable") and process is not None:
             self._record(process, cause)

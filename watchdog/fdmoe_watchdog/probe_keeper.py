@@ -25,7 +25,7 @@ _FIRST_DEADLINES = 6
 # less than a CUDA context takes, some 500 MiB on an H200
 _CONTEXT_BYTES = 128 * 2**20
 # a process that ends may have given its memory back by the last reading before it can be reaped
-_BEFORE_NS = 5_000_000_000
+_BEFORE_S = 5.0
 _USED_READINGS = 64
 _LEVELS: dict[xid.XidClass, Level] = {
     xid.XidClass.IGNORE: "info",
@@ -99,6 +99,7 @@ class ProbeKeeper:
         self.child: Child | None = None
         self._plan = plan
         self._command = plan.command(watchdog.gpu_interval_s)
+        self._interval_s = watchdog.gpu_interval_s
         self._deadline_s = watchdog.gpu_deadline_s
         self._recovery = recovery
         self._events = events
@@ -243,7 +244,7 @@ class ProbeKeeper:
         device.names_ours = device.names_ours or not device.pids.isdisjoint((pid, *others))
         if device.names_ours:
             return not holds_memory(reading, pid, reaped_ns)
-        freed = _freed_bytes(device.used, reaped_ns)
+        freed = _freed_bytes(device.used, reaped_ns, max(_BEFORE_S, 2 * self._interval_s))
         if freed is not None and freed >= _CONTEXT_BYTES:
             return True
         patience_ns = self._recovery.reclaim_deadline_s / 2 * 1e9
@@ -279,9 +280,9 @@ class ProbeKeeper:
         return self._devices[self._plan.devices[name]]
 
 
-def _freed_bytes(used: Iterable[tuple[int, int]], reaped_ns: int) -> int | None:
-    """How much less is taken by the last reading than at most shortly before a process was reaped; None where one of
-    the two was not read."""
-    before = [size for begun_ns, size in used if reaped_ns - _BEFORE_NS < begun_ns <= reaped_ns]
+def _freed_bytes(used: Iterable[tuple[int, int]], reaped_ns: int, before_s: float) -> int | None:
+    """How much less is taken by the last reading than at most in so many seconds before a process was reaped; None
+    where one of the two was not read."""
+    before = [size for begun_ns, size in used if reaped_ns - before_s * 1e9 < begun_ns <= reaped_ns]
     after = [size for begun_ns, size in used if begun_ns > reaped_ns]
     return max(before) - after[-1] if before and after else None

@@ -270,8 +270,10 @@ class WorkerProcess(Child):
     def _held(self) -> float:
         silent_s = self.tracker.untouched_s
         held_s = self.held_s(self.tracker.clock_s, silent_s)
-        # one that serves beats: of its silence before the first look a look's worth counts
-        return held_s if self.ready is None or self._held_since is None else min(silent_s, held_s + STOPPED_ASKED_S)
+        # one that has a batch works on it, and beats: of its silence before the first look a look's worth counts
+        last = self.tracker.last
+        works = self.ready is not None and last is not None and last.waiting
+        return min(silent_s, held_s + STOPPED_ASKED_S) if works and self._held_since is not None else held_s
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

@@ -181,14 +181,22 @@ async def _outcome(address: Address, raw: bytes) -> str:
     finally:
         writer.close()
     status = _status(head)
-    refused = status.startswith("4") and list(json.loads(body)) == ["error"]
-    return "refused" if refused else status
+    return "refused" if status.startswith("4") and _is_error(body) else status
+
+
+def _is_error(body: bytes) -> bool:
+    with contextlib.suppress(ValueError):
+        return list(json.loads(body)) == ["error"]
+    return False
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     head = await reader.readuntil(b"\r\n\r\n")
     lengths = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-    return head, await reader.readexactly(int(next(lengths).partition(b":")[2]))
+    length = next(lengths, None)
+    if length is None:
+        raise ConnectionError("an answer without a length")
+    return head, await reader.readexactly(int(length.partition(b":")[2]))
 
 
 def _status(head: bytes) -> str:

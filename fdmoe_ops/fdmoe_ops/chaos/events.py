@@ -72,15 +72,15 @@ class EventTail:
         with self._come:
             return self._events[mark:]
 
-    def first(self, mark: int, names: tuple[str, ...]) -> Event | None:
-        """The first event of one of these names after the mark, as far as any has come."""
-        return next((event for event in self._events[mark:] if event["event"] in names), None)
-
     def wait(self, mark: int, names: tuple[str, ...], deadline_s: float) -> Event:
-        """The same, once it has come. Raises TimeoutError with what came instead."""
+        """The first event of one of these names after the mark. Raises TimeoutError with what came instead."""
+
+        def found() -> Event | None:
+            return next((event for event in self._events[mark:] if event["event"] in names), None)
+
         with self._come:
-            self._come.wait_for(lambda: self.first(mark, names) is not None, deadline_s)
-            event = self.first(mark, names)
+            self._come.wait_for(lambda: found() is not None, deadline_s)
+            event = found()
             came = [event["event"] for event in self._events[mark:]]
         if event is None:
             raise TimeoutError(f"none of {', '.join(names)} came within {deadline_s:g} s; these did: {', '.join(came)}")

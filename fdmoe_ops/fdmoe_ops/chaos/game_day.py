@@ -210,11 +210,13 @@ class Stage:
 
     def _decision(self, play: Play, mark: int, undo: Callable[[], None]) -> Event | None:
         """None where the service has said why it did not notice, for as long as the fault lasted."""
-        event = self.tail.wait(mark, (*play.decision, play.excuse), _DEADLINE_S)
+        event = self.tail.wait(mark, (*play.decision, *((play.excuse,) if play.excuse else ())), _DEADLINE_S)
         if event["event"] in play.decision:
             return event
         undo()
-        return self.tail.first(mark, play.decision)
+        with contextlib.suppress(TimeoutError):
+            return self.tail.wait(mark, play.decision, _AFTER_DECISION_S)
+        return None
 
     # ---- the faults
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,9 +41,9 @@ def inject(name: str, watchdog: WatchdogClient) -> Outcome:
         raise Refused("the watchdog refused: chaos is off in this tree; start it with --enable-chaos")
     match name:
         case "stop-watchdog":
-            return _stop(_process(watchdog))
+            return _signalled(_stop, _process(watchdog))
         case "kill-watchdog":
-            return _kill(_process(watchdog))
+            return _signalled(_kill, _process(watchdog))
         case "busy-neighbour":
             return _share(status["devices"][0]["name"])
         case _:
@@ -54,7 +54,20 @@ def _process(watchdog: WatchdogClient) -> int:
     # to the kernel 0 is our own process group
     if watchdog.pid == 0:
         raise Refused("the watchdog's process is none that this one sees; run the command in its PID namespace")
+    # the kernel drops what a namespace's first process is sent from inside
+    if watchdog.pid == 1:
+        raise Refused(
+            "the watchdog is the first process of this PID namespace, which no signal from inside it stops or kills; "
+            "send it from the host, or delete the pod"
+        )
     return watchdog.pid
+
+
+def _signalled(play: Callable[[int], Outcome], pid: int) -> Outcome:
+    try:
+        return play(pid)
+    except (PermissionError, ProcessLookupError) as error:
+        raise Refused(f"the watchdog's process {pid} cannot be signalled: {error}") from error
 
 
 def _stop(pid: int) -> Outcome:

@@ -38,9 +38,11 @@ class Target:
             with contextlib.closing(http.client.HTTPConnection(*address, timeout=_ANSWER_S)) as connection:
                 layer = _get(connection, "/v2/models")["models"][0]
                 (tensor,) = _get(connection, f"/v2/models/{urllib.parse.quote(layer)}")["inputs"]
+            return cls(layer, tensor["datatype"], tensor["shape"][1])
         except (OSError, http.client.HTTPException) as error:
             raise NoTarget(f"the gateway names no layer: {error}") from error
-        return cls(layer, tensor["datatype"], tensor["shape"][1])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise NoTarget(f"what answers there is no gateway of ours: {type(error).__name__}: {error}") from error
 
     def request(self, tokens: int, data: bytes) -> tuple[bytes, dict[str, str]]:
         """Body and headers: a JSON header, then the tensor's bytes."""
@@ -55,7 +57,11 @@ class Target:
     def raw(self, seed: int) -> bytes:
         """A whole HTTP request of one token, random from the seed."""
         body, headers = self.request(1, self._token(random.Random(seed)))
-        lines = [f"POST /v2/models/{self.layer}/infer HTTP/1.1", "Host: door", f"Content-Length: {len(body)}"]
+        lines = [
+            f"POST /v2/models/{urllib.parse.quote(self.layer)}/infer HTTP/1.1",
+            "Host: door",
+            f"Content-Length: {len(body)}",
+        ]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
 

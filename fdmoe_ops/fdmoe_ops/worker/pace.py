@@ -68,7 +68,7 @@ class Figures:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """On one batch that ran on both paths: `suspect` if it was late on the fused one and its row is not excused; `slow`
-    once it is proven, `excused` once it is not: of the rows that follow, while they last, only the first says so."""
+    once it is proven, `excused` once it is not, of each row the first time."""
 
     suspect: bool
     slow: Figures | None = None
@@ -161,13 +161,11 @@ class Pace:
         if now.ratio >= max(_SLOW_RATIO, self._factor * before):
             bucket.end_row()
             return Verdict(suspect=True, slow=Figures(*now, *usual))
+        # the first one counts: the later ones may have a kernel in them that becomes slow beside the neighbour
+        bucket.excused = bucket.excused or now
         bucket.excuses += 1
         bucket.suspects.clear()
-        if bucket.excused is not None:
-            return _FINE
-        # the first one counts: the later ones may have a kernel in them that becomes slow beside the neighbour
-        bucket.excused = now
-        return Verdict(suspect=False, excused=Figures(*now, *usual))
+        return Verdict(suspect=False, excused=Figures(*now, *usual)) if bucket.excuses == 1 else _FINE
 
     def _set_limit(self, bucket: _Bucket) -> None:
         bucket.limit_ns = math.ceil(self._factor * _medians(bucket.usual).fused)
