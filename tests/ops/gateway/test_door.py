@@ -63,7 +63,9 @@ def saying(answer: bytes | None) -> Iterator[tuple[str, int]]:
                     if answer is not None:
                         client.recv(65536)
                         client.sendall(answer)
-                        client.shutdown(socket.SHUT_RDWR)
+                        # one that has read it may be gone
+                        with contextlib.suppress(OSError):
+                            client.shutdown(socket.SHUT_RDWR)
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
