@@ -22,7 +22,7 @@ from fdmoe_watchdog.settings import RecoverySettings, WatchdogSettings
 
 # nvmlInit wakes each GPU that no process holds, some seconds for each
 _FIRST_DEADLINES = 6
-# less than a CUDA context takes, some 500 MiB on an H200
+# less than a CUDA context takes, with torch 612 MiB on an H200
 _CONTEXT_BYTES = 128 * 2**20
 # a process that ends may have given its memory back by the last reading before it can be reaped
 _BEFORE_S = 5.0
@@ -231,8 +231,8 @@ class ProbeKeeper:
         """Whether nothing of a process that was reaped then is left on the device; True where nobody can say. Where the
         device can be read, the next reading is waited for. `others`: processes of ours that are alive.
 
-        In a container the driver calls our processes by their numbers outside, or names none: what is taken on the
-        device must then have become less, by a context at least. Others may take it meanwhile, so that this is waited
+        In a container the driver may call our processes by their numbers outside, or name none: what is taken on the
+        device must then have become less, by a part of a context. Others may take it meanwhile, so that this is waited
         for, and no sign of a device that must be reset.
         """
         device = self._by_name(name)
