@@ -534,10 +534,8 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(
 
 
 def test_the_silence_of_who_is_frozen_is_a_time_to_detection_as_well(in_memory: Path) -> None:
-    (in_memory / "run").mkdir()
-    supervisor = Supervisor(plan(in_memory, worker=IDLE))
-    pair, registry = supervisor._pairs[0], supervisor.metrics.registry
-    process = pair.processes["a"] = pair._spawn("a", 1)
+    supervisor, pair, process = _of_one(in_memory)
+    registry = supervisor.metrics.registry
 
     def detected() -> tuple[float | None, float | None]:
         name, labels = "fdmoe_stall_detection_seconds", {"cause": "frozen"}
@@ -557,10 +555,8 @@ def test_the_silence_of_who_is_frozen_is_a_time_to_detection_as_well(in_memory: 
 
 
 def test_who_says_why_it_cannot_start_is_not_told_of_as_one_too_slow_to_start(in_memory: Path) -> None:
-    (in_memory / "run").mkdir()
-    supervisor = Supervisor(plan(in_memory, worker=IDLE))
-    pair, registry = supervisor._pairs[0], supervisor.metrics.registry
-    process = pair.processes["a"] = pair._spawn("a", 1)
+    supervisor, pair, process = _of_one(in_memory)
+    registry = supervisor.metrics.registry
 
     def stalls() -> tuple[float | None, int]:
         events = [event["event"] for event in supervisor._events.last]
@@ -785,6 +781,15 @@ def _of_a_pair(directory: Path) -> tuple[Pair, HolderProcess, WorkerProcess]:
     holder = pair.holder = pair._spawn_holder(1)
     worker = pair.processes["a"] = pair._spawn("a", 1)
     return pair, holder, worker
+
+
+def _of_one(directory: Path) -> tuple[Supervisor, Pair, WorkerProcess]:
+    """Its pair has worker a alone."""
+    (directory / "run").mkdir()
+    supervisor = Supervisor(plan(directory, worker=IDLE))
+    pair = supervisor._pairs[0]
+    process = pair.processes["a"] = pair._spawn("a", 1)
+    return supervisor, pair, process
 
 
 def _end(*children: Child) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fdmoe_ops.chaos import door
+from fdmoe_ops.chaos import door, outside
 from fdmoe_ops.chaos.catalogue import FAULTS, Means
 from fdmoe_ops.chaos.events import ALARMS, Event, EventTail, monotonic_of, restarts_s
 from fdmoe_ops.chaos.load import Load, Pool, Sent
@@ -39,7 +39,6 @@ _WATCHED_S = 2.0
 _AFTER_DECISION_S = 1.0
 # smaller than a beat page and a flight record
 _TINY_BYTES = 1024
-_NEIGHBOURS_S = 5.0
 _HOUR_S = 3600
 # pauses that only protect from relapses would make the day long, and so would the deadline of a client's body; the
 # other deadlines are those that are shipped
@@ -180,6 +179,7 @@ class Stage:
         started = self.struck_at
         # some take a while to be done
         decided = max(started + _WATCHED_S, time.monotonic())
+        then = play.then
         try:
             event = self._decision(play, mark, undo) if play.decision else None
             if event is not None:
@@ -187,9 +187,9 @@ class Stage:
                 decided = min(monotonic_of(event), time.monotonic())
                 result.detect_s.append(_detection_s(play, event, decided - started))
             elif play.decision:
-                decided = time.monotonic()
+                decided, then = time.monotonic(), ()
                 result.notes["excused"] = result.notes.get("excused", 0) + 1
-            for name in play.then if event is not None or not play.decision else ():
+            for name in then:
                 self.tail.wait(mark, (name,), _DEADLINE_S)
             # the harm of a fault, if it does any, shows in this time; none of it is a guess about who is how fast
             time.sleep(max(0.0, decided + _AFTER_DECISION_S - time.monotonic()))
@@ -263,9 +263,7 @@ class Stage:
         return list(holders) if name == "stop-holder" else []
 
     def _stop_watchdog(self) -> Callable[[], None]:
-        self.tree.process.send_signal(signal.SIGSTOP)
-        time.sleep(2.0)
-        self.tree.process.send_signal(signal.SIGCONT)
+        outside.stop(self.tree.process.pid)
         return _nothing
 
     def _kill_watchdog(self) -> Callable[[], None]:
@@ -313,8 +311,8 @@ class Stage:
             return stack.pop_all().close
 
     def _busy_neighbour(self) -> Callable[[], None]:
-        with busy_neighbours(self.plan.device, _NEIGHBOURS_S):
-            time.sleep(_NEIGHBOURS_S)
+        with busy_neighbours(self.plan.device, outside.NEIGHBOURS_S):
+            time.sleep(outside.NEIGHBOURS_S)
         return _nothing
 
     def _wall_clock(self) -> Callable[[], None]:

@@ -41,7 +41,7 @@ def inject(name: str, watchdog: WatchdogClient) -> Outcome:
         raise Refused("the watchdog refused: chaos is off in this tree; start it with --enable-chaos")
     match name:
         case "stop-watchdog":
-            return _signalled(_stop, _process(watchdog))
+            return _signalled(stop, _process(watchdog))
         case "kill-watchdog":
             return _signalled(_kill, _process(watchdog))
         case "busy-neighbour":
@@ -70,7 +70,8 @@ def _signalled(play: Callable[[int], Outcome], pid: int) -> Outcome:
         raise Refused(f"the watchdog's process {pid} cannot be signalled: {error}") from error
 
 
-def _stop(pid: int) -> Outcome:
+def stop(pid: int) -> Outcome:
+    """For STOP_S. Raises OSError."""
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(STOP_S)
