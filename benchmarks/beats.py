@@ -31,9 +31,9 @@ _SEGMENT_TOKENS = 64
 class _NoPage:
     """Takes what the engine would write."""
 
-    def write(self, *_: object) -> None: ...
+    def write(self, *_: object, **__: object) -> None: ...
 
-    add = write
+    add = begin_launch = begin_wait = end_wait = write
 
     def exit_of(self, _: int) -> Exit:
         return Exit.DONE

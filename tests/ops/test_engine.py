@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from engine_bench import NAME, EngineBench
 from moe_layers import random_tokens, relative_error
 
 from fdmoe_kernels import reference_moe
+from fdmoe_ops.worker import engine
 from fdmoe_ops.worker.engine import BatchError, Fused
 from fdmoe_ops.worker.errors import BaselineBroken
 from fdmoe_watchdog.messages import Batch, Segment
@@ -63,6 +66,41 @@ def test_the_host_thread_beats_after_each_wait_for_the_device(bench: EngineBench
     bench.engine.expert_tokens(x, NAME)
     beats.append(bench.page.read(Line.HOST, Host.BEATS))
     assert sorted(set(beats)) == beats, beats
+    assert not bench.page.snapshot().host_waits
+
+
+@pytest.mark.parametrize("call", ["load", "run_fused", "store", "compare", "expert_tokens"])
+def test_the_page_says_that_the_host_thread_is_at_the_device(
+    call: str, bench: EngineBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sleeps there may be waiting for a neighbour, and has longer."""
+    batch = Batch(1, 1, NAME, (bench.put(random_tokens(bench.layer, 5, seed=1), 0),))
+    x = bench.engine.load(batch)
+    y, baseline = rows_of(bench.engine.run_fused(x, NAME)), bench.engine.run_baseline(x, NAME)
+    waits: list[bool] = []
+
+    def watch(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            waits.append(bench.page.snapshot().host_waits)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(module, name, called)
+
+    watch(bench.engine, "_rows")
+    for name in ("fused_moe", "compare", "route"):
+        watch(engine, name)
+    calls: dict[str, Callable[[], object]] = {
+        "load": lambda: bench.engine.load(batch),
+        "run_fused": lambda: bench.engine.run_fused(x, NAME),
+        "store": lambda: bench.engine.store(y, batch),
+        "compare": lambda: bench.engine.compare(x, NAME, y, baseline),
+        "expert_tokens": lambda: bench.engine.expert_tokens(x, NAME),
+    }
+    calls[call]()
+    assert waits == [True]
+    assert not bench.page.snapshot().host_waits
 
 
 def test_warm_up_proves_the_paths_and_the_abort_and_leaves_nothing_outstanding(bench: EngineBench) -> None:

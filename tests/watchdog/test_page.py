@@ -70,6 +70,25 @@ def module_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("page") / "page"
 
 
+def test_what_a_worker_waits_for_is_in_its_beats(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", generation=3, slots=1) as page:
+        seen = [page.snapshot()]
+        # one wait within another, one that never began
+        for step in (page.begin_wait, page.end_wait, page.begin_wait, page.begin_wait, page.end_wait, page.end_wait):
+            step()
+            seen.append(page.snapshot())
+    assert [snapshot.host_waits for snapshot in seen] == [False, True, False, True, True, False, False]
+    beats = [snapshot.host_beats for snapshot in seen]
+    assert sorted(set(beats)) == beats, "each is a beat"
+
+
+def test_a_launch_begins_with_all_of_its_words(tmp_path: Path) -> None:
+    with Page.create(tmp_path / "page", generation=3, slots=1) as page:
+        page.begin_launch(7, tokens=16, layer=2, begun_at_ns=123)
+        snapshot = page.snapshot()
+    assert (snapshot.begun, snapshot.tokens, snapshot.layer, snapshot.begun_at_ns) == (7, 16, 2, 123)
+
+
 def test_words_lie_where_the_layout_says(tmp_path: Path) -> None:
     with Page.create(tmp_path / "page", generation=3, slots=5, pid=77) as page:
         page.write(Line.ABORT, 0, 41)
@@ -259,7 +278,7 @@ def test_noise_in_the_words_is_read_as_something(
     ("line", "word", "value", "message"),
     [
         (Line.IDENTITY, Identity.MAGIC, 7, "magic is 0x7; a beat page has 0x70622d656f6d6466"),
-        (Line.IDENTITY, Identity.VERSION, 9, "layout version is 9; this program reads 1"),
+        (Line.IDENTITY, Identity.VERSION, 9, "layout version is 9; this program reads 2"),
         (Line.IDENTITY, Identity.SLOTS, 10**9, "1000000000 slots do not fit 4096 bytes"),
     ],
 )

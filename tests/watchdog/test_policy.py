@@ -302,6 +302,15 @@ def test_a_worker_whose_host_thread_is_held_is_replaced_sooner() -> None:
     )
 
 
+def test_a_worker_that_sleeps_over_a_batch_is_replaced_at_once() -> None:
+    ladder = Ladder().serving()
+    asleep = Seen(alive=True, ready=True, untouched_s=0.07, host_still_s=0.07, blocked_s=0.07)
+    assert ladder.at(2.0, replace(asleep, blocked_s=0.065), IDLE) == ()
+    assert ladder.at(2.1, asleep, IDLE, lag_s=0.2) == (), "the watchdog was late itself"
+    actions = ladder.at(2.2, asleep, IDLE)
+    assert (actions[0], actions[-1]) == (Fence("a", 1, "frozen"), Kill("a", 1))
+
+
 @pytest.mark.parametrize("launch", [0, 7])
 def test_a_worker_that_a_signal_holds_is_replaced_sooner(launch: int) -> None:
     """Its launch is not aborted first: nobody is there to end it, or to answer."""
@@ -878,9 +887,12 @@ class AnyOrder(RuleBasedStateMachine):
                     self.fenced.add((name, generation))
                     if cause == "frozen":
                         seen = observation.workers[name]
-                        if seen.held_s < SETTINGS.stopped_deadline_s and seen.host_still_s < SETTINGS.host_deadline_s:
-                            least_s = SETTINGS.answer_deadline_s
-                            assert seen.untouched_s >= least_s, "who computes or has nothing to do has longer"
+                        assert (
+                            seen.held_s >= SETTINGS.stopped_deadline_s
+                            or seen.blocked_s >= SETTINGS.blocked_deadline_s
+                            or seen.host_still_s >= SETTINGS.host_deadline_s
+                            or seen.untouched_s >= SETTINGS.answer_deadline_s
+                        ), "who computes or has nothing to do has longer"
                 case Route(worker=name, generation=generation):
                     assert (name, generation) not in self.fenced, "never a route to a fenced generation"
                     assert self.state.workers[name].generation == generation
@@ -1066,6 +1078,13 @@ class AnyOrder(RuleBasedStateMachine):
         if self.seen[name].ready:
             host_still_s = 0.0 if host_beats else untouched_s
             self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, host_still_s=host_still_s)
+
+    @rule(name=st.sampled_from("ab"), blocked_s=st.sampled_from([0.06, 0.07, 0.3]))
+    def sleep(self, name: str, blocked_s: float) -> None:
+        if self.seen[name].ready:
+            self.seen[name] = replace(
+                self.seen[name], untouched_s=blocked_s, host_still_s=blocked_s, blocked_s=blocked_s
+            )
 
     @rule(name=st.sampled_from("ab"), held_s=st.sampled_from([0.05, 0.1]))
     def stop(self, name: str, held_s: float) -> None:

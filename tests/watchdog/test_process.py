@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,38 @@ def test_one_that_has_ended_is_not_held(child: Child) -> None:
     child.signal(signal.SIGKILL)
     assert child.wait(10)
     assert not child.stopped
+
+
+def test_whether_all_of_it_sleeps() -> None:
+    """One thread that runs is enough: the one that sleeps may be waiting for it."""
+    program = (
+        "import sys, threading, time\n"
+        "def spin():\n"
+        "    until = time.monotonic() + 60\n"
+        "    while not stop.is_set() and time.monotonic() < until: pass\n"
+        "for _ in sys.stdin:\n"
+        "    stop = threading.Event()\n"
+        "    thread = threading.Thread(target=spin)\n"
+        "    thread.start()\n"
+        "    sys.stdin.readline()\n"
+        "    stop.set()\n"
+        "    thread.join()\n"
+    )
+    child = Child((sys.executable, "-c", program), {}, stdin=subprocess.PIPE)
+    pipe = child._process.stdin
+    assert pipe is not None
+    with pipe:
+        wait_until(lambda: child.asleep)
+        for asleep in (False, True):
+            pipe.write(b"\n")
+            pipe.flush()
+            wait_until(lambda wanted=asleep: child.asleep is wanted)  # type: ignore[misc]
+        child.signal(signal.SIGSTOP)
+        wait_until(lambda: child.stopped)
+        assert not child.asleep, "held, and not asleep"
+        child.signal(signal.SIGKILL)
+    assert child.wait(10)
+    assert not child.asleep
 
 
 def test_its_end_is_seen_before_it_is_reaped(child: Child) -> None:

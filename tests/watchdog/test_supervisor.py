@@ -523,12 +523,38 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(
         assert snapshot is not None
         process.tracker.read(replace(snapshot, submitted=snapshot.answered + batches), 0.0)
         process.tracker.untouched_s = 0.2
-        assert process._held() == 0
+        assert process._held_s() == 0
         process.signal(signal.SIGSTOP)
         wait_until(lambda: process.stopped)
-        assert process._held() == pytest.approx(credit_s)
+        assert process._held_s() == pytest.approx(credit_s)
         process.tracker._clock_s += 0.04
-        assert process._held() == pytest.approx(0.04 + credit_s)
+        assert process._held_s() == pytest.approx(0.04 + credit_s)
+    finally:
+        _end(process)
+
+
+def test_one_that_sleeps_over_its_batch_and_waits_for_nothing_counts_as_blocked(in_memory: Path) -> None:
+    (in_memory / "run").mkdir()
+    process = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]._spawn("a", 1)
+    try:
+        wait_until(lambda: process.asleep)
+        snapshot = process.read_page()
+        assert snapshot is not None
+        tracker, has_one = process.tracker, replace(snapshot, submitted=snapshot.answered + 1)
+
+        def blocked_s(*, still_s: float, clock_s: float, host_waits: bool = False) -> float:
+            tracker._last = replace(has_one, host_beats=9 if host_waits else 8)
+            tracker.host_still_s, tracker._clock_s = still_s, clock_s
+            return process.seen().blocked_s
+
+        assert blocked_s(still_s=0.02, clock_s=1.0) == 0, "not looked at yet"
+        assert blocked_s(still_s=0.035, clock_s=1.015) == pytest.approx(0.03)
+        assert blocked_s(still_s=0.075, clock_s=1.055) == pytest.approx(0.07)
+        assert blocked_s(still_s=0.08, clock_s=1.06, host_waits=True) == 0, "it is at the device"
+        assert blocked_s(still_s=0.085, clock_s=1.065) == pytest.approx(0.03), "and anew"
+        process.signal(signal.SIGSTOP)
+        wait_until(lambda: process.stopped)
+        assert blocked_s(still_s=0.2, clock_s=1.2) == 0, "that is another thing"
     finally:
         _end(process)
 

@@ -19,7 +19,8 @@ worker. Little-endian 64-bit words in lines of 64 bytes, one writer a line:
 - route, up, down, combine: work items finished since the worker started, counted by the kernel.
 - expert: its number; all bits: the item is of all experts, as a down item of one token may be.
 - tile: row tile << 32 | column tile. wait: Wait << 32 | the count that is waited for; seen: the count when last looked.
-- host beats: rises with every turn of the worker's loop and each wait for the device. answered, submitted: batches.
+- host beats: rises when the worker's thread begins to wait for the device or for messages, and when it has waited; odd
+  in between. answered, submitted: batches.
 
 A beat is a CHANGE of a device-written word; time is the reader's own monotonic clock (begun at: CLOCK_MONOTONIC of the
 worker, which is one clock for all processes of a host).
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import Self
 
 MAGIC = int.from_bytes(b"fdmoe-bp", "little")
-VERSION = 1
+VERSION = 2
 WORD_BYTES = 8
 LINE_WORDS = 8
 LINE_BYTES = WORD_BYTES * LINE_WORDS
@@ -91,6 +92,12 @@ class Host(IntEnum):
     BASELINE_ENDED = 4
     FUSED_BATCHES = 5
     BASELINE_BATCHES = 6
+
+
+_BEATS_AT = Line.HOST * LINE_WORDS + Host.BEATS
+_BEGUN_AT, _BEGUN_NS_AT, _TOKENS_AT, _LAYER_AT = (
+    Line.LAUNCH * LINE_WORDS + word for word in (Launch.BEGUN, Launch.BEGUN_AT_NS, Launch.TOKENS, Launch.LAYER)
+)
 
 
 class SlotWord(IntEnum):
@@ -201,6 +208,11 @@ class Snapshot:
     def path_runs(self) -> bool:
         """A fused launch is outstanding, or the baseline has begun and not ended."""
         return self.outstanding or self.baseline_begun > self.baseline_ended
+
+    @property
+    def host_waits(self) -> bool:
+        """The worker's thread waits for the device or for messages."""
+        return self.host_beats % 2 == 1
 
     @property
     def waiting(self) -> bool:
@@ -318,6 +330,28 @@ class Page(_Words):
 
     def write(self, line: int, word: int, value: int) -> None:
         self._words[line * LINE_WORDS + word] = value
+
+    # A batch writes some twenty words, and that is a part of what beats cost: a worker's writes take the short way.
+
+    def add(self, line: int, word: int, amount: int = 1) -> int:
+        at = line * LINE_WORDS + word
+        value = self._words[at] + amount
+        self._words[at] = value
+        return value
+
+    def begin_launch(self, launch: int, *, tokens: int, layer: int, begun_at_ns: int) -> None:
+        """Its number comes last: who sees that sees all of its words."""
+        words = self._words
+        words[_TOKENS_AT], words[_LAYER_AT], words[_BEGUN_NS_AT] = tokens, layer, begun_at_ns
+        words[_BEGUN_AT] = launch
+
+    def begin_wait(self) -> None:
+        """The worker's thread calls for what may take its time: the device, or the next message."""
+        self._words[_BEATS_AT] = (self._words[_BEATS_AT] + 1) | 1
+
+    def end_wait(self) -> None:
+        """It has come back, or goes on without having waited."""
+        self._words[_BEATS_AT] = (self._words[_BEATS_AT] | 1) + 1
 
     def slot(self, index: int) -> Slot:
         start = (FIRST_SLOT + index) * LINE_WORDS

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
+# what a thread's state is called in proc_pid_stat(5): it waits, or a signal holds it
+SLEEPS, STOPPED = "S", "T"
 _STATE, _FLAGS = 0, 6  # of the fields behind the name
 # PF_EXITING, PF_POSTCOREDUMP (before Linux 5.6 PF_EXITPIDONE) and PF_DUMPCORE of Linux's include/linux/sched.h: a core
 # may take seconds to write before the end itself begins
@@ -35,6 +37,17 @@ class Stat(NamedTuple):
 
     state: str = ""
     exiting: bool = False
+
+
+def asleep(pid: int) -> bool:
+    """Whether each thread of a process waits for something: none of them runs, or is about to, or waits for a disk."""
+    try:
+        threads = [path / "stat" for path in (PROC / str(pid) / "task").iterdir()]
+    except OSError:
+        return False
+    # of a thread that ends meanwhile nothing is told
+    states = [fields[_STATE] for thread in threads if (fields := split_stat(text_of(thread))[1])]
+    return bool(states) and set(states) == {SLEEPS}
 
 
 class StatFile:

@@ -18,11 +18,11 @@ from fdmoe_watchdog.channel import Channel
 from fdmoe_watchdog.messages import Blame, WeightsReady, WorkerReady
 from fdmoe_watchdog.page import Line, PageError, PageFile, Snapshot
 from fdmoe_watchdog.policy import Check, Seen
-from fdmoe_watchdog.proc import StatFile
+from fdmoe_watchdog.proc import SLEEPS, STOPPED, StatFile, asleep
 from fdmoe_watchdog.tracker import Tracker
 
 # who has been silent for so long is looked at: the state of one that works is nobody's question
-STOPPED_ASKED_S = 0.03
+ASKED_S = 0.03
 
 
 def spawn(
@@ -44,6 +44,25 @@ def spawn(
     )
 
 
+class _Lasting:
+    """For how long something has been seen at each look."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @property
+    def lasts(self) -> bool:
+        return self._since is not None
+
+    def seen(self, so: bool, now_s: float) -> float:
+        if not so:
+            self._since = None
+            return 0.0
+        if self._since is None:
+            self._since = now_s
+        return now_s - self._since
+
+
 class Child:
     """One started process, or `process`, which has been started already. `alive` reaps it."""
 
@@ -59,7 +78,7 @@ class Child:
         self.started_at = time.monotonic()
         self._process = process or spawn(command, environment, stdin, pass_fds)
         self._stat = StatFile(self._process.pid)
-        self._held_since: float | None = None
+        self._held = _Lasting()
         self.channel: Channel | None = None
 
     @property
@@ -77,7 +96,7 @@ class Child:
     @property
     def stopped(self) -> bool:
         """Whether a signal holds it (SIGSTOP and its like, no debugger), as far as /proc tells."""
-        return self._stat.read().state == "T"
+        return self._stat.read().state == STOPPED
 
     @property
     def ending(self) -> bool:
@@ -88,12 +107,12 @@ class Child:
     def held_s(self, now_s: float, silent_s: float = math.inf) -> float:
         """How long it has been so, as far as it was looked at: not while it was silent for a moment only. `now_s` is of
         one clock for all calls."""
-        if silent_s < STOPPED_ASKED_S or not self.stopped:
-            self._held_since = None
-            return 0.0
-        if self._held_since is None:
-            self._held_since = now_s
-        return now_s - self._held_since
+        return self._held.seen(silent_s >= ASKED_S and self.stopped, now_s)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether all its threads wait for something, as far as /proc tells."""
+        return self._stat.read().state == SLEEPS and asleep(self._process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to whatever it has started, such as a compiler."""
@@ -218,6 +237,7 @@ class WorkerProcess(Child):
         self.slow = False
         self.cut_off: Literal["", "exit", "page", "unreachable"] = ""
         self.page_problem = ""
+        self._blocked = _Lasting()
         arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
         try:
             # only now: one that is taken for a page that is not to be had would be lost
@@ -258,7 +278,8 @@ class WorkerProcess(Child):
             stall_after_s=tracker.stall_after_s(),
             untouched_s=tracker.untouched_s,
             host_still_s=tracker.host_still_s,
-            held_s=self._held(),
+            blocked_s=self._blocked_s(),
+            held_s=self._held_s(),
             trial_s=tracker.trial_s,
             checks=checks,
             slow=slow,
@@ -267,13 +288,18 @@ class WorkerProcess(Child):
             failed=self.failed,
         )
 
-    def _held(self) -> float:
-        silent_s = self.tracker.untouched_s
+    def _held_s(self) -> float:
+        silent_s, last = self.tracker.untouched_s, self.tracker.last
         held_s = self.held_s(self.tracker.clock_s, silent_s)
         # one that has a batch works on it, and beats: of its silence before the first look a look's worth counts
-        last = self.tracker.last
         works = self.ready is not None and last is not None and last.waiting
-        return min(silent_s, held_s + STOPPED_ASKED_S) if works and self._held_since is not None else held_s
+        return min(silent_s, held_s + ASKED_S) if works and self._held.lasts else held_s
+
+    def _blocked_s(self) -> float:
+        silent_s, last = self.tracker.host_still_s, self.tracker.last
+        idle = silent_s >= ASKED_S and last is not None and not last.host_waits and self.asleep
+        blocked_s = self._blocked.seen(idle, self.tracker.clock_s)
+        return min(silent_s, blocked_s + ASKED_S) if idle else 0.0
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

@@ -94,6 +94,12 @@ class RecoverySettings(Group):
         description="How long a worker's host thread may show no beat while a batch waits and neither path runs: it "
         "copies and compares rows then, and beats after each. On the CPU the answer deadline unless it is given.",
     )
+    blocked_deadline_s: float = Field(
+        0.07,
+        gt=0,
+        description="How long of that it may sleep, with all threads of its process, without having called for the "
+        "device or for the next message.",
+    )
     stopped_deadline_s: float = Field(
         0.05,
         gt=0,

@@ -154,7 +154,8 @@ FAULTS: tuple[FaultInfo, ...] = (
     FaultInfo(
         "block-worker", Place.TREE, Means.WATCHDOG,
         "The active worker's only thread does something else for an hour.",
-        "It shows no beat, and neither path runs: after recovery.host_deadline_s its batch is taken away: "
+        "It shows no beat, neither path runs, and all of it sleeps without having called for the device: after "
+        "recovery.blocked_deadline_s (one that is at the device: recovery.host_deadline_s) its batch is taken away: "
         "fence, replay, kill, restart.",
         "stall with cause frozen; the flight record has the stack of the call that holds it.",
         "Read the stack.",

@@ -145,12 +145,13 @@ class Engine:
     def expert_tokens(self, x: torch.Tensor, name: str) -> tuple[int, ...]:
         """How many of these tokens go to each routed expert, by the baseline's router."""
         layer = self.layers[name]
+        self._page.begin_wait()
         chosen = route(x, layer).experts.flatten()
         # a bincount would wait for the device to learn its length
         counts = torch.zeros(layer.experts, dtype=torch.int64, device=chosen.device)
         counts.scatter_add_(0, chosen, torch.ones_like(chosen))
         tokens: list[int] = counts.tolist()
-        self._page.add(Line.HOST, Host.BEATS)
+        self._page.end_wait()
         return tuple(tokens)
 
     def arm(self, fault: messages.KernelFault, launches: int) -> None:
@@ -176,6 +177,7 @@ class Engine:
     def load(self, batch: messages.Batch) -> torch.Tensor:
         """The batch's rows [T, H] on the device."""
         start = 0
+        self._page.begin_wait()
         for segment in batch.segments:
             self._x[start : start + segment.tokens].copy_(self._rows(segment, segment.input_offset), non_blocking=True)
             start += segment.tokens
@@ -187,10 +189,9 @@ class Engine:
         """The rows when the launch is done; None if it was aborted. Blocks until the device has left it."""
         page, launch = self._page, self._workspace.launches + 1
         index, begun_ns = self._indices[name], time.monotonic_ns()
-        page.write(Line.LAUNCH, Launch.TOKENS, x.shape[0])
-        page.write(Line.LAUNCH, Launch.LAYER, index)
-        page.write(Line.LAUNCH, Launch.BEGUN_AT_NS, begun_ns)
-        page.write(Line.LAUNCH, Launch.BEGUN, launch)
+        page.begin_launch(launch, tokens=x.shape[0], layer=index, begun_at_ns=begun_ns)
+        # the launch is over before the wait for it is
+        page.begin_wait()
         fault = self._fault if self._faulty_launches else Fault.NONE
         self._faulty_launches = max(self._faulty_launches - 1, 0)
         out = self._fused_y[: x.shape[0]]
@@ -231,7 +232,7 @@ class Engine:
         self._page.add(Line.HOST, Host.BASELINE_BEGUN)
         found = difference(self._proof_of(self.layers[name]), self._proofs[name])
         self._page.add(Line.HOST, Host.BASELINE_ENDED)
-        self._page.add(Line.HOST, Host.BEATS)
+        self._page.end_wait()
         if not found.within(tolerance(self._x.dtype)):
             raise BaselineBroken(
                 f"the baseline of {name} differs by {found.whole:.2e}, in one row by {found.row:.2e}, from what it "
@@ -253,6 +254,7 @@ class Engine:
     def store(self, y: torch.Tensor, batch: messages.Batch) -> None:
         """Write the rows of y into the segments' output areas; they are there when this returns."""
         start = 0
+        self._page.begin_wait()
         for segment in batch.segments:
             self._rows(segment, segment.output_offset).copy_(y[start : start + segment.tokens], non_blocking=True)
             start += segment.tokens
@@ -261,8 +263,9 @@ class Engine:
     def compare(self, x: torch.Tensor, name: str, fused: torch.Tensor, baseline: torch.Tensor) -> Comparison:
         """Both paths' rows of one batch; only those that are finite on the baseline tell anything."""
         layer = self.layers[name]
+        self._page.begin_wait()
         found = compare(fused, baseline, x, layer)
-        self._page.add(Line.HOST, Host.BEATS)
+        self._page.end_wait()
         if found.rows == 0:
             return Comparison(x.shape[0], None, None, ok=True, excused=found.excused)
         ok = found.within(tolerance(layer.dtype))
@@ -276,7 +279,7 @@ class Engine:
         """Wait for the device, and beat: beside a neighbour each of the waits between two batches takes its time."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._page.add(Line.HOST, Host.BEATS)
+        self._page.end_wait()
 
 
 def _pin(memory: torch.Tensor) -> None:

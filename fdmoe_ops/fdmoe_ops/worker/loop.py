@@ -66,11 +66,12 @@ class Loop:
             selector.register(self._control, selectors.EVENT_READ, self._on_control)
             selector.register(self._listener, selectors.EVENT_READ, lambda: self._on_connection(selector))
             # who is ready is judged by its beats, and those of the start are old
-            self._page.add(Line.HOST, Host.BEATS)
+            self._page.end_wait()
             self._control.send(self._ready)
             while True:
-                self._page.add(Line.HOST, Host.BEATS)
+                self._page.begin_wait()
                 ready = selector.select(_IDLE_BEAT_S)
+                self._page.end_wait()
                 if not ready:
                     self._rest()
                 for key, _ in ready:

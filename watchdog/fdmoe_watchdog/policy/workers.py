@@ -158,7 +158,11 @@ def _judge(turn: Turn, name: str, seen: Seen) -> None:
         turn.do(Abort(name, seen.launch, "stall"))
         if name == turn.state.active and turn.state.path != "baseline":
             turn.fall_back(name, "stall")
-    elif seen.untouched_s >= settings.answer_deadline_s or seen.host_still_s >= settings.host_deadline_s:
+    elif (
+        seen.untouched_s >= settings.answer_deadline_s
+        or seen.host_still_s >= settings.host_deadline_s
+        or seen.blocked_s >= settings.blocked_deadline_s
+    ):
         kill(turn, name, "frozen")
     elif worker.suspect:
         turn.change_worker(name, suspect=0)
