@@ -61,7 +61,7 @@ def worker(run_dir: Path, options: argparse.Namespace) -> None:
     )
     channel.send(messages.WorkerReady(options.generation, infos, 16384))
     for turn in itertools.count():
-        page.add(Line.HOST, Host.BEATS)
+        page.end_wait()
         _beat(page, turn + 1, options.ctas)
         counts.ran("fused" if turn % 2 else "baseline", 1 << turn % _TOKEN_BUCKETS, 100_000)
         counts.computed(turn % options.layers, [1000] * options.experts, 10**9)

@@ -69,7 +69,7 @@ def test_the_host_thread_beats_after_each_wait_for_the_device(bench: EngineBench
     assert not bench.page.snapshot().host_waits
 
 
-@pytest.mark.parametrize("call", ["load", "run_fused", "store", "compare", "expert_tokens"])
+@pytest.mark.parametrize("call", ["load", "run_fused", "store", "compare", "expert_tokens", "rest"])
 def test_the_page_says_that_the_host_thread_is_at_the_device(
     call: str, bench: EngineBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +89,7 @@ def test_the_page_says_that_the_host_thread_is_at_the_device(
         monkeypatch.setattr(module, name, called)
 
     watch(bench.engine, "_rows")
+    watch(bench.engine._tally, "rest")
     for name in ("fused_moe", "compare", "route"):
         watch(engine, name)
     calls: dict[str, Callable[[], object]] = {
@@ -97,6 +98,7 @@ def test_the_page_says_that_the_host_thread_is_at_the_device(
         "store": lambda: bench.engine.store(y, batch),
         "compare": lambda: bench.engine.compare(x, NAME, y, baseline),
         "expert_tokens": lambda: bench.engine.expert_tokens(x, NAME),
+        "rest": bench.engine.rest,
     }
     calls[call]()
     assert waits == [True]

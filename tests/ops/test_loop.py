@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -16,6 +18,7 @@ from moe_layers import random_tokens, relative_error
 from waiting import wait_until
 
 from fdmoe_kernels import reference_moe
+from fdmoe_ops.worker import loop
 from fdmoe_ops.worker.choice import Choice
 from fdmoe_ops.worker.engine import Engine
 from fdmoe_ops.worker.errors import BaselineBroken
@@ -68,7 +71,7 @@ def loop_over(
 
 
 class Bench:
-    """A loop in a thread; `control` is the watchdog's end of its channel."""
+    """A loop in a thread, with chaos; `control` is the watchdog's end of its channel."""
 
     def __init__(self, directory: Path, layers: int = 1) -> None:
         self.engine = Resting(layers)
@@ -76,7 +79,7 @@ class Bench:
         self.socket_path = directory / "worker.sock"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, self.theirs = Channel(ours), Control(theirs, self.page)
-        self._loop = loop_over(cast(Engine, self.engine), self.page, self.theirs, self.socket_path)
+        self._loop = loop_over(cast(Engine, self.engine), self.page, self.theirs, self.socket_path, chaos=True)
         self.broken = ""
         self.thread = threading.Thread(target=self._run)
 
@@ -125,6 +128,26 @@ def test_a_worker_that_has_nothing_to_do_proves_its_baseline_again_and_again_and
     bench.thread.join(10)
     bench.control.close()
     assert (bench.engine.proofs, bench.broken) == (3, "it differs")
+
+
+def test_one_that_waits_for_a_message_says_so_and_one_that_sleeps_does_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may be counted some time before it is sent."""
+    slept: list[tuple[float, bool]] = []
+    clock = SimpleNamespace(
+        monotonic=time.monotonic, sleep=lambda seconds: slept.append((seconds, bench.page.snapshot().host_waits))
+    )
+    monkeypatch.setattr(loop, "time", clock)
+    bench.thread.start()
+    wait_until(lambda: bench.control.receive() == READY)
+    bench.page.add(Line.GATEWAY, 0)
+    beats = bench.page.read(Line.HOST, Host.BEATS)
+    wait_until(lambda: bench.page.read(Line.HOST, Host.BEATS) > beats + 2)
+    wait_until(lambda: bench.page.snapshot().host_waits)
+    bench.control.send(messages.Block(3600.0))
+    wait_until(lambda: bool(slept))
+    assert slept == [(3600.0, False)]
 
 
 def test_nothing_is_proven_before_its_time(bench: Bench) -> None:

@@ -203,7 +203,9 @@ def test_the_causes_for_programs() -> None:
     ("cause", "exit_code", "changes", "words"),
     [
         ("frozen", None, {}, "the worker shows no sign of work; no launch is outstanding; the worker serves, with "
-         "1 batch unanswered"),
+         "1 batch unanswered, and is not at the device"),
+        ("frozen", None, {"host_beats": 7}, "the worker shows no sign of work; no launch is outstanding; the worker "
+         "serves, with 1 batch unanswered, and waits for the device or for messages"),
         ("frozen", None, {"baseline_begun": 3, "submitted": 6}, "the worker shows no sign of work; no launch is "
          "outstanding; the worker is in run 3 of the baseline path, with 2 batches unanswered"),
         ("startup", None, {"stage": Stage.COMPILING}, "the worker did not become ready in time; no launch is "
@@ -217,12 +219,13 @@ def test_the_causes_for_programs() -> None:
         ("exit", 1, {"submitted": 0}, "the worker's process has ended (exit code 1); no launch is outstanding; the "
          "worker serves, with 0 batches unanswered"),
         ("exit", -200, {}, "the worker's process has ended (by signal 200); no launch is outstanding; the worker "
-         "serves, with 1 batch unanswered"),
+         "serves, with 1 batch unanswered, and is not at the device"),
         ("page", None, {"stage": Stage.LOADING}, "the worker's beat page is damaged; no launch is "
          "outstanding; the worker is loading"),
         ("unreachable", None, {"submitted": 0}, "the gateway cannot reach the worker; no launch is outstanding; the "
          "worker serves, with 0 batches unanswered"),
-        ("something new", None, {}, "no launch is outstanding; the worker serves, with 1 batch unanswered"),
+        ("something new", None, {}, "no launch is outstanding; the worker serves, with 1 batch unanswered, "
+         "and is not at the device"),
     ],
 )  # fmt: skip
 def test_other_causes_without_a_launch(cause: str, exit_code: int | None, changes: dict[str, int], words: str) -> None:

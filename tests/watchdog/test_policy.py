@@ -304,8 +304,8 @@ def test_a_worker_whose_host_thread_is_held_is_replaced_sooner() -> None:
 
 def test_a_worker_that_sleeps_over_a_batch_is_replaced_at_once() -> None:
     ladder = Ladder().serving()
-    asleep = Seen(alive=True, ready=True, untouched_s=0.07, host_still_s=0.07, blocked_s=0.07)
-    assert ladder.at(2.0, replace(asleep, blocked_s=0.065), IDLE) == ()
+    asleep = Seen(alive=True, ready=True, untouched_s=0.07, host_still_s=0.07, blocked_s=0.04)
+    assert ladder.at(2.0, replace(asleep, blocked_s=0.035), IDLE) == ()
     assert ladder.at(2.1, asleep, IDLE, lag_s=0.2) == (), "the watchdog was late itself"
     actions = ladder.at(2.2, asleep, IDLE)
     assert (actions[0], actions[-1]) == (Fence("a", 1, "frozen"), Kill("a", 1))
@@ -1079,7 +1079,7 @@ class AnyOrder(RuleBasedStateMachine):
             host_still_s = 0.0 if host_beats else untouched_s
             self.seen[name] = replace(self.seen[name], untouched_s=untouched_s, host_still_s=host_still_s)
 
-    @rule(name=st.sampled_from("ab"), blocked_s=st.sampled_from([0.06, 0.07, 0.3]))
+    @rule(name=st.sampled_from("ab"), blocked_s=st.sampled_from([0.03, 0.04, 0.3]))
     def sleep(self, name: str, blocked_s: float) -> None:
         if self.seen[name].ready:
             self.seen[name] = replace(

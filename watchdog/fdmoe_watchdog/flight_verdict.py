@@ -322,7 +322,10 @@ def _host(snapshot: Snapshot) -> str:
     waiting = _count(max(snapshot.submitted - snapshot.answered, 0), "batch", "batches")
     if snapshot.baseline_begun > snapshot.baseline_ended:
         return f"the worker is in run {snapshot.baseline_begun} of the baseline path, with {waiting} unanswered"
-    return f"the worker serves, with {waiting} unanswered"
+    words = f"the worker serves, with {waiting} unanswered"
+    if snapshot.waiting:
+        words += ", and waits for the device or for messages" if snapshot.host_waits else ", and is not at the device"
+    return words
 
 
 def ended_by(code: int) -> str:

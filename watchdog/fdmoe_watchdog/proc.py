@@ -42,18 +42,18 @@ class Stat(NamedTuple):
 def asleep(pid: int) -> bool:
     """Whether each thread of a process waits for something: none of them runs, or is about to, or waits for a disk."""
     try:
-        threads = [path / "stat" for path in (PROC / str(pid) / "task").iterdir()]
+        threads = os.listdir(PROC / str(pid) / "task")
     except OSError:
         return False
     # of a thread that ends meanwhile nothing is told
-    states = [fields[_STATE] for thread in threads if (fields := split_stat(text_of(thread))[1])]
-    return bool(states) and set(states) == {SLEEPS}
+    return all(StatFile(f"{pid}/task/{thread}").read().state in (SLEEPS, "") for thread in threads)
 
 
 class StatFile:
-    """/proc/PID/stat, opened once: it is read at each turn, and never tells of another process with the same number."""
+    """/proc/PID/stat, opened once: it is read at each turn, and never tells of another process with the same number.
+    `pid`: or PID/task/TID, for one of its threads."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int | str) -> None:
         self._fd = -1
         with contextlib.suppress(OSError):
             self._fd = os.open(PROC / str(pid) / "stat", os.O_RDONLY | os.O_CLOEXEC)

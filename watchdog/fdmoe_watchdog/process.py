@@ -45,7 +45,7 @@ def spawn(
 
 
 class _Lasting:
-    """For how long something has been seen at each look."""
+    """For how long something has been so at each look."""
 
     def __init__(self) -> None:
         self._since: float | None = None
@@ -296,10 +296,9 @@ class WorkerProcess(Child):
         return min(silent_s, held_s + ASKED_S) if works and self._held.lasts else held_s
 
     def _blocked_s(self) -> float:
-        silent_s, last = self.tracker.host_still_s, self.tracker.last
-        idle = silent_s >= ASKED_S and last is not None and not last.host_waits and self.asleep
-        blocked_s = self._blocked.seen(idle, self.tracker.clock_s)
-        return min(silent_s, blocked_s + ASKED_S) if idle else 0.0
+        tracker, last = self.tracker, self.tracker.last
+        idle = tracker.host_still_s >= ASKED_S and last is not None and not last.host_waits and self.asleep
+        return self._blocked.seen(idle, tracker.clock_s)
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

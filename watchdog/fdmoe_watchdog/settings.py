@@ -95,10 +95,10 @@ class RecoverySettings(Group):
         "copies and compares rows then, and beats after each. On the CPU the answer deadline unless it is given.",
     )
     blocked_deadline_s: float = Field(
-        0.07,
-        gt=0,
-        description="How long of that it may sleep, with all threads of its process, without having called for the "
-        "device or for the next message.",
+        0.04,
+        ge=0.02,
+        description="How long of that, after its first 30 ms, it may be seen to sleep, with all threads of its process "
+        "and not because it waits for the device or for the next message.",
     )
     stopped_deadline_s: float = Field(
         0.05,

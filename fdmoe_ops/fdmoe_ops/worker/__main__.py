@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import structlog
 
@@ -65,16 +65,22 @@ def main(arguments: list[str] | None = None) -> int:
         structlog.get_logger("fdmoe.worker").info("worker_ends", reason=str(error))
         return 0
     except DeviceBroken as error:
-        fail(control, str(error), "device")
+        _fail(page, control, str(error), "device")
     except BaselineBroken as error:
-        fail(control, str(error), "weights")
+        _fail(page, control, str(error), "weights")
     except WeightsError as error:
-        fail(control, str(error), "unknown")
+        _fail(page, control, str(error), "unknown")
     except Exception as error:  # noqa: BLE001
         # the outermost loop: whatever it is, the watchdog is told in words, and it starts a new generation
         structlog.get_logger("fdmoe.worker").exception("worker_broken")
-        fail(control, f"{type(error).__name__}: {error}", "unknown")
+        _fail(page, control, f"{type(error).__name__}: {error}", "unknown")
     return 0
+
+
+def _fail(page: Page, control: Channel, reason: str, blame: messages.Blame) -> NoReturn:
+    # its last lines may have to wait for whoever reads them: it is no worker that sleeps over a batch
+    page.begin_wait()
+    fail(control, reason, blame)
 
 
 def _import_all() -> None:

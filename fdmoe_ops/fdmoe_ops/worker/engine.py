@@ -249,7 +249,9 @@ class Engine:
 
     def rest(self) -> None:
         """There is nothing to do just now."""
+        self._page.begin_wait()
         self._tally.rest()
+        self._page.end_wait()
 
     def store(self, y: torch.Tensor, batch: messages.Batch) -> None:
         """Write the rows of y into the segments' output areas; they are there when this returns."""
