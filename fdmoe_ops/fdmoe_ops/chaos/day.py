@@ -33,7 +33,8 @@ _SOAK_TOKENS = (64, 256, 1024, 4096)
 
 
 class Day:
-    """Prints a line for each fault, and writes the report anew after each: a day that is cut off has one, too."""
+    """Prints a line for each fault, and writes the report anew after each, as after each phase of a soak: what is cut
+    off has one, too."""
 
     def __init__(self, settings: Settings, directory: Path, commit: str, *, clients: int, max_tokens: int) -> None:
         self._settings = settings
@@ -73,10 +74,11 @@ class Day:
             plan = self._plan(model, name, layer, {})
             most = self._worker(model).max_batch_tokens
             pools = [plan.pool, *(Pool.of(name, layer, tokens) for tokens in _SOAK_TOKENS if tokens <= most)]
+            where = report.machine() | {"commit": self._commit, "command": _command()}
             with running_tree(*plan.flags) as tree:
-                soaked = soak(tree, pools, self._devices[0], minutes)
-        row = report.soak_row(soaked, **report.machine(), commit=self._commit, command=_command())
-        report.write_csv(self._directory / "soak.csv", [row])
+                for soaked in soak(tree, pools, self._devices[0], minutes):
+                    row = report.soak_row(soaked, **where)
+                    report.write_csv(self._directory / "soak.csv", [row])
         typer.echo(
             f"{row['seconds']} s, {row['requests']} requests: {row['false_alarms']} false alarms, "
             f"{row['failed']} lost, {row['wrong']} wrong"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fdmoe_ops.chaos.events import ALARMS, Event, EventTail
@@ -42,10 +43,10 @@ class Soaked:
         return not self.alarms and not any(sent.failed or sent.wrong or sent.retries for sent in self.sent)
 
 
-def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
-    """`pools` are of growing sizes: each comes into use one after the other, so that its sizes come for the first time
-    beside others. `device` is the one that the neighbour works on. All phases are played once at least, shorter ones
-    where there is little time."""
+def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Iterator[Soaked]:
+    """What was found so far, after each phase. `pools` are of growing sizes: each comes into use one after the other,
+    so that its sizes come for the first time beside others. `device` is the one that the neighbour works on. All phases
+    are played once at least, shorter ones where there is little time."""
     result = Soaked()
     tail = EventTail(tree)
     started = time.monotonic()
@@ -58,11 +59,11 @@ def soak(tree: Tree, pools: list[Pool], device: str, minutes: float) -> Soaked:
             with busy_neighbours(device, phase_s) if beside else contextlib.nullcontext():
                 result.sent += _phase(tree, pool, clients, phase_s)
             result.phases[name] = result.phases.get(name, 0) + 1
-        result.seconds = time.monotonic() - started
-        result.alarms = [event for event in tail.since(0) if event["event"] in ALARMS]
+            result.seconds = time.monotonic() - started
+            result.alarms = [event for event in tail.since(0) if event["event"] in ALARMS]
+            yield result
     finally:
         tail.close()
-    return result
 
 
 def _phase(tree: Tree, pool: Pool, clients: int, seconds: float) -> list[Sent]:

@@ -68,9 +68,12 @@ def test_a_day_that_is_not_clean_goes_on_and_ends_with_1(
 def test_a_soak_with_a_false_alarm_ends_with_1_and_says_which(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    soaked = Soaked(6.2, {"many": 1, "idle": 1}, [ANSWERED, ANSWERED], [{"event": "stall"}, {"event": "kill"}])
+    phases = [
+        Soaked(3.1, {"many": 1}, [ANSWERED], [{"event": "stall"}]),
+        Soaked(6.2, {"many": 1, "idle": 1}, [ANSWERED, ANSWERED], [{"event": "stall"}, {"event": "kill"}]),
+    ]
     monkeypatch.setattr(day, "running_tree", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(day, "soak", lambda *_: soaked)
+    monkeypatch.setattr(day, "soak", lambda *_: iter(phases))
     code = run_command(monkeypatch, "soak", f"--report={tmp_path}")
     output = capsys.readouterr()
     assert (code, output.err) == (1, f"error: the soak was not clean: {tmp_path}/soak.csv\n")
@@ -79,6 +82,21 @@ def test_a_soak_with_a_false_alarm_ends_with_1_and_says_which(
         (row,) = csv.DictReader(file)
     found = [row[name] for name in ("seconds", "requests", "failed", "wrong", "false_alarms", "alarms", "phases")]
     assert found == ["6", "2", "0", "0", "2", "kill; stall", "many 1; idle 1"]
+
+
+def test_a_soak_that_is_cut_off_has_a_report_of_what_it_had_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(*_: object) -> Iterator[Soaked]:
+        yield Soaked(3.1, {"many": 1}, [ANSWERED, LOST])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(day, "running_tree", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(day, "soak", play)
+    assert run_command(monkeypatch, "soak", f"--report={tmp_path}") == 130
+    with (tmp_path / "soak.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [row[name] for name in ("seconds", "requests", "failed", "phases")] == ["3", "2", "1", "many 1"]
 
 
 @pytest.mark.parametrize("command", ["game-day", "soak"])
