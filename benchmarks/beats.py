@@ -1,8 +1,9 @@
 """`python benchmarks/beats.py`: what beats cost a batch on its way through a worker.
 
-Two engines over one layer take turns with the same batches, out of the arena, through the fused path, and back into the
-arena: one as a worker has it, whose kernel and host thread write into the pinned page and look at it for an abort, and
-one without a page. Which one is first changes from turn to turn; the times are medians.
+Three engines over one layer take turns with the same batches, out of the arena, through the fused path, and back into
+the arena: one as a worker has it, whose kernel and host thread write into the pinned page and look at it for an abort,
+one whose host thread alone does, and one without a page. Who is first changes from turn to turn; the times are medians.
+`cost` is of all beats and `host_cost` the host thread's part of it.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ class _NoPage:
 class _Silent(Engine):
     """An engine whose launches have no page; what it computed is counted all the same."""
 
-    def forget_page(self, layer: MoELayer) -> None:
+    def forget_page(self, layer: MoELayer, *, host: bool) -> None:
+        """The kernel does, and the host thread, too, if not `host`."""
         self._workspace = Workspace(layer, self.max_batch_tokens)
-        self._page = _NoPage()  # type: ignore[assignment]
+        if host:
+            self._page.exit_of = _NoPage().exit_of  # type: ignore[method-assign]
+        else:
+            self._page = _NoPage()  # type: ignore[assignment]
         self._tally = Tally(self._counts, self._workspace, self._synchronize)
 
 
@@ -62,25 +67,29 @@ def measure(layer: MoELayer, tokens: list[int], turns: int, slots: int, director
         page = Page.create(directory / name, generation=1, slots=slots)
         return kind({_NAME: layer}, page=page, arena=arena, max_batch_tokens=most, programs=0)
 
-    served, silent = engine(Engine, "served.page"), engine(_Silent, "silent.page")
-    assert isinstance(silent, _Silent)
-    silent.forget_page(layer)
+    served, host, silent = (engine(kind, f"{place}.page") for place, kind in enumerate((Engine, _Silent, _Silent)))
+    for each in (host, silent):
+        assert isinstance(each, _Silent)
+        each.forget_page(layer, host=each is host)
+    engines = (served, host, silent)
     rows: list[dict[str, object]] = []
     for count in tokens:
         batch = Batch(1, 1, _NAME, _segments(count, row_bytes, most * row_bytes))
-        times_us: dict[Engine, list[float]] = {served: [], silent: []}
+        times_us: dict[Engine, list[float]] = {each: [] for each in engines}
         for turn in range(_WARM + turns):
-            for each in (served, silent) if turn % 2 else (silent, served):
+            for each in engines if turn % 2 else engines[::-1]:
                 took_us = _serve(each, batch)
                 if turn >= _WARM:
                     times_us[each].append(took_us)
-        with_us, without_us = (statistics.median(times_us[each]) for each in (served, silent))
+        with_us, host_us, without_us = (statistics.median(times_us[each]) for each in engines)
         rows.append(
             {
                 "tokens": count,
                 "with_us": round(with_us, 1),
+                "host_us": round(host_us, 1),
                 "without_us": round(without_us, 1),
                 "cost": round(with_us / without_us - 1, 4),
+                "host_cost": round(host_us / without_us - 1, 4),
                 "turns": turns,
             }
         )
