@@ -36,7 +36,8 @@ class Export:
             resource=Resource.create().merge(own).merge(OTELResourceDetector().detect()),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(_Told(OTLPSpanExporter(endpoint=url), url)))
+        self._exporter = _Told(OTLPSpanExporter(endpoint=url), url)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self.tracer: Tracer = self._provider.get_tracer("fdmoe_ops.gateway", version)
 
     def close(self, timeout_s: float) -> None:
@@ -44,6 +45,9 @@ class Export:
         thread = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         thread.start()
         thread.join(timeout_s)
+        if thread.is_alive():
+            # its pauses between tries end with this
+            self._exporter.shutdown()
 
 
 class _Told(SpanExporter):
