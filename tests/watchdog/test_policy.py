@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fdmoe_watchdog import policy
 from fdmoe_watchdog.messages import Blame
+from fdmoe_watchdog.metrics import SWITCHES
 from fdmoe_watchdog.policy import (
     Abort,
     AbortEnded,
@@ -862,6 +863,9 @@ class AnyOrder(RuleBasedStateMachine):
         if self.condemned is not None:
             assert any(isinstance(action, GiveUp) for action in actions), "nothing goes on on a condemned device"
         for action in actions:
+            if isinstance(action, SetPath) and action.path != action.previous:
+                switch = (action.previous, action.path, action.reason)
+                assert switch in SWITCHES, "a counter that is born at 1 shows no increase"
             match action:
                 case SetPath(worker=name, path=path) if path != "baseline":
                     assert self.seen[name].fused, "nobody serves or shadows with a path that was not proven"
@@ -1029,7 +1033,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.holder.alive and not self.holder.ready:
             self.holder = replace(self.holder, failed=("no room", blame))
 
-    @rule(name=st.sampled_from("ab"), blame=st.sampled_from(["settings", "device", "unknown"]))
+    @rule(name=st.sampled_from("ab"), blame=st.sampled_from(["settings", "device", "weights", "unknown"]))
     def fail(self, name: str, blame: Blame) -> None:
         if self.seen[name].alive:
             self.seen[name] = replace(self.seen[name], failed=("it cannot", blame))

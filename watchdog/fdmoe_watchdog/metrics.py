@@ -29,6 +29,7 @@ SWITCHES = (
     ("shadow", "baseline", "slow"),
     ("fused", "baseline", "slow"),
     ("fused", "baseline", "unproven"),
+    ("shadow", "baseline", "unproven"),
     ("baseline", "shadow", "cooled_down"),
     ("shadow", "fused", "proven"),
 )

@@ -149,14 +149,15 @@ class RecoverySettings(Group):
         0.001,
         ge=0,
         le=1,
-        description="Share of the fused path's batches that also run on the baseline and are compared; the first of a "
-        "token bucket, and late ones, are compared in any case (recovery.slow_checks).",
+        description="Share of each layer's batches on the fused path that also run on the baseline and are compared; the "
+        "first of a token bucket, and late ones, are compared in any case (recovery.slow_checks).",
     )
     compare_interval_s: float = Field(
         60.0,
         gt=0,
-        description="While requests come, one batch at least is compared in this time, unless compare_ratio is 0; a "
-        "worker that has nothing to do, as a standby, proves the baseline of all its layers in it.",
+        description="While requests come, one batch at least is compared in this time, of the layer that has waited "
+        "longest, unless compare_ratio is 0; a worker that has nothing to do, as a standby, proves the baseline of all "
+        "its layers in it.",
     )
     compare_before_answer: bool = Field(
         False,

@@ -165,7 +165,7 @@ class Loop:
             self._answer(batch, "baseline", started, str(error))
             return
         x = engine.load(batch)
-        taken = self._choice.take(x.shape[0], time.monotonic())
+        taken = self._choice.take(batch.layer, x.shape[0], time.monotonic())
         y, path = self._run(x, batch, taken.path)
         engine.store(y, batch)
         self._answer(batch, path, started)
