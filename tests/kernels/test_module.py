@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+
 import pytest
 import torch
 from moe_layers import Place, random_layer, random_tokens
+from torch._dynamo.utils import counters
 
 from fdmoe_kernels import FusedMoE, Routing, Workspace, fused_moe
 from fdmoe_kernels.module import _fused_moe
@@ -22,6 +26,56 @@ def test_torch_compile_takes_it_whole_for_any_number_of_tokens(place: Place, bac
     for tokens in (3, 40, 17):
         x = random_tokens(layer, tokens, seed=tokens)
         assert torch.equal(compiled(x), fused_moe(x * 2, layer, workspace) + 1)
+
+
+class Block(torch.nn.Module):
+    """As models compile their blocks: one after the other, each by itself."""
+
+    def __init__(self, moe: FusedMoE) -> None:
+        super().__init__()
+        self.norm, self.moe = torch.nn.LayerNorm(64, device=moe.layer.device), moe
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.moe(self.norm(x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_blocks_of_a_model_share_what_is_compiled(place: Place, backend: str) -> None:
+    torch.compiler.reset()
+    layers = [random_layer(8, 64, 32, 2, place=place, seed=seed) for seed in range(12)]
+    workspace = Workspace(layers[0], 4)
+    blocks = [Block(FusedMoE(layer, workspace)) for layer in layers]
+    x = random_tokens(layers[0], 4, seed=0).float()
+    with torch.no_grad():
+        expected = [block(x) for block in blocks]
+        compiled_before = counters["stats"]["unique_graphs"]
+        for block, y in zip(blocks, expected, strict=True):
+            block.compile(fullgraph=True, backend=backend)
+            torch.testing.assert_close(block(x), y)
+    assert counters["stats"]["unique_graphs"] - compiled_before == 1
+    assert len({tuple(y[0, :4].tolist()) for y in expected}) == 12, "each its own weights"
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    layer = random_layer(8, 64, 32, 2)
+    module = FusedMoE(layer, Workspace(layer, 4), precision="tf32x3", programs=3)
+    twin = copy.deepcopy(module)
+    assert (twin.workspace, twin.precision, twin.programs) == (module.workspace, "tf32x3", 3)
+    x = random_tokens(layer, 4, seed=0)
+    expected = module(x)
+    del module
+    gc.collect()
+    layer.down.zero_()
+    assert torch.equal(twin(x), expected)
+
+
+def test_it_stays_where_its_layer_is() -> None:
+    layer = random_layer(8, 64, 32, 2)
+    module = FusedMoE(layer, Workspace(layer, 4))
+    x = random_tokens(layer, 4, seed=0)
+    expected = module(x)
+    assert torch.equal(module.double().to("meta")(x), expected)
+    assert module.state_dict() == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -59,7 +113,7 @@ def test_its_fake_says_what_it_gives(place: Place, given: bool) -> None:
     module = FusedMoE(layer, Workspace(layer, 4))
     experts = torch.tensor([[0, 1]] * 4, device=layer.device) if given else None
     weights = torch.full((4, 2), 0.5, device=layer.device) if given else None
-    arguments = (random_tokens(layer, 4, seed=0), experts, weights, module.handle)
+    arguments = (random_tokens(layer, 4, seed=0), experts, weights, module.key)
     torch.library.opcheck(_fused_moe, arguments, test_utils="test_faketensor")
     torch.library.opcheck(_fused_moe, arguments, test_utils="test_schema")
 
@@ -68,6 +122,20 @@ def test_a_workspace_for_another_layer_is_refused() -> None:
     layer = random_layer(8, 64, 32, 2)
     with pytest.raises(ValueError, match=r"\(E, S, H, I, K\) = \(8, 0, 64, 32, 2\)"):
         FusedMoE(random_layer(8, 64, 16, 2), Workspace(layer, 4))
+
+
+@pytest.mark.gpu
+def test_the_graphs_that_torch_compile_makes_take_several_modules() -> None:
+    torch.compiler.reset()
+    layers = [random_layer(16, 128, 64, 4, place=Place("cuda", torch.bfloat16, 6e-3, ()), seed=seed) for seed in (1, 2)]
+    workspace = Workspace(layers[0], 4)
+    modules = [FusedMoE(layer, workspace) for layer in layers]
+    compiled = [torch.compile(module, fullgraph=True, mode="reduce-overhead") for module in modules]
+    for turn in range(4):
+        x = random_tokens(layers[0], 4, seed=turn)
+        for module, captured in zip(modules, compiled, strict=True):
+            torch.compiler.cudagraph_mark_step_begin()
+            assert torch.equal(captured(x), module(x))
 
 
 @pytest.mark.gpu

@@ -149,8 +149,8 @@ class RecoverySettings(Group):
         0.001,
         ge=0,
         le=1,
-        description="Share of each layer's batches on the fused path that also run on the baseline and are compared; the "
-        "first of a token bucket, and late ones, are compared in any case (recovery.slow_checks).",
+        description="Share of each layer's batches on the fused path that also run on the baseline and are compared; "
+        "the first of a token bucket, and late ones, are compared in any case (recovery.slow_checks).",
     )
     compare_interval_s: float = Field(
         60.0,

@@ -21,8 +21,8 @@ class Choice:
     """What the watchdog ordered, applied batch by batch.
 
     On the fused path every batch of a bucket that is not proven is run as in shadow. Of the others one in 1 / `ratio`
-    of each layer is compared, and at least one in `interval_s` while batches come, of the layer that has waited longest;
-    none with ratio 0. A model calls its layers in turn: with one count for all, some would never be compared.
+    of each layer is compared, and at least one in `interval_s` while batches come, of the layer that has waited
+    longest; none with ratio 0. A model calls its layers in turn: with one count for all, some would never be compared.
     """
 
     def __init__(self, ratio: float, interval_s: float) -> None:
