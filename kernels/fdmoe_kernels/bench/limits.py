@@ -8,10 +8,12 @@ from fdmoe_kernels.bench.profiling import ProfileRow
 from fdmoe_kernels.bench.rows import Row
 
 _HEADER = (
-    "| model | tokens | best peer | of the floor | of us | begin, us | end, us | DRAM in between | tensor cores | L2 | "
+    "| model | tokens | best peer | of the floor | beats | of us | begin, us | end, us | DRAM in between | tensor cores | L2 | "
     "GHz | W | warps wait for |\n"
-    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
 )
+# the most that beats may cost
+BEATS = 0.01
 _NONE = "–"
 
 
@@ -32,10 +34,13 @@ def limits_table(rows: Sequence[Row], profiled: Sequence[ProfileRow]) -> str:
 
 
 def _line(row: Row, profile: Mapping[tuple[str, int], ProfileRow]) -> str:
-    ratio = row.best_peer_ratio or 0.0
+    assert row.best_peer_us is not None, "a cell with a ratio has a peer"
+    # a ratio that is rounded hides who is behind by less than that
+    ratio = _bold(f"{row.best_peer_ratio:.3f}", row.latency_us > row.best_peer_us)
     found = profile.get((row.model, row.tokens))
     seen = [_NONE] * 8 if found is None else _seen(found)
-    cells = [row.model, str(row.tokens), _bold(f"{ratio:.3f}", ratio < 1), _floor(row), *seen]
+    beats = _bold(f"{row.beats_share:+.1%}", row.beats_share > BEATS)
+    cells = [row.model, str(row.tokens), ratio, _floor(row), beats, *seen]
     cells.insert(-1, _NONE if row.power_w is None else str(row.power_w))
     return "| " + " | ".join(cells) + " |"
 
