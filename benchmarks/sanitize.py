@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from fdmoe_kernels import MoELayer, Routing, RoutingRule, Workspace, fused_moe, reference_moe
+from fdmoe_kernels import MoELayer, Routing, RoutingRule, Scores, SwiGLU, Workspace, fused_moe, reference_moe
 from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import Model, random_tokens
 from fdmoe_kernels.comparing import compare
@@ -76,12 +76,48 @@ def _forms() -> Iterator[str]:
 
 
 def _rules() -> Iterator[str]:
-    layer = _layer(24, 128, 64)
-    grouped = replace(layer, routing=RoutingRule(4, renormalize=False, groups=4, top_groups=2, group_scores=2))
-    workspace = Workspace(grouped, 200, page=new_page(_DEVICE))
-    for tokens in (1, 200):
-        x = random_tokens(grouped, tokens)
-        yield _compare(f"groups, {tokens} tokens", grouped, x, fused_moe(x, grouped, workspace))
+    """What routes and computes in other ways, to the largest batch of the workspace, and beside a token without a
+    number in it."""
+    grouped = RoutingRule(4, renormalize=False, groups=4, top_groups=2, group_scores=2)
+    sigmoid = RoutingRule(
+        4, renormalize=True, scores=Scores.SIGMOID, groups=4, top_groups=2, group_scores=2, scaling=2.5
+    )
+    layers = {
+        "groups": replace(_layer(24, 128, 64), routing=grouped),
+        "everything": _with_everything(24, 128, 64, sigmoid),
+    }
+    for name, layer in layers.items():
+        workspace = Workspace(layer, 900, page=new_page(_DEVICE))
+        for tokens in (1, 3, 40, 200, 900):
+            x = random_tokens(layer, tokens)
+            form = workspace.form(layer, tokens)
+            yield _compare(f"{name}, {tokens} tokens, {form}", layer, x, fused_moe(x, layer, workspace))
+            if tokens > 1:
+                x[1, 5] = float("nan")
+                y = fused_moe(x, layer, workspace)
+                assert y[1].isnan().all(), "what is made of no number is none"
+                yield _compare(f"{name}, {tokens} tokens with a NaN, {form}", layer, x, y)
+
+
+def _with_everything(experts: int, hidden: int, intermediate: int, routing: RoutingRule) -> MoELayer:
+    """Two shared experts behind a gate, every bias, and a clamped activation."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=_DEVICE).bfloat16()
+
+    return MoELayer(
+        draw(experts, hidden) / hidden**0.5,
+        draw(experts + 2, 2 * intermediate, hidden) / hidden**0.5,
+        draw(experts + 2, hidden, intermediate) / intermediate**0.5,
+        routing,
+        activation=SwiGLU(1.702, 1.0, 1.0),
+        router_bias=draw(experts),
+        correction_bias=0.2 * draw(experts).float(),
+        gate_up_bias=draw(experts + 2, 2 * intermediate),
+        down_bias=draw(experts + 2, hidden),
+        shared_experts=2,
+        shared_gate=draw(hidden) / hidden**0.5,
+    )
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from fdmoe_kernels.bench.profiling import ProfileRow
 from fdmoe_kernels.bench.rows import Row
 
 _HEADER = (
-    "| model | tokens | best peer | of the floor | beats | of us | begin, us | end, us | DRAM in between | tensor cores | L2 | "
-    "GHz | W | warps wait for |\n"
+    "| model | tokens | best peer | of the floor | beats | of us | begin, us | end, us | DRAM in between | "
+    "tensor cores | L2 | GHz | W | warps wait for |\n"
     "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|"
 )
 # the most that beats may cost
