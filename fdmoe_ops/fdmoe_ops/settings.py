@@ -168,8 +168,9 @@ class WorkerSettings(Group):
         4096, ge=1, description="Most tokens of one batch, and so of one request; 64 on the CPU unless it is given."
     )
     programs: int = Field(
-        0, ge=0, description="SM budget: programs (CTAs) of the fused kernel; 0: as many as it is fastest with."
-    )
+        0, ge=0, le=65536,
+        description="SM budget: programs (CTAs) of the fused kernel; 0: as many as it is fastest with.",
+    )  # fmt: skip
 
 
 class ArenaSettings(Group):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fdmoe_kernels.activation import SILU
 from fdmoe_kernels.hardware import grouped_mm_supported
-from fdmoe_kernels.layer import MoELayer
+from fdmoe_kernels.layer import MoELayer, check_output
 from fdmoe_kernels.routing import Routing, choose
 
 # rows sorted by expert [N, ..], rows of each expert [E+S] int32, the expert of each row [N] -> [N, H]
@@ -24,11 +24,13 @@ def baseline_moe(
     x: torch.Tensor, layer: MoELayer, *, routing: Routing | None = None, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """y [T, H] for x [T, H], of the layer's dtype; deterministic: the rows of a token are summed in the order of k, the
-    shared experts' last. By `routing` where given, else by the layer's router.
+    shared experts' last. By `routing` where given, else by the layer's router. Into `out` [T, H] like x, where given.
 
-    Raises ValueError for an input or a routing that does not fit the layer.
+    Raises ValueError for an input or a routing that does not fit the layer, and for an `out` that is not like x.
     """
     layer.check_input(x)
+    if out is not None:
+        check_output(out, x)
     if routing is None:
         weights, chosen, live = *_with_shared(x, route(x, layer), layer), None
     else:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import triton
+import triton.language as tl
 
 Family = Literal["cuda", "hip", "interpreter"]
 
@@ -18,8 +19,12 @@ _log = logging.getLogger(__name__)
 
 
 def interpreted() -> bool:
-    """Triton runs kernels in its interpreter (TRITON_INTERPRET=1), on the CPU, one program after another."""
-    return bool(triton.knobs.runtime.interpret)
+    """Triton runs kernels in its interpreter, on the CPU, one program after another.
+
+    TRITON_INTERPRET=1 makes it so only where it is set before the first import of triton: each function of Triton's own
+    library, such as tl.sigmoid, is then made what it stays. Set later, no kernel that calls one runs.
+    """
+    return not isinstance(tl.sigmoid, triton.JITFunction)
 
 
 def family() -> Family:

@@ -138,14 +138,26 @@ class MoELayer:
         out          memory for all `tensors` of the layer, whatever is in it; without it, it is allocated. Its names,
                      shapes and dtypes are those of the same layer packed on the device "meta", which copies nothing
 
-        Raises ValueError as MoELayer does, for one of gate_bias and up_bias without the other, and for an `out` of
-        other names, shapes, dtypes or device.
+        Raises ValueError as MoELayer does, for gates, ups and downs that are none or not equally many, for a tensor of
+        any other shape than these (the gates say what E is, and the first of them I and H), for one of gate_bias and
+        up_bias without the other, and for an `out` of other names, shapes, dtypes or device.
         """
         if (gate_bias is None) != (up_bias is None):
             half, absent = ("gate_bias", "up_bias") if up_bias is None else ("up_bias", "gate_bias")
             raise ValueError(f"{half} is given without {absent}; both or neither are needed")
+        gates, ups, downs = list(gates), list(ups), list(downs)  # each is asked for once: it may come from a file
+        _check_experts(gates, ups, downs)
+        experts, (intermediate, hidden) = len(gates), gates[0].shape
+        if shared is not None:
+            _check_shared(*shared, hidden)
+        gate_shape = (hidden,) if shared_gate is None or shared_gate.ndim == 1 else (1, hidden)
+        _check_shapes({
+            "router": (router, (experts, hidden)), "shared_gate": (shared_gate, gate_shape),
+            "router_bias": (router_bias, (experts,)), "correction_bias": (correction_bias, (experts,)),
+            "gate_bias": (gate_bias, (experts, intermediate)), "up_bias": (up_bias, (experts, intermediate)),
+            "down_bias": (down_bias, (experts, hidden)),
+        })  # fmt: skip
         routed = list(zip(gates, ups, downs, strict=True))
-        intermediate, hidden = gates[0].shape
         slices = [] if shared is None else _slices(*shared, intermediate)
         total = len(routed) + len(slices)
         whole = {
@@ -227,7 +239,47 @@ class MoELayer:
             raise ValueError(f"x has strides {x.stride()}; a contiguous [T, {self.hidden_size}] is needed")
 
 
+def check_output(out: torch.Tensor, x: torch.Tensor) -> None:
+    """Raises ValueError unless `out` has the shape, dtype and device of x [T, H], and is contiguous."""
+    if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)} on {out.device}; "
+            f"like x, {x.dtype} {tuple(x.shape)} on {x.device}, is needed"
+        )
+    if not out.is_contiguous():
+        raise ValueError(f"out has strides {out.stride()}; a contiguous [T, {x.shape[1]}] is needed")
+
+
 _Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _check_experts(gates: Sequence[torch.Tensor], ups: Sequence[torch.Tensor], downs: Sequence[torch.Tensor]) -> None:
+    """Raises ValueError unless they are as many, and of one [I, H], [I, H] and [H, I]."""
+    if not len(gates) == len(ups) == len(downs) > 0:
+        raise ValueError(
+            f"there are {len(gates)} gates, {len(ups)} ups and {len(downs)} downs; as many of each, and at least 1, "
+            "are needed"
+        )
+    shape = tuple(gates[0].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"gates[0] has shape {shape}; [I, H], each at least 1, is needed")
+    for name, tensors, needed in (("gates", gates, shape), ("ups", ups, shape), ("downs", downs, shape[::-1])):
+        _check_shapes({f"{name}[{expert}]": (tensor, needed) for expert, tensor in enumerate(tensors)})
+
+
+def _check_shared(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, hidden: int) -> None:
+    """Raises ValueError unless they are [Is, H], [Is, H] and [H, Is]."""
+    shape = tuple(gate.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != hidden:
+        raise ValueError(f"shared's gate has shape {shape}; [Is, {hidden}], Is at least 1, is needed")
+    _check_shapes({"shared's up": (up, shape), "shared's down": (down, shape[::-1])})
+
+
+def _check_shapes(tensors: Mapping[str, tuple[torch.Tensor | None, tuple[int, ...]]]) -> None:
+    """Raises ValueError unless each tensor that is there has the shape beside it."""
+    for name, (tensor, needed) in tensors.items():
+        if tensor is not None and tuple(tensor.shape) != needed:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {needed} is needed")
 
 
 def _slices(gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, intermediate: int) -> list[_Expert]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from fdmoe_kernels.fused import fused_moe
+from fdmoe_kernels.fused import check_options, fused_moe
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing
 from fdmoe_kernels.tiles import Precision
@@ -32,7 +32,8 @@ class FusedMoE(torch.nn.Module):
     torch.compile takes it without a graph break, and CUDA graphs capture it. A routing made elsewhere may come with x;
     `precision` and `programs` are fused_moe's. Layers of one shape share what is compiled. A copy has weights of its
     own and the same workspace. `to` and its like move nothing: the layer stays where it is. Raises ValueError as
-    fused_moe does, when it runs, and for a workspace that does not fit the layer.
+    fused_moe does: for a workspace, `precision` or `programs` that does not fit when it is made, for all else when it
+    runs.
     """
 
     key: torch.Tensor
@@ -41,10 +42,7 @@ class FusedMoE(torch.nn.Module):
         self, layer: MoELayer, workspace: Workspace, *, precision: Precision = "ieee", programs: int = 0
     ) -> None:
         super().__init__()
-        if not workspace.fits(layer):
-            raise ValueError(
-                f"the workspace is for (E, S, H, I, K) = {workspace.shape}, {workspace.dtype} on {workspace.device}"
-            )
+        check_options(layer, workspace, precision=precision, programs=programs)
         self.layer, self.workspace = layer, workspace
         self.precision: Precision = precision
         self.programs = programs

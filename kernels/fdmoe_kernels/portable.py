@@ -55,7 +55,10 @@ def launch(
     programs: int,
     fault: Fault,
 ) -> None:
-    """One launch for x [T, H], T at least 1, into out [T, H]; fused.py has checked the arguments."""
+    """One launch for x [T, H], T at least 1, into out [T, H]; fused.py has checked the arguments.
+
+    Raises ValueError for a layer on a device, or of a dtype, that Triton does not serve in this process.
+    """
     tokens = x.shape[0]
     # a faulty build is made once, for the first row for several tokens, which serves any number of them
     tiles = tiles_for(layer, tokens if fault is Fault.NONE else 2, precision)
@@ -79,11 +82,26 @@ def launch(
             arguments[place] = _by_address(value)
         known.compiled[grid, 1, 1](*arguments)
         return
+    _check_served(layer)  # here and not before: what was found once is served
     by_name = _arguments(layer, workspace, tiles, precision, fault) | dict(zip(_OWN, own, strict=True))
     compiled = kernel.moe_layer_kernel[grid,](**by_name, num_warps=tiles.warps, num_stages=tiles.stages)
     if isinstance(compiled, CompiledKernel):  # the interpreter compiles nothing
         kept = {name: value if name == "page" else _by_address(value) for name, value in by_name.items()}
         found[key] = _Found(compiled, addresses, tuple(kept[name] for name in _NAMES))
+
+
+def _check_served(layer: MoELayer) -> None:
+    """Triton itself would say that it has no driver, and its interpreter's bfloat16 is off by a factor of 1e10."""
+    if interpreted():
+        if layer.dtype == torch.bfloat16:
+            raise ValueError(
+                f"the layer is {layer.dtype}, which Triton's interpreter computes wrongly; torch.float32 or "
+                "torch.float16 is allowed there"
+            )
+    elif layer.device.type != "cuda":
+        raise ValueError(
+            f"the layer is on {layer.device}; a GPU, or TRITON_INTERPRET=1 before the first import of triton, is needed"
+        )
 
 
 def _by_address(value: Any) -> Any:

@@ -39,7 +39,8 @@ class RoutingRule:
     `group_scores` = 2. DeepSeek-V2 gives the experts of other groups the score 0 and DeepSeek-V3 the choice -inf; a
     choice of K experts out of the eligible ones is the same for both, since softmax scores are above 0.
 
-    Raises ValueError for a number out of its range; `check` does so for numbers that do not fit the experts.
+    Raises ValueError for a number out of its range, and for a count that is no int; `check` does so for numbers that do
+    not fit the experts.
     """
 
     top_k: int
@@ -51,6 +52,9 @@ class RoutingRule:
     scaling: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "groups", "top_groups", "group_scores"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; an int is needed")
         if self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; at least 1 expert is chosen per token")
         if self.groups < 1:

@@ -24,16 +24,16 @@ class Workspace:
     launches that run: the number of the next one is `launches + 1`. One that is captured into a CUDA graph does not run
     and is not counted; the graph's owner counts its replays here.
 
-    Raises ValueError for a maximum of tokens that is below 1 or makes 2^31 entries, for a page that is not contiguous,
-    not aligned to 16 bytes, on another device, or too small to hold one slot, and for a number of slots that the page
-    has no room for.
+    Raises ValueError for a maximum of tokens that is no int, is below 1 or makes 2^31 entries, for a page that is not
+    contiguous, not aligned to 16 bytes, on another device, or too small to hold one slot, and for a number of slots
+    that the page has no room for.
     """
 
     def __init__(
         self, layer: MoELayer, max_tokens: int, *, page: torch.Tensor | None = None, slots: int | None = None
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; at least 1 is needed")
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens!r}; an int, at least 1, is needed")
         if page is not None:
             _check_page(page, layer.device)
         if max_tokens * layer.entries_per_token >= 2**31:
@@ -46,9 +46,9 @@ class Workspace:
         self.max_tokens = max_tokens
         self.page = page
         room = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
-        if slots is not None and not 1 <= slots <= room:
+        if slots is not None and not (isinstance(slots, int) and 1 <= slots <= room):
             allowed = "none without a page" if page is None else f"1 to {room}"
-            raise ValueError(f"slots is {slots}; {allowed} can be had")
+            raise ValueError(f"slots is {slots!r}; {allowed} can be had")
         self.slots = room if slots is None else slots
         self.launches = 0
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
@@ -73,6 +73,14 @@ class Workspace:
 
     def fits(self, layer: MoELayer) -> bool:
         return (_shape(layer), layer.dtype, layer.device) == (self.shape, self.dtype, self.device)
+
+    def check(self, layer: MoELayer) -> None:
+        """Raises ValueError unless it fits the layer."""
+        if not self.fits(layer):
+            raise ValueError(
+                f"the workspace is for (E, S, H, I, K) = {self.shape}, {self.dtype} on {self.device}; "
+                f"the layer has {_shape(layer)}, {layer.dtype} on {layer.device}"
+            )
 
     def hopper_plan(self, layer: MoELayer, tokens: int, programs: int = 0) -> Plan | None:
         """By which the Hopper form computes `tokens` tokens of the layer on so many CTAs (0: all that fit); None: the

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from moe_layers import ARCHITECTURES, Place, random_layer, random_tokens, relative_error, transformers_block
 
 from fdmoe_kernels import (
     Fault,
+    FusedMoE,
     MoELayer,
     RoutingRule,
     Workspace,
@@ -22,7 +27,8 @@ from fdmoe_watchdog import page as beat_page
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_fused_baseline_and_reference_agree_with_transformers(architecture: str, place: Place) -> None:
+def test_fused_baseline_and_reference_agree_with_transformers(architecture: str, any_place: Place) -> None:
+    place = any_place
     block, layer = transformers_block(architecture, place)
     workspace = Workspace(layer, max(place.token_counts))
     for tokens in place.token_counts:
@@ -267,14 +273,15 @@ def test_inputs_that_do_not_fit_are_named(x: torch.Tensor, message: str) -> None
 
 def test_other_arguments_that_do_not_fit_are_named() -> None:
     x = torch.zeros(2, 32)
-    with pytest.raises(ValueError, match="programs is -1; 1 or more CTAs, or 0 for all"):
-        fused_moe(x, LAYER, WORKSPACE, programs=-1)
-    with pytest.raises(ValueError, match=r"out is torch.float32 \(3, 32\) on cpu; like x"):
-        fused_moe(x, LAYER, WORKSPACE, out=torch.zeros(3, 32))
-    with pytest.raises(ValueError, match=r"the workspace is for \(E, S, H, I, K\) = \(4, 0, 32, 16, 2\)"):
-        fused_moe(torch.zeros(2, 48), random_layer(4, 48, 16, 2), WORKSPACE)
-    with pytest.raises(ValueError, match="max_tokens is 0"):
-        Workspace(LAYER, 0)
+    message = (
+        r"^the workspace is for \(E, S, H, I, K\) = \(4, 0, 32, 16, 2\), torch\.float32 on cpu; "
+        r"the layer has \(5, 1, 48, 16, 3\), torch\.float32 on cpu$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fused_moe(torch.zeros(2, 48), random_layer(5, 48, 16, 3, shared=1), WORKSPACE)
+    for tokens in (0, 2.5):
+        with pytest.raises(ValueError, match=rf"^max_tokens is {tokens}; an int, at least 1, is needed$"):
+            Workspace(LAYER, tokens)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"page is torch\.int32 of 512 words"):
         Workspace(LAYER, 8, page=torch.zeros(512, dtype=torch.int32))
     words = torch.zeros(1024, dtype=torch.int64)
@@ -290,3 +297,74 @@ def test_other_arguments_that_do_not_fit_are_named() -> None:
         MoELayer(LAYER.router, torch.zeros(4, 32, 31), LAYER.down, LAYER.routing)
     with pytest.raises(ValueError, match="top_k is 5; the layer has 4 experts"):
         MoELayer(LAYER.router, LAYER.gate_up, LAYER.down, RoutingRule(5, renormalize=True))
+
+
+@pytest.mark.parametrize("programs", [-1, 65537, 2**31, 1.5])
+def test_numbers_of_ctas_that_cannot_be_had_are_named(programs: int) -> None:
+    message = rf"^programs is {programs}; an int from 1 to 65536 CTAs, or 0 for all, is allowed$"
+    with pytest.raises(ValueError, match=message):
+        fused_moe(torch.zeros(2, 32), LAYER, WORKSPACE, programs=programs)
+    with pytest.raises(ValueError, match=message):
+        FusedMoE(LAYER, WORKSPACE, programs=programs)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.zeros(3, 32), r"out is torch\.float32 \(3, 32\) on cpu; like x, torch\.float32 \(2, 32\) on cpu, is"),
+        (torch.zeros(32), r"out is torch\.float32 \(32,\) on cpu; like x"),
+        (torch.zeros(2, 32).double(), r"out is torch\.float64 \(2, 32\) on cpu; like x"),
+        (torch.zeros(2, 32, device="meta"), r"out is torch\.float32 \(2, 32\) on meta; like x"),
+        (torch.zeros(32, 2).T, r"out has strides \(1, 2\); a contiguous \[T, 32\] is needed"),
+    ],
+)  # fmt: skip
+def test_outputs_that_do_not_fit_are_named(out: torch.Tensor, message: str) -> None:
+    x = torch.zeros(2, 32)
+    with pytest.raises(ValueError, match=message):
+        fused_moe(x, LAYER, WORKSPACE, out=out)
+    with pytest.raises(ValueError, match=message):
+        baseline_moe(x, LAYER, out=out)
+
+
+def test_the_interpreters_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fdmoe_kernels.portable.interpreted", lambda: True)
+    layer = random_layer(4, 32, 16, 2, place=Place("cpu", torch.bfloat16, 6e-3, ()))
+    x = random_tokens(layer, 3, seed=0)
+    workspace = Workspace(layer, 3)
+    message = r"^the layer is torch\.bfloat16, .*; torch\.float32 or torch\.float16 is allowed there$"
+    with pytest.raises(ValueError, match=message):
+        fused_moe(x, layer, workspace)
+    assert workspace.launches == 0
+    assert relative_error(baseline_moe(x, layer), reference_moe(x, layer)) < 1.5 * 6e-3
+
+
+NEEDED = "the layer is on cpu; a GPU, or TRITON_INTERPRET=1 before the first import of triton, is needed"
+
+
+def test_a_layer_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fdmoe_kernels.portable.interpreted", lambda: False)
+    with pytest.raises(ValueError, match=f"^{NEEDED}$"):
+        fused_moe(torch.zeros(2, 32), LAYER, WORKSPACE)
+
+
+LATE = """
+import os
+import torch, triton
+if {first}:
+    os.environ["TRITON_INTERPRET"] = "1"
+from fdmoe_kernels import MoELayer, RoutingRule, Workspace, fused_moe
+os.environ["TRITON_INTERPRET"] = "1"
+layer = MoELayer(torch.zeros(4, 32), torch.zeros(4, 32, 32), torch.zeros(4, 32, 16), RoutingRule(2, True))
+try:
+    fused_moe(torch.zeros(2, 32), layer, Workspace(layer, 2))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the kernels", "after the kernels"])
+def test_the_interpreter_is_not_had_once_triton_is_imported(first: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-P", "-c", LATE.format(first=first)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.stdout, result.returncode) == (f"{NEEDED}\n", 0), result.stderr[-4000:]

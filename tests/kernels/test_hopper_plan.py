@@ -118,7 +118,7 @@ def test_a_page_with_fewer_slots_than_multiprocessors_bounds_the_launch(listener
         assert listener.params[-1].page == words.data_ptr()
 
 
-@pytest.mark.parametrize(("slots", "allowed"), [(0, "1 to 4"), (5, "1 to 4"), (-1, "1 to 4")])
+@pytest.mark.parametrize(("slots", "allowed"), [(0, "1 to 4"), (5, "1 to 4"), (-1, "1 to 4"), (1.5, "1 to 4")])
 def test_slots_that_cannot_be_had_are_named(slots: int, allowed: str) -> None:
     words = torch.zeros((beat_page.FIRST_SLOT + 4) * beat_page.LINE_WORDS, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"^slots is {slots}; {allowed} can be had$"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -64,6 +65,11 @@ def test_layers_that_do_not_fit_are_named(changes: dict[str, Any], message: str)
         ({"scaling": 0.0}, r"scaling is 0\.0; a finite number above 0 is needed"),
         ({"scaling": float("nan")}, "scaling is nan; a finite number above 0"),
         ({"scores": "tanh"}, "'tanh' is not a valid Scores"),
+        ({"top_k": 2.5}, r"^top_k is 2\.5; an int is needed$"),
+        ({"top_k": 2.0}, r"^top_k is 2\.0; an int is needed$"),
+        ({"groups": 2.0}, r"^groups is 2\.0; an int is needed$"),
+        ({"top_groups": "1"}, r"^top_groups is '1'; an int is needed$"),
+        ({"group_scores": None}, "^group_scores is None; an int is needed$"),
     ],
 )
 def test_rules_that_make_no_sense_are_named(values: dict[str, Any], message: str) -> None:
@@ -142,6 +148,96 @@ def test_half_of_the_biases_is_refused() -> None:
             plain.router, list(gates), list(ups), list(plain.down), plain.routing,
             device="cpu", dtype=torch.float32, gate_bias=torch.zeros(4, 16),
         )  # fmt: skip
+
+
+def _parts() -> dict[str, Any]:
+    """What pack takes for 4 experts of [16, 32] and a shared one of 40, with each tensor that a layer can have."""
+    return {
+        "router": torch.ones(4, H), "gates": [torch.ones(I, H)] * 4, "ups": [torch.ones(I, H)] * 4,
+        "downs": [torch.ones(H, I)] * 4, "routing": RoutingRule(K, True), "device": "cpu", "dtype": torch.float32,
+        "router_bias": torch.ones(4), "correction_bias": torch.ones(4), "gate_bias": torch.ones(4, I),
+        "up_bias": torch.ones(4, I), "down_bias": torch.ones(4, H),
+        "shared": (torch.ones(40, H), torch.ones(40, H), torch.ones(H, 40)), "shared_gate": torch.ones(H),
+    }  # fmt: skip
+
+
+def _with_second(values: list[torch.Tensor], *shape: int) -> list[torch.Tensor]:
+    return [values[0], torch.ones(shape), *values[2:]]
+
+
+GATES, DOWNS = [torch.ones(I, H)] * 4, [torch.ones(H, I)] * 4
+WIDE, NARROW = torch.ones(40, H), torch.ones(H, 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # all that torch would broadcast, and a smaller expert, which would be padded
+        ({"ups": _with_second(GATES, 1, H)}, "ups[1] has shape (1, 32); (16, 32) is needed"),
+        ({"ups": _with_second(GATES, I, 1)}, "ups[1] has shape (16, 1); (16, 32) is needed"),
+        ({"ups": _with_second(GATES, H)}, "ups[1] has shape (32,); (16, 32) is needed"),
+        ({"gates": _with_second(GATES, 1, H)}, "gates[1] has shape (1, 32); (16, 32) is needed"),
+        ({"gates": _with_second(GATES, I, 1)}, "gates[1] has shape (16, 1); (16, 32) is needed"),
+        ({"gates": _with_second(GATES, 8, H)}, "gates[1] has shape (8, 32); (16, 32) is needed"),
+        ({"downs": _with_second(DOWNS, H, 1)}, "downs[1] has shape (32, 1); (32, 16) is needed"),
+        ({"downs": _with_second(DOWNS, 1, I)}, "downs[1] has shape (1, 16); (32, 16) is needed"),
+        ({"gates": _with_second(GATES, 17, H)}, "gates[1] has shape (17, 32); (16, 32) is needed"),
+        ({"downs": GATES}, "downs[0] has shape (16, 32); (32, 16) is needed"),
+        ({"gates": [torch.ones(I)] * 4}, "gates[0] has shape (16,); [I, H], each at least 1, is needed"),
+        ({"gates": [torch.ones(0, H)] * 4}, "gates[0] has shape (0, 32); [I, H], each at least 1, is needed"),
+        (
+            {"gates": [], "ups": [], "downs": []},
+            "there are 0 gates, 0 ups and 0 downs; as many of each, and at least 1, are needed",
+        ),
+        ({"ups": GATES[:3]}, "there are 4 gates, 3 ups and 4 downs; as many of each, and at least 1, are needed"),
+        ({"router": torch.ones(5, H)}, "router has shape (5, 32); (4, 32) is needed"),
+        ({"router": torch.ones(4, 31)}, "router has shape (4, 31); (4, 32) is needed"),
+        ({"router_bias": torch.ones(1)}, "router_bias has shape (1,); (4,) is needed"),
+        ({"correction_bias": torch.ones(1, 4)}, "correction_bias has shape (1, 4); (4,) is needed"),
+        ({"gate_bias": torch.ones(4, 2 * I)}, "gate_bias has shape (4, 32); (4, 16) is needed"),
+        (
+            {"gate_bias": torch.ones(4, I - 1), "up_bias": torch.ones(4, I + 1)},
+            "gate_bias has shape (4, 15); (4, 16) is needed",
+        ),
+        ({"up_bias": torch.ones(I)}, "up_bias has shape (16,); (4, 16) is needed"),
+        ({"down_bias": torch.ones(1, H)}, "down_bias has shape (1, 32); (4, 32) is needed"),
+        ({"shared": (torch.ones(40, 1), WIDE, NARROW)},
+            "shared's gate has shape (40, 1); [Is, 32], Is at least 1, is needed"),
+        ({"shared": (torch.ones(0, H), WIDE, NARROW)},
+            "shared's gate has shape (0, 32); [Is, 32], Is at least 1, is needed"),
+        ({"shared": (WIDE, torch.ones(40, 1), NARROW)}, "shared's up has shape (40, 1); (40, 32) is needed"),
+        ({"shared": (WIDE, torch.ones(39, H), NARROW)}, "shared's up has shape (39, 32); (40, 32) is needed"),
+        ({"shared": (WIDE, WIDE, torch.ones(1, 40))}, "shared's down has shape (1, 40); (32, 40) is needed"),
+        ({"shared_gate": torch.ones(H, 1)}, "shared_gate has shape (32, 1); (1, 32) is needed"),
+        ({"shared_gate": torch.ones(H + 1)}, "shared_gate has shape (33,); (32,) is needed"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_named_and_nothing_is_packed(changes: dict[str, Any], message: str) -> None:
+    out = {name: torch.zeros_like(tensor) for name, tensor in MoELayer.pack(**_parts()).tensors.items()}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        MoELayer.pack(**(_parts() | changes), out=out)
+    assert not any(tensor.any() for tensor in out.values())
+
+
+class Loaded(Sequence[torch.Tensor]):
+    """As a sequence may be that loads what it is asked for."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors, self.asked = tensors, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: Any) -> Any:
+        value = self.tensors[index]
+        self.asked.append(index)
+        return value
+
+
+def test_each_weight_is_asked_for_once() -> None:
+    parts = {name: Loaded(_parts()[name]) for name in ("gates", "ups", "downs")}
+    MoELayer.pack(**(_parts() | parts))
+    assert [part.asked for part in parts.values()] == [[0, 1, 2, 3]] * 3
 
 
 def pack_everything(device: str, out: Mapping[str, torch.Tensor] | None = None) -> MoELayer:

@@ -120,8 +120,15 @@ def test_its_fake_says_what_it_gives(place: Place, given: bool) -> None:
 
 def test_a_workspace_for_another_layer_is_refused() -> None:
     layer = random_layer(8, 64, 32, 2)
-    with pytest.raises(ValueError, match=r"\(E, S, H, I, K\) = \(8, 0, 64, 32, 2\)"):
+    message = r"\(E, S, H, I, K\) = \(8, 0, 64, 32, 2\), .*; the layer has \(8, 0, 64, 16, 2\), torch\.float32 on cpu$"
+    with pytest.raises(ValueError, match=message):
         FusedMoE(random_layer(8, 64, 16, 2), Workspace(layer, 4))
+
+
+def test_a_precision_that_is_not_there_is_refused_when_the_module_is_made() -> None:
+    layer = random_layer(8, 64, 32, 2)
+    with pytest.raises(ValueError, match=r"^precision is fp8; ieee or tf32x3 or tf32 is allowed for torch\.float32$"):
+        FusedMoE(layer, Workspace(layer, 4), precision="fp8")  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fdmoe_kernels.fused import MOST_PROGRAMS
 from fdmoe_ops import settings as tree
 from fdmoe_ops.settings import Dtype, Settings, SettingsError
 from fdmoe_watchdog.supervisor import names_of
@@ -339,6 +340,12 @@ def test_a_queue_that_is_larger_than_the_arena() -> None:
     with pytest.raises(SettingsError) as error:
         tree.resolve(_settings(arena={"size_bytes": "1MiB"}, gateway={"max_queue_bytes": "2MiB"}), "cpu")
     assert str(error.value) == "gateway.max_queue_bytes is 2097152; at most arena.size_bytes, 1048576, is allowed"
+
+
+def test_programs_are_as_many_as_the_kernel_takes() -> None:
+    assert _settings(worker={"programs": MOST_PROGRAMS}).worker.programs == 65536
+    with pytest.raises(ValidationError, match="less than or equal to 65536"):
+        _settings(worker={"programs": MOST_PROGRAMS + 1})
 
 
 def test_bfloat16_on_the_cpu() -> None:

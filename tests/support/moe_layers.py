@@ -31,6 +31,7 @@ class Place:
 
 
 INTERPRETER = Place("cpu", torch.float32, 1e-5, (0, 1, 2, 3, 17, 64))
+HALF_INTERPRETER = Place("cpu", torch.float16, 1e-3, (1, 17))
 GPU = (
     Place("cuda", torch.float32, 1e-5, (0, 1, 2, 3, 17, 64, 129, 1000)),
     Place("cuda", torch.bfloat16, 6e-3, (0, 1, 2, 3, 17, 64, 129, 1000)),
