@@ -392,7 +392,8 @@ def test_nobody_waits_for_a_path_that_stays_or_a_tree_that_ends(fault: str, tmp_
         ({"503": 429, "200": 9571}, ""),
         ({"200": 9571, "503": 429, "connections": 744}, ""),
         ({"200": 9999, "silence": 1}, "silence 1"),
-        ({"503": 1, "503 without Retry-After": 2}, "503 without Retry-After 2"),
+        ({"200": 1, "503": 1, "503 without Retry-After": 2}, "503 without Retry-After 2"),
+        ({"503": 10_000}, "200 0, where there must be 1 at least"),
     ],
 )
 def test_how_clients_at_the_door_ended_is_told(

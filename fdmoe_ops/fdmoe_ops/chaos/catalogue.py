@@ -64,7 +64,8 @@ FAULTS: tuple[FaultInfo, ...] = (
         "illegal", Place.KERNEL, Means.WATCHDOG,
         "One tile stores to an address that nobody has. On a GPU the context is lost; on the CPU the process ends.",
         "The worker says so or ends; its batch goes to the standby, and it is started again.",
-        f"worker_failed or fence with cause exit; {_RESTARTED}.",
+        "stall, where the launch falls silent before anybody says why, or fence with cause exit, or worker_failed with "
+        f"the driver's words; {_RESTARTED}.",
         "On a GPU look for Xid 13 or 31 in the kernel's log: they name the process, and need no reset.",
     ),
     FaultInfo(
@@ -249,14 +250,16 @@ FAULTS: tuple[FaultInfo, ...] = (
     ),
     FaultInfo(
         "shared-memory-full", Place.SURROUNDINGS, Means.GAME_DAY,
-        "The file system of the run directory has no room left.",
+        "The file system of the run directory has no room left. Played with a limit: no file that the watchdog, or a "
+        "process that it starts from now on, writes may be larger than a kilobyte (RLIMIT_FSIZE).",
         "What serves goes on. A worker or a holder that must start fails with words, and is tried again.",
         "worker_not_started or weights_failed, with the number of bytes.",
         "Free /dev/shm, or give the pod more (emptyDir sizeLimit).",
     ),
     FaultInfo(
         "disk-full", Place.SURROUNDINGS, Means.GAME_DAY,
-        "Flight records cannot be written during a stall.",
+        "Flight records cannot be written during a stall. Played with a limit on the size of the "
+        "watchdog's files (RLIMIT_FSIZE).",
         "The recovery does not wait for them.",
         "flight_record_lost in the events.",
         "Free the disk of flight_dir.",
@@ -275,7 +278,8 @@ FAULTS: tuple[FaultInfo, ...] = (
         "Other processes multiply matrices on the same GPU, or on all cores of the CPU.",
         "Answers take longer. Nothing is taken for a stall, and the fused path not for slow: the baseline is slower, "
         "too.",
-        "fdmoe_request_duration_seconds and fdmoe_gpu_utilization_ratio; no event.",
+        "fdmoe_request_duration_seconds and fdmoe_gpu_utilization_ratio; no event of a fault, but slow_excused may "
+        "come: both paths have become slow.",
         "Give the service a GPU, or a MIG slice, of its own.",
     ),
     FaultInfo(

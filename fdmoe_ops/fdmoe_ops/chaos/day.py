@@ -15,9 +15,10 @@ import typer
 from fdmoe_kernels import MoELayer
 from fdmoe_kernels.bench.command import without
 from fdmoe_ops.chaos import report
-from fdmoe_ops.chaos.game_day import Plan, Result, playable, run
+from fdmoe_ops.chaos.game_day import Plan, playable, run
 from fdmoe_ops.chaos.load import Pool
 from fdmoe_ops.chaos.plays import Group
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.soak import soak
 from fdmoe_ops.chaos.tree import running_tree
 from fdmoe_ops.checkpoint import Checkpoint
@@ -113,7 +114,9 @@ class Day:
             f"--worker-max-batch-tokens={worker.max_batch_tokens}",
             *(("--enable-recovery-compare-before-answer",) if settings.recovery.compare_before_answer else ()),
         )  # fmt: skip
-        return Plan(flags, self._devices[0], Pool.of(name, layer, self._max_tokens), self._clients, repetitions)
+        pool = Pool.of(name, layer, self._max_tokens)
+        compared = settings.recovery.compare_before_answer
+        return Plan(flags, self._devices[0], pool, self._clients, repetitions, compared)
 
     def _layer(self, model: Path) -> tuple[str, MoELayer]:
         """The first of the served layers, on the CPU, and its name in requests."""
@@ -142,7 +145,7 @@ def _line(row: dict[str, object], result: Result) -> str:
         for name in ("detect", "answer")
         if row[f"{name}_p50_ms"] != ""
     )
-    verdict = "ok" if result.ok else f"NOT OK {result.problem[:200]}"
+    verdict = "ok" if result.ok else f"NOT OK {'; '.join(result.unmet)[:200]}"
     return (
         f"{row['fault']:<20} {row['repetitions']:>3} x  {row['requests']:>6} requests, {row['failed']} lost, "
         f"{row['wrong']} wrong  {times}  {verdict}"

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from fdmoe_ops.chaos import malformed
-from fdmoe_ops.chaos.target import Address, Target
+from fdmoe_ops.chaos.target import Address, Known, Target
 
 # a client that is still served after so long is never cut off
 _SLOW_S = 30.0
@@ -83,31 +83,38 @@ def disconnects(address: Address, target: Target, count: int = 50) -> Counter[st
     return Counter({"left": count})
 
 
-def flood(address: Address, target: Target, count: int = 10_000) -> Counter[str]:
+def flood(address: Address, target: Target, count: int = 10_000, known: Known | None = None) -> Counter[str]:
     """So many requests of one token at once, each on a connection of its own; how many got which status. Where the hard
     limit of open files allows fewer `connections`, it says how many there were: each has its share of the requests, one
-    after the other."""
+    after the other. They are the `known` one, if there is one; of the 200s it is said how many are `wrong`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else max(1, hard - _OTHER_FILES)
     connections = min(count, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        ended = asyncio.run(_flood(address, target.raw(0), count, connections))
+        raw = target.raw(0) if known is None else known.raw
+        ended, outputs = asyncio.run(_flood(address, raw, count, connections))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if connections < count:
         ended["connections"] = connections
+    # when all is over: judges take their time
+    if known is not None and (wrong := sum(times for output, times in outputs.items() if known.is_wrong(output))):
+        ended["200"] -= wrong
+        ended["wrong"] = wrong
     return ended
 
 
-async def _flood(address: Address, raw: bytes, count: int, connections: int) -> Counter[str]:
+async def _flood(address: Address, raw: bytes, count: int, connections: int) -> tuple[Counter[str], Counter[bytes]]:
+    """How many got which status, and which output."""
     free = asyncio.Semaphore(_CONNECTING_AT_ONCE)
     deadline = asyncio.get_running_loop().time() + _FLOOD_DEADLINE_S
     streams = await asyncio.gather(*(_connect(address, free, deadline) for _ in range(connections)))
     # all are there, and begin together
     shares = (count // connections + (index < count % connections) for index in range(connections))
-    asked = (_ask(pair, raw, share, deadline) for pair, share in zip(streams, shares, strict=True))
-    return sum(await asyncio.gather(*asked), Counter())
+    outputs: Counter[bytes] = Counter()
+    asked = (_ask(pair, raw, share, deadline, outputs) for pair, share in zip(streams, shares, strict=True))
+    return sum(await asyncio.gather(*asked), Counter()), outputs
 
 
 async def _connect(address: Address, free: asyncio.Semaphore, deadline: float) -> Streams | None:
@@ -125,7 +132,9 @@ async def _connect(address: Address, free: asyncio.Semaphore, deadline: float) -
         return None
 
 
-async def _ask(streams: Streams | None, raw: bytes, count: int, deadline: float) -> Counter[str]:
+async def _ask(
+    streams: Streams | None, raw: bytes, count: int, deadline: float, outputs: Counter[bytes]
+) -> Counter[str]:
     if streams is None:
         return Counter({"no connection": count})
     reader, writer = streams
@@ -134,8 +143,11 @@ async def _ask(streams: Streams | None, raw: bytes, count: int, deadline: float)
         async with asyncio.timeout_at(deadline):
             for _ in range(count):
                 writer.write(raw)
-                head, _ = await _answer(reader)
-                told[_status_of_flood(head)] += 1
+                head, body = await _answer(reader)
+                status = _status_of_flood(head)
+                told[status] += 1
+                if status == "200":
+                    outputs[body[_number(head, b"inference-header-content-length") or 0 :]] += 1
     except TimeoutError:
         told["silence"] = count - told.total()
     except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -192,11 +204,16 @@ def _is_error(body: bytes) -> bool:
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     head = await reader.readuntil(b"\r\n\r\n")
-    lengths = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-    length = next(lengths, None)
+    length = _number(head, b"content-length")
     if length is None:
         raise ConnectionError("an answer without a length")
-    return head, await reader.readexactly(int(length.partition(b":")[2]))
+    return head, await reader.readexactly(length)
+
+
+def _number(head: bytes, name: bytes) -> int | None:
+    """Of the header with this name."""
+    lines = (line.partition(b":") for line in head.split(b"\r\n"))
+    return next((int(value) for found, _, value in lines if found.lower() == name), None)
 
 
 def _status(head: bytes) -> str:

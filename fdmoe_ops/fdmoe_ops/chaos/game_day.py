@@ -17,16 +17,18 @@ import resource
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fdmoe_ops.chaos import door, outside
 from fdmoe_ops.chaos.catalogue import FAULTS, Means
 from fdmoe_ops.chaos.events import ALARMS, Event, EventTail, monotonic_of, restarts_s
-from fdmoe_ops.chaos.load import Load, Pool, Sent
+from fdmoe_ops.chaos.load import Load, Pool
 from fdmoe_ops.chaos.neighbours import busy_neighbours
-from fdmoe_ops.chaos.plays import PLAYS, Group, Play
+from fdmoe_ops.chaos.plays import CORRUPT_COMPARE_RATIO, PLAYS, Group, Play
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.shortage import hoard, limit, mapped_bytes
 from fdmoe_ops.chaos.tree import Tree, spares_of
 from fdmoe_ops.chaos.wall_clock import WallClock, can_be_set
@@ -51,7 +53,7 @@ FLAGS = (
 _CPU_FLAGS = ("--recovery-host-deadline-s=3",)
 _OWN_TREE = {
     # the fault lasts for as many launches as twice those between two comparisons
-    "corrupt": ("--recovery-compare-ratio=0.05",),
+    "corrupt": (f"--recovery-compare-ratio={CORRUPT_COMPARE_RATIO}",),
     "kill-watchdog": (),
     "failing-worker": ("--recovery-restart-budget=2",),
     "shared-memory-full": (),
@@ -60,40 +62,21 @@ _OWN_TREE = {
 }
 
 
-@dataclass
-class Result:
-    """One fault's repetitions. Times in seconds, `seconds` of all together; `notes` are counts that only some have."""
-
-    play: Play
-    repetitions: int = 0
-    seconds: float = 0.0
-    detect_s: list[float] = field(default_factory=list)
-    answer_s: list[float] = field(default_factory=list)
-    restart_s: list[float] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
-    final_path: str = ""
-    problem: str = ""
-
-    @property
-    def ok(self) -> bool:
-        play = self.play
-        lost = any(sent.failed for sent in self.sent)
-        wrong = any(sent.wrong for sent in self.sent) and not play.may_be_wrong
-        again = any(sent.retries for sent in self.sent) and not play.may_retry
-        unfair = play.unfair(self.notes, self.repetitions)
-        return not (self.problem or lost or wrong or again or unfair) and self.final_path == play.final_path
-
-
 @dataclass(frozen=True)
 class Plan:
-    """`flags` for `fdmoe serve`; `device`: the first that it serves on; `repetitions` of each group of faults."""
+    """`flags` for `fdmoe serve`; `device`: the first that it serves on; `repetitions` of each group of faults;
+    `compared`: by the flags, each answer is before it leaves."""
 
     flags: tuple[str, ...]
     device: str
     pool: Pool
     clients: int
     repetitions: dict[Group, int]
+    compared: bool = False
+
+    def result(self, name: str) -> Result:
+        """With nothing in it yet."""
+        return Result(PLAYS[name], clients=self.clients, compared=self.compared)
 
 
 def playable() -> list[str]:
@@ -107,10 +90,10 @@ def run(plan: Plan, names: list[str]) -> Iterator[Result]:
     if shared:
         with _stage(plan) as stage:
             for name in shared:
-                yield stage.play(Result(PLAYS[name]), plan.repetitions[PLAYS[name].group])
+                yield stage.play(plan.result(name), plan.repetitions[PLAYS[name].group])
     for name in names:
         if name in _OWN_TREE:
-            yield _play_alone(plan, Result(PLAYS[name]))
+            yield _play_alone(plan, plan.result(name))
 
 
 def _play_alone(plan: Plan, result: Result) -> Result:
@@ -173,6 +156,7 @@ class Stage:
         self._until_answered(load, "fused")
         if play.served:
             self._until(f"{play.served} fused batches", lambda: self._fused_batches() >= play.served)
+        result.begun.append(len(result.sent) + len(load.sent))
         mark, started = self.tail.mark(), time.monotonic()
         self.struck_at = started
         undo = self._inject(play.name, result)
@@ -197,9 +181,11 @@ class Stage:
             undo()
         self._until(f"the {play.final_path} path", lambda: self._whole(play.final_path))
         self._until_answered(load, play.final_path)
-        result.restart_s += restarts_s(self.tail.since(mark))
+        happened = self.tail.since(mark)
+        result.restart_s += restarts_s(happened)
+        result.mismatches += sum(event["event"] == "shadow_mismatch" for event in happened)
         if play.quiet:
-            alarms = {event["event"] for event in self.tail.since(mark)} & set(ALARMS)
+            alarms = {event["event"] for event in happened} & set(ALARMS)
             assert not alarms, f"false alarms: {', '.join(sorted(alarms))}"
         waits = [
             sent.end - sent.start
@@ -237,11 +223,20 @@ class Stage:
                 return lambda: self._outlive(mark, served)
             return lambda: _continue(stopped)
         if name in door.VISITS:
-            host, _, port = self.tree.gateway_address.partition(":")
-            for outcome, count in door.VISITS[name]((host, int(port)), self.plan.pool.target).items():
+            ended = self._visit(name)
+            for outcome, count in ended.items():
                 result.notes[outcome] = result.notes.get(outcome, 0) + count
+            unfair = result.play.unfair(ended)
+            assert not unfair, f"no client may end so: {', '.join(unfair)}"
             return _nothing
         return getattr(self, "_" + name.replace("-", "_"))()  # type: ignore[no-any-return]
+
+    def _visit(self, name: str) -> Counter[str]:
+        host, _, port = self.tree.gateway_address.partition(":")
+        address, pool = (host, int(port)), self.plan.pool
+        if name == "flood":
+            return door.flood(address, pool.target, known=pool.known())
+        return door.VISITS[name](address, pool.target)
 
     def _ask(self, name: str) -> None:
         """Until it is done: between two looks the path may have changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +14,8 @@ from fdmoe_ops.chaos.catalogue import FAULTS
 FAIR = ("left", "cut off", "200", "refused", "503", "connections")
 # one repetition in so many may be excused
 _EXCUSED_OF = 5
+# while `corrupt` is played: one batch in 20
+CORRUPT_COMPARE_RATIO = 0.05
 
 
 class Group(Enum):
@@ -32,8 +35,9 @@ class Play:
     served       so many fused batches of the active worker before it: what is usual must have been learned
     told         what some client at the door must be answered in each repetition
     quiet        nothing may be noticed: none of the events that only a fault should bring
-    may_retry    clients must send again, because their connections break
-    may_be_wrong answers that nothing can check may be wrong
+    away_s       for so long at most clients may be refused or cut off, and must send again; 0: at no time. A few times
+                 the slowest that was measured, beside others as well
+    wrong        so many launches, which nothing has checked, may be answered wrong; they must show, or be found
     final_path   what serves in the end
     """
 
@@ -45,8 +49,8 @@ class Play:
     served: int = 0
     told: str = ""
     quiet: bool = False
-    may_retry: bool = False
-    may_be_wrong: bool = False
+    away_s: float = 0.0
+    wrong: int = 0
     final_path: str = "fused"
 
     def unfair(self, ended: Mapping[str, int], repetitions: int = 1) -> list[str]:
@@ -71,8 +75,11 @@ PLAYS: dict[str, Play] = {
         # on a GPU the launch may be silent before the driver says why
         Play("illegal", decision=("stall", *_GONE), then=("worker_gone",)),
         Play("nan", Group.ABORTABLE, ("shadow_mismatch",), then=("path_switch",)),
-        Play("wrong", Group.ABORTABLE, may_be_wrong=True),
-        Play("corrupt", decision=("shadow_mismatch",), then=("path_switch",), may_be_wrong=True),
+        Play("wrong", Group.ABORTABLE, wrong=1),
+        # the last of them is the first that is compared, after it has been answered
+        Play(
+            "corrupt", decision=("shadow_mismatch",), then=("path_switch",), wrong=math.ceil(1 / CORRUPT_COMPARE_RATIO)
+        ),
         Play("slow", Group.ABORTABLE, ("slow",), "slow_excused", ("path_switch",), served=50),
         Play("kill-active", decision=_GONE, then=("worker_gone",)),
         Play("stop-active", decision=("stall",), then=("kill", "worker_gone")),
@@ -83,15 +90,15 @@ PLAYS: dict[str, Play] = {
         Play("block-worker", decision=("stall",), then=("kill", "worker_gone")),
         Play("kill-holder", decision=("weights_kill", "weights_gone"), then=("weights_ready", "worker_gone")),
         Play("stop-holder", decision=("weights_stopped",), then=("worker_gone", "worker_ready")),
-        Play("kill-gateway", decision=("gateway_exit",), then=("gateway_listening",), may_retry=True),
-        Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), may_retry=True),
+        Play("kill-gateway", decision=("gateway_exit",), then=("gateway_listening",), away_s=10),
+        Play("stop-gateway", decision=("gateway_frozen",), then=("gateway_listening",), away_s=10),
         Play("kill-probe", decision=("probe_exit",), then=("gpu_readable",)),
         Play("stop-probe", decision=("probe_silent",), then=("gpu_readable",)),
         Play("block-probe", decision=("probe_silent",), then=("gpu_readable",)),
         Play("truncate-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
         Play("noise-page", decision=("page_lost", *_GONE), then=("worker_gone",)),
         Play("stop-watchdog", quiet=True),
-        Play("kill-watchdog", may_retry=True),
+        Play("kill-watchdog", away_s=30),
         Play("failing-worker", decision=_GONE, then=("restart_budget_gone",), final_path="baseline"),
         Play("shared-memory-full", decision=_GONE, then=("worker_not_started",)),
         Play("disk-full", Group.ABORTABLE, ("stall",), then=("flight_record_lost",)),
@@ -102,7 +109,7 @@ PLAYS: dict[str, Play] = {
         Play("half-bodies", quiet=True),
         Play("disconnects", quiet=True),
         Play("malformed", quiet=True),
-        Play("flood", may_retry=True),
+        Play("flood", told="200", away_s=15),
     )
 }
 

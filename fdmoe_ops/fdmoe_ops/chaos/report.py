@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fdmoe_ops.chaos.catalogue import FAULTS
-from fdmoe_ops.chaos.game_day import Result
 from fdmoe_ops.chaos.plays import PLAYS
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.soak import Soaked
 from fdmoe_ops.version import version
 
@@ -66,7 +66,7 @@ def row(result: Result, **more: str) -> dict[str, Any]:
     columns["final_path"] = result.final_path
     columns["ok"] = "yes" if result.ok else "no"
     columns["notes"] = "; ".join(f"{name} {count}" for name, count in sorted(result.notes.items()))
-    columns["problem"] = result.problem.replace("\n", " ")[:500]
+    columns["problem"] = "; ".join(result.unmet).replace("\n", " ")[:500]
     return columns | more
 
 
@@ -126,7 +126,7 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     body = "".join(_table_row(row, shown) for row in rows)
     bad = sum(row["ok"] == "no" for row in rows)
     lost, wrong = sum(row["failed"] for row in rows), sum(row["wrong"] for row in rows)
-    allowed = sum(row["wrong"] for row in rows if PLAYS[row["fault"]].may_be_wrong)
+    allowed = sum(row["wrong"] for row in rows if PLAYS[row["fault"]].wrong)
     commands = {str(row.get("command", "")) for row in rows}
     words = (
         f"{len(rows)} faults, {sum(row['repetitions'] for row in rows)} injections, "

@@ -11,6 +11,7 @@ import json
 import random
 import struct
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,14 @@ _ANSWER_S = 10.0
 
 class NoTarget(ConnectionError):
     """No gateway answers at the address, or it serves no layer now; the text says which."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A whole HTTP request whose right answer is known: whether an output is wrong."""
+
+    raw: bytes
+    is_wrong: Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,11 @@ class Target:
 
     def raw(self, seed: int) -> bytes:
         """A whole HTTP request of one token, random from the seed."""
-        body, headers = self.request(1, self._token(random.Random(seed)))
+        return self.whole(1, self._token(random.Random(seed)))
+
+    def whole(self, tokens: int, data: bytes) -> bytes:
+        """A whole HTTP request."""
+        body, headers = self.request(tokens, data)
         lines = [
             f"POST /v2/models/{urllib.parse.quote(self.layer)}/infer HTTP/1.1",
             "Host: door",

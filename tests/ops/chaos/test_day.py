@@ -6,14 +6,16 @@ import contextlib
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fdmoe_ops.chaos import day
-from fdmoe_ops.chaos.game_day import Plan, Result
+from fdmoe_ops.chaos.game_day import Plan
 from fdmoe_ops.chaos.load import Sent
 from fdmoe_ops.chaos.plays import PLAYS
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.soak import Soaked
 from fdmoe_ops.cli import main
 
@@ -39,7 +41,7 @@ def test_a_day_that_is_not_clean_goes_on_and_ends_with_1(
     ]
 
     def play(plan: Plan, names: list[str]) -> Iterator[Result]:
-        assert (plan.device, plan.clients) == ("cpu", 8)
+        assert (plan.device, plan.clients, plan.compared) == ("cpu", 8, False)
         assert names == [result.play.name for result in results]
         yield from results
 
@@ -51,8 +53,9 @@ def test_a_day_that_is_not_clean_goes_on_and_ends_with_1(
     assert output.err == f"error: not every fault came to what it must come to: {report}/game-day.html says which\n"
     assert output.out.splitlines() == [
         "stall                  2 x       2 requests, 1 lost, 0 wrong  "
-        "detect 50.0 / 60.0 ms, answer 100.0 / 200.0 ms  NOT OK ",
-        "kill-probe             0 x       0 requests, 0 lost, 0 wrong    NOT OK TimeoutError: none of probe_exit came",
+        "detect 50.0 / 60.0 ms, answer 100.0 / 200.0 ms  NOT OK 1 lost; 1 sent again in a repetition, of 0 at most",
+        "kill-probe             0 x       0 requests, 0 lost, 0 wrong    NOT OK TimeoutError: none of probe_exit came; "
+        "served by baseline in the end",
         "malformed              1 x       1 requests, 0 lost, 0 wrong  answer 250.0 / 250.0 ms  ok",
     ]
     with (report / "game-day.csv").open(newline="") as file:
@@ -63,6 +66,24 @@ def test_a_day_that_is_not_clean_goes_on_and_ends_with_1(
     assert [row["ok"] for row in json.loads((report / "game-day.json").read_text())] == ["no", "no", "yes"]
     page = (report / "game-day.html").read_text()
     assert "3 faults, 3 injections, 3 requests: 1 lost, 0 wrong. 2 did not come to what they must." in page
+
+
+def test_where_answers_are_compared_before_they_leave_none_may_be_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play(plan: Plan, names: list[str]) -> Iterator[Result]:
+        assert "--enable-recovery-compare-before-answer" in plan.flags
+        for name in names:
+            result = plan.result(name)
+            result.repetitions, result.final_path, result.mismatches = 1, "fused", 1
+            result.sent = [replace(ANSWERED, wrong=name == "corrupt")]
+            yield result
+
+    monkeypatch.setattr(day, "run", play)
+    flags = ("--enable-recovery-compare-before-answer", "--only=wrong,corrupt", "--clients=3")
+    assert run_command(monkeypatch, "game-day", *flags, f"--report={tmp_path}") == 1
+    verdicts = [line.rpartition("  ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert verdicts == ["ok", "NOT OK 1 wrong in a repetition, of 0 at most"]
 
 
 def test_a_soak_with_a_false_alarm_ends_with_1_and_says_which(

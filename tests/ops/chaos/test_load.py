@@ -31,6 +31,18 @@ def test_an_answer_is_wrong_if_one_of_its_tokens_is() -> None:
     assert (wrong - right).norm() / right.norm() < 1e-4, "which the whole does not show"
     assert pool.is_wrong(index, wrong.numpy().tobytes())
     assert pool.is_wrong(index, right[:-1].numpy().tobytes())
+    assert pool.is_wrong(index, b"")
+    assert pool.is_wrong(index, right.numpy().tobytes()[:-1])
+
+
+def test_the_smallest_request_is_known() -> None:
+    pool = Pool.of("m/layers.0", LAYER, 40)
+    known = pool.known()
+    index, right = min(enumerate(pool.expected), key=lambda pair: pair[1].shape[0])
+    assert known.raw.startswith(b"POST /v2/models/m/layers.0/infer HTTP/1.1\r\n")
+    assert known.raw.endswith(pool.inputs[index])
+    assert not known.is_wrong(right.numpy().tobytes())
+    assert known.is_wrong((-right).numpy().tobytes())
 
 
 def test_a_router_that_tells_no_experts_apart_is_said() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from fdmoe_ops.chaos import report, wall_clock
+from fdmoe_ops.chaos import door, report, wall_clock
 from fdmoe_ops.chaos.catalogue import FAULTS
 from fdmoe_ops.chaos.events import restarts_s
-from fdmoe_ops.chaos.game_day import Result, playable
-from fdmoe_ops.chaos.load import Sent
+from fdmoe_ops.chaos.game_day import Plan, Stage, playable
+from fdmoe_ops.chaos.load import Pool, Sent
 from fdmoe_ops.chaos.plays import PLAYS
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.soak import Soaked
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
@@ -46,7 +51,8 @@ def test_a_row_holds_counts_and_milliseconds() -> None:
         "sent_again": 2, "replayed": 1, "detect_p50_ms": 60.0, "detect_p99_ms": 70.1, "detect_max_ms": 70.1,
         "answer_p50_ms": 100.0, "answer_p99_ms": 200.0, "answer_max_ms": 200.0, "restart_p50_ms": 4100.0,
         "restart_p99_ms": 4300.0, "restart_max_ms": 4300.0, "final_path": "fused", "ok": "no", "notes": "200 3; 503 7",
-        "problem": "", "commit": "abc",
+        "problem": "1 lost; 1 wrong in a repetition, of 0 at most; 2 sent again in a repetition, of 0 at most",
+        "commit": "abc",
     }  # fmt: skip
 
 
@@ -71,12 +77,13 @@ def test_percentiles_by_nearest_rank(share: float, found: int) -> None:
         ("failing-worker", {"final_path": "baseline"}, True),
         ("stall", {"sent": (replace(ANSWERED, failed="504: too late"),)}, False),
         ("stall", {"sent": (replace(ANSWERED, wrong=True),)}, False),
-        ("wrong", {"sent": (replace(ANSWERED, wrong=True),)}, True),
         ("stall", {"sent": (replace(ANSWERED, retries=1),)}, False),
-        ("kill-gateway", {"sent": (replace(ANSWERED, retries=1),)}, True),
         ("flood", {"notes": {"200": 9000, "503": 1000}}, True),
+        ("flood", {"notes": {"503": 30_000}}, False),
+        ("flood", {"notes": {"200": 2, "503": 29_998}}, False),
         ("flood", {"notes": {"200": 9000, "broken: ConnectionResetError": 1}}, False),
-        ("flood", {"notes": {"500": 1}}, False),
+        ("flood", {"notes": {"200": 9000, "500": 1}}, False),
+        ("flood", {"notes": {"200": 9000, "wrong": 1}}, False),
         ("slow-clients", {"notes": {"408": 60}}, True),
         ("slow-clients", {"notes": {"408": 59, "cut off": 1}}, True),
         ("slow-clients", {"notes": {"cut off": 60}}, False),
@@ -89,6 +96,64 @@ def test_percentiles_by_nearest_rank(share: float, found: int) -> None:
 )
 def test_when_a_fault_has_come_to_what_it_must(name: str, change: dict[str, object], ok: bool) -> None:
     assert result(name, **change).ok is ok
+
+
+WRONG, AGAIN = replace(ANSWERED, wrong=True), replace(ANSWERED, retries=1)
+
+
+def repetitions(*each: tuple[Sent, ...]) -> dict[str, object]:
+    """What was sent in each of them."""
+    begun = [sum(map(len, each[:index])) for index in range(len(each))]
+    return {"repetitions": len(each), "sent": sum(each, ()), "begun": begun}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "unmet"),
+    [
+        # a batch holds a request of each of eight clients, and one is wrong
+        ("wrong", repetitions((WRONG,)), []),
+        ("wrong", repetitions(8 * (WRONG,), 8 * (WRONG,)), []),
+        ("wrong", repetitions((), 9 * (WRONG,), (WRONG,)), ["9 wrong in a repetition, of 8 at most"]),
+        ("wrong", {"sent": 900 * (WRONG,)}, ["900 wrong in a repetition, of 8 at most"]),
+        ("wrong", repetitions((ANSWERED,)), ["no answer was wrong, and none was found to be"]),
+        ("wrong", {"mismatches": 1}, []),
+        ("wrong", {"mismatches": 1, "compared": True}, []),
+        ("wrong", {"mismatches": 1, "compared": True, "sent": (WRONG,)}, ["1 wrong in a repetition, of 0 at most"]),
+        ("wrong", {"compared": True}, ["no answer was wrong, and none was found to be"]),
+        # so in each of twenty
+        ("corrupt", {"sent": 160 * (WRONG,)}, []),
+        ("corrupt", {"sent": 161 * (WRONG,)}, ["161 wrong in a repetition, of 160 at most"]),
+        ("corrupt", {"mismatches": 3, "compared": True, "sent": (WRONG,)}, ["1 wrong in a repetition, of 0 at most"]),
+        ("nan", {"mismatches": 1, "sent": (WRONG,)}, ["1 wrong in a repetition, of 0 at most"]),
+        # one request of each client, until the gateway is back
+        ("kill-gateway", repetitions(8 * (AGAIN,), 8 * (AGAIN,)), []),
+        ("kill-gateway", repetitions((), 25 * (AGAIN,)), ["25 sent again in a repetition, of 24 at most"]),
+        ("kill-gateway", {"sent": (replace(ANSWERED, retries=500),)}, []),
+        ("kill-gateway", {"sent": (replace(ANSWERED, retries=900),)}, ["one sent again 900 times, of 500 at most"]),
+        ("stop-gateway", {"sent": (replace(ANSWERED, retries=900),)}, ["one sent again 900 times, of 500 at most"]),
+        ("flood", {"notes": {"200": 9}, "sent": (replace(ANSWERED, retries=900),)},
+         ["one sent again 900 times, of 750 at most"]),
+        ("kill-watchdog", {"sent": (replace(ANSWERED, retries=900),)}, []),
+        ("kill-watchdog", {"sent": (replace(ANSWERED, retries=1501),)}, ["one sent again 1501 times, of 1500 at most"]),
+        ("stall", {"final_path": ""}, ["served by nobody in the end"]),
+    ],
+)  # fmt: skip
+def test_how_many_answers_may_be_wrong_and_requests_sent_again(
+    name: str, change: dict[str, object], unmet: list[str]
+) -> None:
+    assert result(name, clients=8, **change).unmet == unmet
+
+
+@pytest.mark.parametrize(("told", "problem"), [({"200": 1, "503": 9}, ""), ({"503": 10}, "200 0, where there must be")])
+def test_each_flood_must_be_answered(told: dict[str, int], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, pool = SimpleNamespace(gateway_address="127.0.0.1:80"), Pool("m", "FP32", 1, (b"1234",), (torch.ones(1, 1),))
+    stage = Stage(Plan((), "cpu", pool, 8, {}), tree, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(door, "flood", lambda *_, **__: Counter(told))
+    # others were
+    flood = result("flood", notes={"200": 90})
+    with pytest.raises(AssertionError, match=problem) if problem else contextlib.nullcontext():
+        stage._inject("flood", flood)
+    assert flood.notes == Counter(told) + Counter({"200": 90})
 
 
 def test_the_report_is_three_files_of_the_same_rows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import raw_http
 
 from fdmoe_ops.chaos import door
-from fdmoe_ops.chaos.target import NoTarget, Target
+from fdmoe_ops.chaos.target import Known, NoTarget, Target
 from fdmoe_ops.chaos.tree import free_port
 
 TARGET = Target("demo/layers.0", "FP32", 8)
@@ -90,6 +90,15 @@ def test_what_a_flood_must_not_end_with(
     monkeypatch.setattr(door, "_FLOOD_DEADLINE_S", 0.3 if answer is None else 30.0)
     with saying(answer) as address:
         assert door.flood(address, TARGET, count=3) == ended
+
+
+@pytest.mark.parametrize(("output", "ended"), [(b"right", {"200": 3}), (b"wrong", {"200": 0, "wrong": 3})])
+def test_the_answers_of_a_flood_are_compared_where_they_are_known(output: bytes, ended: dict[str, int]) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: 2\r\nContent-Length: 7\r\n\r\n{}" + output
+    known = Known(TARGET.raw(5), lambda output: output != b"right")
+    with saying(answer) as address:
+        assert door.flood(address, TARGET, count=3, known=known) == ended
+        assert door.flood(address, TARGET, count=3) == {"200": 3}
 
 
 def test_a_flood_that_nobody_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
