@@ -83,6 +83,7 @@ def without_plot(page: str) -> str:
     return cut
 
 
-def test_the_page_shows_the_rows_of_the_table() -> None:
-    rows: list[dict[str, Any]] = report.read_csv(RESULTS / f"{NAME}.csv")
-    assert without_plot((RESULTS / f"{NAME}.html").read_text()) == without_plot(report.page(rows))
+@pytest.mark.parametrize("name", [NAME, "game-day-cpu"])
+def test_the_page_shows_the_rows_of_the_table(name: str) -> None:
+    rows: list[dict[str, Any]] = report.read_csv(RESULTS / f"{name}.csv")
+    assert without_plot((RESULTS / f"{name}.html").read_text()) == without_plot(report.page(rows))
