@@ -533,7 +533,9 @@ def test_one_that_serves_counts_as_held_for_as_long_as_it_was_seen_to_be(
         _end(process)
 
 
-def test_one_that_sleeps_over_its_batch_and_waits_for_nothing_counts_as_blocked(in_memory: Path) -> None:
+def test_one_that_sleeps_over_its_batch_and_waits_for_nothing_counts_as_blocked(
+    in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (in_memory / "run").mkdir()
     process = Supervisor(plan(in_memory, worker=IDLE))._pairs[0]._spawn("a", 1)
     try:
@@ -542,6 +544,9 @@ def test_one_that_sleeps_over_its_batch_and_waits_for_nothing_counts_as_blocked(
         assert snapshot is not None
         tracker, has_one = process.tracker, replace(snapshot, submitted=snapshot.answered + 1)
 
+        all_asleep = True
+        monkeypatch.setattr(type(process), "asleep", property(lambda _: all_asleep))
+
         def blocked_s(*, still_s: float, clock_s: float, host_waits: bool = False) -> float:
             tracker._last = replace(has_one, host_beats=9 if host_waits else 8)
             tracker.host_still_s, tracker._clock_s = still_s, clock_s
@@ -549,10 +554,18 @@ def test_one_that_sleeps_over_its_batch_and_waits_for_nothing_counts_as_blocked(
 
         assert blocked_s(still_s=0.02, clock_s=1.0) == 0, "not looked at yet"
         assert blocked_s(still_s=0.035, clock_s=1.015) == 0, "from now on"
-        assert blocked_s(still_s=0.075, clock_s=1.055) == pytest.approx(0.04)
-        assert blocked_s(still_s=0.08, clock_s=1.06, host_waits=True) == 0, "it is at the device"
-        assert blocked_s(still_s=0.085, clock_s=1.065) == 0, "and anew"
-        assert blocked_s(still_s=0.09, clock_s=1.07) == pytest.approx(0.005)
+        assert [blocked_s(still_s=0.04 + 0.005 * turn, clock_s=1.02 + 0.005 * turn) for turn in range(8)] == [
+            0, *(pytest.approx(0.01 + 0.005 * turn) for turn in range(7)),
+        ], "all others sleep as well, at a second look"  # fmt: skip
+        all_asleep = False
+        assert blocked_s(still_s=0.08, clock_s=1.06) == 0, "it may wait for one that runs"
+        all_asleep = True
+        assert blocked_s(still_s=0.085, clock_s=1.065) == 0
+        assert blocked_s(still_s=0.09, clock_s=1.07) == pytest.approx(0.055), "which woke for a moment"
+        assert blocked_s(still_s=0.095, clock_s=1.075, host_waits=True) == 0, "it is at the device"
+        assert [blocked_s(still_s=0.1 + 0.005 * turn, clock_s=1.08 + 0.005 * turn) for turn in range(3)] == [
+            0, 0, pytest.approx(0.01),
+        ], "and anew"  # fmt: skip
         process.signal(signal.SIGSTOP)
         wait_until(lambda: process.stopped)
         assert blocked_s(still_s=0.2, clock_s=1.2) == 0, "that is another thing"

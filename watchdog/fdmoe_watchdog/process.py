@@ -110,9 +110,14 @@ class Child:
         return self._held.seen(silent_s >= ASKED_S and self.stopped, now_s)
 
     @property
+    def sleeps(self) -> bool:
+        """Whether its main thread waits for something, as far as /proc tells."""
+        return self._stat.read().state == SLEEPS
+
+    @property
     def asleep(self) -> bool:
-        """Whether all its threads wait for something, as far as /proc tells."""
-        return self._stat.read().state == SLEEPS and asleep(self._process.pid)
+        """Whether all its threads do."""
+        return self.sleeps and asleep(self._process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to whatever it has started, such as a compiler."""
@@ -237,7 +242,7 @@ class WorkerProcess(Child):
         self.slow = False
         self.cut_off: Literal["", "exit", "page", "unreachable"] = ""
         self.page_problem = ""
-        self._blocked = _Lasting()
+        self._blocked, self._calm = _Lasting(), _Lasting()
         arguments = ("--weights", weights, "--name", name, "--generation", str(generation))
         try:
             # only now: one that is taken for a page that is not to be had would be lost
@@ -296,9 +301,13 @@ class WorkerProcess(Child):
         return min(silent_s, held_s + ASKED_S) if works and self._held.lasts else held_s
 
     def _blocked_s(self) -> float:
-        tracker, last = self.tracker, self.tracker.last
-        idle = tracker.host_still_s >= ASKED_S and last is not None and not last.host_waits and self.asleep
-        return self._blocked.seen(idle, tracker.clock_s)
+        now_s, last = self.tracker.clock_s, self.tracker.last
+        idle = self.tracker.host_still_s >= ASKED_S and last is not None and not last.host_waits
+        slept_s = self._blocked.seen(idle and self.sleeps, now_s)
+        # a driver's thread that wakes for a moment does nothing that the main thread waits for; one that is at work is
+        # so at one of two looks
+        calm_s = self._calm.seen(slept_s > 0 and self.asleep, now_s)
+        return slept_s if calm_s > 0 else 0.0
 
     def discard(self) -> None:
         """Remove what a reaped generation left in the run directory."""

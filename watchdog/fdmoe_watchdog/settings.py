@@ -97,8 +97,8 @@ class RecoverySettings(Group):
     blocked_deadline_s: float = Field(
         0.04,
         ge=0.02,
-        description="How long of that, after its first 30 ms, it may be seen to sleep, with all threads of its process "
-        "and not because it waits for the device or for the next message.",
+        description="How long of that, after its first 30 ms, it may be seen to sleep, beside no thread of its process "
+        "that runs, and not because it waits for the device or for the next message.",
     )
     stopped_deadline_s: float = Field(
         0.05,

@@ -45,7 +45,8 @@ class Seen:
     stall_after_s the stall time that was learned for its layer and size
     untouched_s   how long batches have waited in the worker without any sign of work
     host_still_s  how long of that neither path has run and its host thread has shown no beat
-    blocked_s     how long of that all of its threads were seen to sleep, and not for the device or for messages
+    blocked_s     how long of that its main thread was seen to sleep, and not for the device or for messages; 0 unless
+                  all others did as well at the last two looks
     held_s        how long a signal has held its process (SIGSTOP), which shows no sign of work
     trial_s       how long it has been at the trial kernel of its start
     checks        comparisons of the paths since the last observation
