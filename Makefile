@@ -13,6 +13,8 @@ ARGS ?=
 RUNBOOKS ?= dashboards/runbooks
 
 DISTRIBUTIONS := watchdog kernels fdmoe_ops
+# besides those of the kernels, which compute and wait for nobody, so they may run beside each other, and the watchdog's
+OTHER_TESTS := $(filter-out tests/kernels/ tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/)))
 REQUIREMENTS := constraints.txt requirements-dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 
 ifeq ($(strip $(VENV)),)
@@ -37,8 +39,13 @@ help:  ## show the targets
 serve: $(READY)  ## serve the demo layers on 127.0.0.1:8080, the watchdog on :9400; Ctrl-C ends it
 	$(MODULE) fdmoe_ops.cli serve $(ARGS)
 
-test: $(READY) test-watchdog  ## all tests that need no GPU, and the watchdog's once more where torch does not exist
+test: $(READY) test-watchdog  ## all tests that need no GPU; the watchdog's where torch does not exist
+ifeq ($(strip $(ARGS)),)
+	$(MODULE) pytest --numprocesses auto --maxprocesses 8 tests/kernels
+	$(MODULE) pytest $(OTHER_TESTS) tests/watchdog/status_page/test_browser.py
+else
 	$(MODULE) pytest $(ARGS)
+endif
 
 test-gpu: $(READY)  ## the tests that need a CUDA GPU
 	$(MODULE) pytest -m gpu tests/kernels tests/ops tests/tree $(ARGS)

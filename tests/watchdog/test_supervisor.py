@@ -613,6 +613,7 @@ def test_who_says_why_it_cannot_start_is_not_told_of_as_one_too_slow_to_start(in
         process.failed = None
         pair._act(Fence("a", 1, "startup"), 0.0)
         assert stalls() == (1, 1)
+        assert supervisor._recorder._disk.submit(lambda: None).wait(10)
     finally:
         _end(process)
 
