@@ -11,6 +11,6 @@ def configure(settings: LogSettings, process: str) -> None:
     log.configure(settings.format.value, settings.level.value, process)
 
 
-def flush() -> None:
+def flush(timeout_s: float = 0.5) -> None:
     """Before this process ends without the interpreter's own end."""
-    log.flush()
+    log.flush(timeout_s)
