@@ -13,8 +13,10 @@ ARGS ?=
 RUNBOOKS ?= dashboards/runbooks
 
 DISTRIBUTIONS := watchdog kernels fdmoe_ops
-# besides those of the kernels, which compute and wait for nobody, so they may run beside each other, and the watchdog's
-OTHER_TESTS := $(filter-out tests/kernels/ tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/)))
+# whole trees of processes and real alerts have deadlines, and would take the processors from one another; the others may
+# run beside each other
+ALONE := tests/dashboards/ tests/tree/
+BESIDE := $(filter-out $(ALONE) tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/)))
 REQUIREMENTS := constraints.txt requirements-dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 
 ifeq ($(strip $(VENV)),)
@@ -41,8 +43,8 @@ serve: $(READY)  ## serve the demo layers on 127.0.0.1:8080, the watchdog on :94
 
 test: $(READY) test-watchdog  ## all tests that need no GPU; the watchdog's where torch does not exist
 ifeq ($(strip $(ARGS)),)
-	$(MODULE) pytest --numprocesses auto --maxprocesses 8 tests/kernels
-	$(MODULE) pytest $(OTHER_TESTS) tests/watchdog/status_page/test_browser.py
+	$(MODULE) pytest --numprocesses auto --maxprocesses 8 $(BESIDE)
+	$(MODULE) pytest $(ALONE) tests/watchdog/status_page/test_browser.py
 else
 	$(MODULE) pytest $(ARGS)
 endif
