@@ -13,6 +13,7 @@ from monitoring import MISSING, Monitoring, load_rules, monitoring, name_targets
 
 from fdmoe_ops.chaos import game_day
 from fdmoe_ops.chaos.game_day import playable
+from fdmoe_ops.chaos.result import Result
 from fdmoe_ops.chaos.tree import Tree
 from fdmoe_ops.cli import main
 
@@ -68,7 +69,7 @@ def watch(
     monkeypatch.setattr(game_day, "Tree", Watched)
     play = game_day.Stage.play
 
-    def noted(stage: game_day.Stage, result: game_day.Result, repetitions: int) -> game_day.Result:
+    def noted(stage: game_day.Stage, result: Result, repetitions: int) -> Result:
         begun.append((result.play.name, time.time()))
         return play(stage, result, repetitions)
 

@@ -116,8 +116,8 @@ class Child:
 
     @property
     def asleep(self) -> bool:
-        """Whether all its threads do."""
-        return self.sleeps and asleep(self._process.pid)
+        """Whether all its threads do, of one that has not been reaped."""
+        return asleep(self._process.pid)
 
     def signal(self, number: signal.Signals) -> None:
         """To the process; SIGKILL also to whatever it has started, such as a compiler."""
