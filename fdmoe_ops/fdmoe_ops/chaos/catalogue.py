@@ -315,7 +315,8 @@ FAULTS: tuple[FaultInfo, ...] = (
         "malformed", Place.DOOR, Means.OUTSIDE,
         "Five hundred requests that are none: noise, broken heads, lengths and chunks, JSON that is none, tensors that "
         "are not what they say.",
-        "Each is refused in words or cut off, and leaves nothing behind; others are served.",
+        "Each is refused in words or cut off, and leaves nothing behind; what is good in spite of its changes is "
+        "answered, and on a game day its answer is compared. Others are served.",
         "4xx in fdmoe_request_duration_seconds, fdmoe_refused_requests_total.",
         "If it lasts, look who sends them: the answer tells the client what is wrong.",
     ),

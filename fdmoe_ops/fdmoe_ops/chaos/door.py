@@ -83,25 +83,25 @@ def disconnects(address: Address, target: Target, count: int = 50) -> Counter[st
     return Counter({"left": count})
 
 
-def flood(address: Address, target: Target, count: int = 10_000, known: Known | None = None) -> Counter[str]:
+def flood(address: Address, target: Target, count: int = 10_000) -> Counter[str]:
     """So many requests of one token at once, each on a connection of its own; how many got which status. Where the hard
     limit of open files allows fewer `connections`, it says how many there were: each has its share of the requests, one
-    after the other. They are the `known` one, if there is one; of the 200s it is said how many are `wrong`."""
+    after the other. They are the target's known one, if there is one; of the 200s it is said how many are `wrong`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else max(1, hard - _OTHER_FILES)
     connections = min(count, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        raw = target.raw(0) if known is None else known.raw
+        raw = target.whole(*target.known_or_random())
         ended, outputs = asyncio.run(_flood(address, raw, count, connections))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if connections < count:
         ended["connections"] = connections
     # when all is over: judges take their time
-    if known is not None and (wrong := sum(times for output, times in outputs.items() if known.is_wrong(output))):
-        ended["200"] -= wrong
-        ended["wrong"] = wrong
+    if (known := target.known) is not None:
+        wrong = sum(times for output, times in outputs.items() if known.is_wrong(output))
+        ended += Counter({"200": -wrong, "wrong": wrong})
     return ended
 
 
@@ -147,7 +147,7 @@ async def _ask(
                 status = _status_of_flood(head)
                 told[status] += 1
                 if status == "200":
-                    outputs[body[_number(head, b"inference-header-content-length") or 0 :]] += 1
+                    outputs[_tensor(head, body)] += 1
     except TimeoutError:
         told["silence"] = count - told.total()
     except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -164,7 +164,8 @@ def _status_of_flood(head: bytes) -> str:
 
 def nonsense(address: Address, target: Target, count: int = 500) -> Counter[str]:
     """So many malformed requests, many at once, each on a connection of its own; how many were `refused` in JSON or
-    `cut off`, got 200 because they were none after all, or something that a client must not get."""
+    `cut off`, got 200 because they were not malformed after all, or something that a client must not get. Where the
+    target's request is known, each 200 is judged: it may be `wrong`."""
     return asyncio.run(_nonsense(address, target, count))
 
 
@@ -175,14 +176,14 @@ async def _nonsense(address: Address, target: Target, count: int) -> Counter[str
         async with free:
             try:
                 async with asyncio.timeout(_NONSENSE_DEADLINE_S):
-                    return await _outcome(address, raw)
+                    return await _outcome(address, target, raw)
             except TimeoutError:
                 return "silence"
 
     return Counter(await asyncio.gather(*map(client, malformed.requests(target, seed=1, count=count))))
 
 
-async def _outcome(address: Address, raw: bytes) -> str:
+async def _outcome(address: Address, target: Target, raw: bytes) -> str:
     reader, writer = await asyncio.open_connection(*address)
     try:
         writer.write(raw)
@@ -193,7 +194,30 @@ async def _outcome(address: Address, raw: bytes) -> str:
     finally:
         writer.close()
     status = _status(head)
+    if status == "200" and target.known is not None:
+        return _verdict(target, target.known, raw, head, body)
     return "refused" if status.startswith("4") and _is_error(body) else status
+
+
+def _verdict(target: Target, known: Known, raw: bytes, head: bytes, body: bytes) -> str:
+    """Of a 200 to what was the known request, as JSON, before something in it was changed."""
+    if _numbers(target, raw.partition(b"\r\n\r\n")[2], "inputs") != known.data:
+        return "200 to nonsense"
+    output = _tensor(head, body) or _numbers(target, body, "outputs")
+    return "wrong" if known.is_wrong(output) else "200"
+
+
+def _numbers(target: Target, text: bytes, name: str) -> bytes:
+    """Of the tensor in this JSON; none if it is not there."""
+    with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, struct.error):
+        return target.pack(json.loads(text)[name][0]["data"])
+    return b""
+
+
+def _tensor(head: bytes, body: bytes) -> bytes:
+    """What follows the JSON of an answer; nothing if all of it is JSON."""
+    length = _number(head, b"inference-header-content-length")
+    return b"" if length is None else body[length:]
 
 
 def _is_error(body: bytes) -> bool:

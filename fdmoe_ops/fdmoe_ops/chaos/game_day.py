@@ -233,10 +233,7 @@ class Stage:
 
     def _visit(self, name: str) -> Counter[str]:
         host, _, port = self.tree.gateway_address.partition(":")
-        address, pool = (host, int(port)), self.plan.pool
-        if name == "flood":
-            return door.flood(address, pool.target, known=pool.known())
-        return door.VISITS[name](address, pool.target)
+        return door.VISITS[name]((host, int(port)), self.plan.pool.target)
 
     def _ask(self, name: str) -> None:
         """Until it is done: between two looks the path may have changed."""

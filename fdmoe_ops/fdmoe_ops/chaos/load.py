@@ -45,17 +45,14 @@ class Pool:
 
     @property
     def target(self) -> Target:
-        return Target(self.layer, self.datatype, self.hidden_size)
+        """With the smallest request, which those who are many can judge."""
+        index = min(range(len(self.inputs)), key=lambda index: len(self.inputs[index]))
+        known = Known(self.expected[index].shape[0], self.inputs[index], lambda output: self.is_wrong(index, output))
+        return Target(self.layer, self.datatype, self.hidden_size, known)
 
     def request(self, index: int) -> tuple[bytes, dict[str, str]]:
         """Body and headers of request `index`."""
         return self.target.request(self.expected[index].shape[0], self.inputs[index])
-
-    def known(self) -> Known:
-        """The smallest request, for those who are many."""
-        index = min(range(len(self.inputs)), key=lambda index: len(self.inputs[index]))
-        raw = self.target.whole(self.expected[index].shape[0], self.inputs[index])
-        return Known(raw, lambda output: self.is_wrong(index, output))
 
     def is_wrong(self, index: int, output: bytes) -> bool:
         expected = self.expected[index]

@@ -23,6 +23,9 @@ _LINES = (
 )  # fmt: skip
 _HEADERS = ("no colon", ": no name", "Na me: x", "X: a\x00b", "Content-Length: 5", "Transfer-Encoding: x")
 _CHUNKS = (b"-1\r\n", b"x\r\n", b"fffffffffffffffff\r\n", b"3\r\nabcd\r\n", b"3;a\x00=b\r\nabc\r\n")
+_NUMBERS = (b"NaN", b"1e999", b"1,", b"nul")
+# none that makes another number of one: whoever answers such a request must answer the known one
+_BYTES = bytes(sorted(set(range(256)) - set(b"0123456789.eE+-")))
 _NOISE_BYTES = 300
 _HEAD_BYTES = 70_000
 _DEEP = 100_000
@@ -60,7 +63,7 @@ def _wrong_length(target: Target, picks: random.Random) -> bytes:
 
 def _wrong_split(target: Target, picks: random.Random) -> bytes:
     """Where the JSON ends and the tensor begins."""
-    body = json.dumps(_document(target, binary=True)).encode() + bytes(4 * target.hidden_size)
+    body = json.dumps(_document(target, binary=True)).encode() + target.known_or_random()[1]
     length = picks.choice((*_LENGTHS, "1", str(len(body)), str(len(body) + 1)))
     return _post(target, body, f"Inference-Header-Content-Length: {length}")
 
@@ -78,10 +81,11 @@ def _broken_json(target: Target, picks: random.Random) -> bytes:
         case 1:
             return _post(target, b"[" * picks.randrange(1, _DEEP))
         case 2:
-            return _post(target, text.replace(b"0.5", picks.choice((b"NaN", b"1e999", b"0.5,", b"nul")), 1))
+            head, begin, numbers = text.partition(b'"data": [')
+            return _post(target, head + begin + picks.choice(_NUMBERS) + numbers[numbers.index(b",") :])
         case _:
             at = picks.randrange(len(text))
-            return _post(target, text[:at] + picks.randbytes(3) + text[at:])
+            return _post(target, text[:at] + bytes(picks.choices(_BYTES, k=3)) + text[at:])
 
 
 def _wrong_value(target: Target, picks: random.Random) -> bytes:
@@ -109,12 +113,15 @@ _KINDS: tuple[Callable[[Target, random.Random], bytes], ...] = (
 
 
 def _document(target: Target, *, binary: bool) -> dict[str, Any]:
-    """A good request of one token."""
-    row: dict[str, object] = {"name": "hidden_states", "shape": [1, target.hidden_size], "datatype": target.datatype}
+    """A good request, which begins to be malformed from here on."""
+    tokens, data = target.known_or_random()
+    row: dict[str, object] = {
+        "name": "hidden_states", "shape": [tokens, target.hidden_size], "datatype": target.datatype,
+    }  # fmt: skip
     if binary:
-        row["parameters"] = {"binary_data_size": 4 * target.hidden_size}
+        row["parameters"] = {"binary_data_size": len(data)}
     else:
-        row["data"] = [0.5] * target.hidden_size
+        row["data"] = target.unpack(data)
     return {"inputs": [row], "parameters": {"timeout": 30_000_000, "binary_data_output": True}}
 
 

@@ -11,7 +11,7 @@ import json
 import random
 import struct
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +26,22 @@ class NoTarget(ConnectionError):
 
 @dataclass(frozen=True)
 class Known:
-    """A whole HTTP request whose right answer is known: whether an output is wrong."""
+    """A request whose right answer is known: its tokens, their bytes, and whether an output is wrong."""
 
-    raw: bytes
+    tokens: int
+    data: bytes
     is_wrong: Callable[[bytes], bool]
 
 
 @dataclass(frozen=True)
 class Target:
-    """`layer` is its name in requests; `datatype` and `hidden_size` are those of its one input."""
+    """`layer` is its name in requests; `datatype` and `hidden_size` are those of its one input; `known` is for clients
+    that judge what they are answered."""
 
     layer: str
     datatype: str
     hidden_size: int
+    known: Known | None = None
 
     @classmethod
     def of_gateway(cls, address: Address) -> Target:
@@ -78,16 +81,34 @@ class Target:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
 
+    def known_or_random(self) -> tuple[int, bytes]:
+        """Tokens and their bytes: the known request, or one token, always the same."""
+        return (1, self._token(random.Random(0))) if self.known is None else (self.known.tokens, self.known.data)
+
     def _token(self, picks: random.Random) -> bytes:
-        values = [picks.gauss(0, 1) for _ in range(self.hidden_size)]
+        return self.pack([picks.gauss(0, 1) for _ in range(self.hidden_size)])
+
+    def pack(self, values: Sequence[float]) -> bytes:
+        """As they are in a tensor of this datatype. Raises struct.error for what is no number."""
+        if self.datatype == "BF16":
+            # the upper half of a float32
+            return b"".join(struct.pack("<f", value)[2:] for value in values)
+        return struct.pack(f"<{len(values)}{self._format}", *values)
+
+    def unpack(self, data: bytes) -> list[float]:
+        if self.datatype == "BF16":
+            halves = (data[place : place + 2] for place in range(0, len(data), 2))
+            data = b"".join(b"\0\0" + half for half in halves)
+        return [value for (value,) in struct.iter_unpack(f"<{self._format}", data)]
+
+    @property
+    def _format(self) -> str:
+        """The letter that module struct has for it."""
         match self.datatype:
-            case "FP32":
-                return struct.pack(f"<{len(values)}f", *values)
+            case "FP32" | "BF16":
+                return "f"
             case "FP16":
-                return struct.pack(f"<{len(values)}e", *values)
-            case "BF16":
-                # the upper half of a float32
-                return b"".join(struct.pack("<f", value)[2:] for value in values)
+                return "e"
         raise ValueError(f"datatype is {self.datatype!r}; FP32, BF16 and FP16 are served")
 
 

@@ -37,10 +37,13 @@ def test_an_answer_is_wrong_if_one_of_its_tokens_is() -> None:
 
 def test_the_smallest_request_is_known() -> None:
     pool = Pool.of("m/layers.0", LAYER, 40)
-    known = pool.known()
+    known = pool.target.known
+    assert known is not None
     index, right = min(enumerate(pool.expected), key=lambda pair: pair[1].shape[0])
-    assert known.raw.startswith(b"POST /v2/models/m/layers.0/infer HTTP/1.1\r\n")
-    assert known.raw.endswith(pool.inputs[index])
+    assert (known.tokens, known.data) == (right.shape[0], pool.inputs[index])
+    raw = pool.target.whole(*pool.target.known_or_random())
+    assert raw.startswith(b"POST /v2/models/m/layers.0/infer HTTP/1.1\r\n")
+    assert raw.endswith(known.data)
     assert not known.is_wrong(right.numpy().tobytes())
     assert known.is_wrong((-right).numpy().tobytes())
 

@@ -62,6 +62,19 @@ def test_who_is_turned_away_in_other_words_was_not_refused(stranger: http.server
     assert ended["refused"] == 0
 
 
+@pytest.mark.parametrize(("datatype", "size"), [("FP32", 4), ("FP16", 2), ("BF16", 2)])
+def test_numbers_are_packed_as_in_a_tensor(datatype: str, size: int) -> None:
+    target, numbers = Target("m/layers.0", datatype, 3), [0.5, -1.25, 96.0]
+    assert len(target.pack(numbers)) == 3 * size
+    assert target.unpack(target.pack(numbers)) == numbers
+    assert target.pack([1.0]) == {"FP32": b"\0\0\x80\x3f", "FP16": b"\0\x3c", "BF16": b"\x80\x3f"}[datatype]
+
+
+def test_a_datatype_that_nobody_serves_is_named() -> None:
+    with pytest.raises(ValueError, match="datatype is 'INT8'; FP32, BF16 and FP16 are served"):
+        Target("m/layers.0", "INT8", 4).raw(1)
+
+
 def test_a_layers_name_may_have_spaces() -> None:
     head = Target("a b/layers.0", "FP32", 4).raw(1).split(b"\r\n")[0]
     assert head == b"POST /v2/models/a%20b/layers.0/infer HTTP/1.1"
