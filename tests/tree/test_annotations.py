@@ -22,8 +22,8 @@ def test_stalls_are_told_and_wait_for_nobody(demo: Path, blocks: list[torch.nn.M
     token.write_text(TOKEN)
     token.chmod(0o600)
     flags = (
-        f"--model-path={demo}", "--model-name=demo", "--enable-chaos", "--recovery-cooldown-initial-s=0.5",
-        "--recovery-cooldown-max-s=0.5", f"--grafana-token-file={token}",
+        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--enable-chaos",
+        "--recovery-cooldown-initial-s=0.5", "--recovery-cooldown-max-s=0.5", f"--grafana-token-file={token}",
         # whoever waits for a Grafana that hangs waits longer than this test does
         "--grafana-timeout-s=600",
     )  # fmt: skip

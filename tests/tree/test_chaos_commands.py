@@ -19,8 +19,8 @@ from waiting import wait_until
 from fdmoe_ops.chaos.soak import PHASES
 from fdmoe_ops.chaos.tree import Tree, is_running, running_tree
 
-# a small batch, since every start proves the largest
-TREE = ("--devices=cpu", "--worker-max-batch-tokens=16", "--max-tokens=4")
+# few layers and a small batch, since every start proves each, and the largest
+TREE = ("--devices=cpu", "--model-layers=0,1", "--worker-max-batch-tokens=16", "--max-tokens=4")
 
 
 def fdmoe(*arguments: str) -> subprocess.CompletedProcess[str]:

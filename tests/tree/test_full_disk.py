@@ -54,7 +54,7 @@ def test_a_file_system_that_is_full_costs_no_request(
         expected = blocks[1](x[None])[0]
     pool = Pool("demo/layers.1", "FP32", 64, (x.numpy().tobytes(),), (expected,))
     tree = Tree(
-        small_disk, "--enable-chaos", f"--model-path={demo}", "--model-name=demo", "--devices=cpu",
+        small_disk, "--enable-chaos", f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--devices=cpu",
         "--arena-size-bytes=16MiB", "--recovery-cooldown-initial-s=0.2", "--recovery-backoff-max-s=0.2",
         "--recovery-restart-budget=1000", "--worker-max-batch-tokens=16", run_dir=small_disk / "run",
     )  # fmt: skip

@@ -87,10 +87,10 @@ def test_every_fault_costs_nobody_an_answer_and_raises_no_false_alarm(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # two clients fill no larger batch, and every start proves the largest
+    # two clients fill no larger batch, and every start proves the largest, for each layer
     arguments = (
         "--only", ",".join(FAULTS), "--abortable", "1", "--others", "1", "--clients", "2", "--max-tokens", "4",
-        "--devices", "cpu", "--worker-max-batch-tokens", "16",
+        "--devices", "cpu", "--model-layers", "0,1", "--worker-max-batch-tokens", "16",
     )  # fmt: skip
     report = ("--commit", "abc", "--report", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["fdmoe", "chaos", "game-day", *report, *arguments])

@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
 def tree(demo: Path) -> Iterator[Tree]:
     """Its pause on the baseline is long enough for a page that is brought up to date four times a second."""
     flags = (
-        f"--model-path={demo}", "--model-name=demo", "--enable-chaos",
+        f"--model-path={demo}", "--model-name=demo", "--model-layers=1", "--enable-chaos",
         "--recovery-cooldown-initial-s=2", "--recovery-cooldown-max-s=2",
     )  # fmt: skip
     with running_tree(*flags) as tree:
