@@ -8,7 +8,7 @@ copies, and may be held up between two loads for as long as whole launches take.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,6 +90,9 @@ class Truth:
     begun_at: float = 0.0
     ended: int = 0
     changed_at: tuple[float, ...] = (0.0,) * CTAS
+    # the host thread's beats, and when they last changed
+    host: int = 0
+    host_changed_at: float = 0.0
     # CTAs that have stored words for the launch that was begun last, a whole line, and the line with which they leave
     come: frozenset[int] = frozenset()
     shown: frozenset[int] = frozenset()
@@ -134,7 +137,7 @@ class Writers:
         self.warm = True
         for launch, run in enumerate(runs, warm_up + 1):
             yield self._add(Line.GATEWAY, 0)
-            yield self._add(Line.HOST, Host.BEATS)
+            yield self._host(self.page.end_wait)
             # each launch is of a layer of its own, and of as many tokens
             for word in (Launch.TOKENS, Launch.LAYER, Launch.BEGUN_AT_NS):
                 yield self._store(Line.LAUNCH, word, launch)
@@ -142,13 +145,18 @@ class Writers:
             truth.begun, truth.begun_at = launch, truth.now
             truth.come = truth.shown = truth.left = frozenset()
             yield self._store(Line.LAUNCH, Launch.BEGUN, launch)
+            yield self._host(self.page.begin_wait)
             yield from self._kernel(launch, run)
-            yield self._add(Line.HOST, Host.BEATS)
+            yield self._host(self.page.end_wait)
             yield self._add(Line.HOST, Host.FUSED_BATCHES)
             if run.baseline:
-                for word in (Host.BASELINE_BEGUN, Host.BEATS, Host.BASELINE_ENDED, Host.BASELINE_BATCHES):
-                    yield self._add(Line.HOST, word)
+                yield self._add(Line.HOST, Host.BASELINE_BEGUN)
+                yield self._host(self.page.begin_wait)
+                yield self._host(self.page.end_wait)
+                yield self._add(Line.HOST, Host.BASELINE_ENDED)
+                yield self._add(Line.HOST, Host.BASELINE_BATCHES)
             yield self._add(Line.HOST, Host.ANSWERED)
+            yield self._host(self.page.begin_wait)
 
     def _kernel(self, launch: int, run: Run) -> Iterator[bool]:
         """Until all CTAs are done. The first counts its exit last, and reports the launch's end after its last line;
@@ -186,6 +194,11 @@ class Writers:
             self.aborted.add(launch)
         report = [launch, launch << 8 | code, launch, launch, launch, launch, 0, 0]
         return [(Line.EXIT, word, report[word]) for word in run.order]
+
+    def _host(self, beat: Callable[[], None]) -> bool:
+        beat()
+        self.truth.host, self.truth.host_changed_at = self.page.read(Line.HOST, Host.BEATS), self.truth.now
+        return True
 
     def _add(self, line: int, word: int) -> bool:
         return self._store(line, word, self.page.read(line, word) + 1)
@@ -246,6 +259,7 @@ class Watch:
         # by the tracker's clock, which says when a reading began: when it was over; and when a launch was first seen
         self.over_at: dict[float, float] = {}
         self.seen_at: dict[int, float] = {}
+        self.lines: list[tuple[float, list[bytes]]] = []
 
     def read(self, reading: Reading) -> None:
         writers, tracker = self.writers, self.tracker
@@ -257,6 +271,7 @@ class Watch:
         tracker.read(snapshot, before.now)
         self.over_at[round(tracker.clock_s, 9)] = writers.truth.now
         self.seen_at.setdefault(snapshot.begun, tracker.clock_s)
+        self.lines.append((tracker.clock_s, _lines(snapshot.slots)))
         if warm:
             self._check_words(snapshot, before)
             self._check_silence(snapshot, before)
@@ -270,6 +285,8 @@ class Watch:
         now = self.writers.truth
         assert before.begun <= snapshot.begun <= now.begun
         assert before.ended <= snapshot.ended <= now.ended
+        # count and low bit are one word: whether it waits is never another beat's
+        assert before.host <= snapshot.host_beats <= now.host
         assert snapshot.ended <= snapshot.begun, "it has ended before it has begun"
         assert all(slot.launch <= snapshot.begun for slot in parse_slots(snapshot.slots)), "a beat before the begin"
         if snapshot.exit is not Exit.NONE:
@@ -287,7 +304,20 @@ class Watch:
             assert snapshot.begun == before.begun
             # what came while that reading was still on may have been in it
             since = self.over_at[round(self.tracker.clock_s - quiet_s, 9)]
-            assert before.is_still_since(since), f"a silence of {quiet_s} s, and it has beaten"
+            still = before.is_still_since(since) or self._looks_still(before)
+            assert still, f"a silence of {quiet_s} s, and it has beaten"
+        if still_s := self.tracker.host_still_s:
+            since = self.over_at[round(self.tracker.clock_s - still_s, 9)]
+            assert before.host_changed_at <= since, f"the host was still for {still_s} s, and it has beaten"
+            assert snapshot.host_waits is (before.host % 2 == 1), "still, and not as it was"
+
+    def _looks_still(self, before: Truth) -> bool:
+        """Whether a CTA at work has shown one line since the silence began, though it has beaten: its line came to be
+        what a reading had found when it was half stored, and nobody can tell."""
+        began = self.tracker.clock_s - self.tracker.quiet_s + 1e-9
+        first = max(at for at, (clock_s, _) in enumerate(self.lines) if clock_s <= began)
+        shown = [lines for _, lines in self.lines[first:]]
+        return any(len({lines[cta] for lines in shown}) == 1 for cta in before.come - before.left)
 
     def _check_decisions(self, before: Truth) -> None:
         tracker = self.tracker
@@ -306,7 +336,8 @@ class Watch:
             if isinstance(action, policy.Abort):
                 assert before.ended < action.launch == before.begun, "a stall of a launch that has ended"
                 # a reading that is held up counts as it began
-                assert before.is_still_since(before.now - SETTINGS.stall_floor_s + POLL_S * COUNTED_POLLS)
+                since = before.now - SETTINGS.stall_floor_s + POLL_S * COUNTED_POLLS
+                assert before.is_still_since(since) or self._looks_still(before)
 
     def _check_learned(self, learned: list[tuple[int, int, float]]) -> None:
         for layer, tokens, silence_s in learned:
@@ -324,6 +355,11 @@ class Watch:
             if cause.waiter is not None:
                 assert ctas[cause.waiter].state == "waiting"
                 assert all(ctas[number].order < ctas[cause.waiter].order for number in cause.ctas[:1])
+
+
+def _lines(slots: bytes) -> list[bytes]:
+    size = LINE_WORDS * WORD_BYTES
+    return [slots[at : at + size] for at in range(0, len(slots), size)]
 
 
 _ITEMS = st.lists(st.sampled_from(list(BEATS)), min_size=1, max_size=3)
@@ -364,6 +400,13 @@ RUN = Run(([Phase.ROUTE], [Phase.ROUTE]), list(range(LINE_WORDS)), baseline=Fals
 @example([RUN, RUN], 0, [0], [Reading(Pause(0, 20, 0.0), [Pause(1, 37, 0.0)]), Reading(Pause(0, 0, 0.0), [])])
 # one that was told to end has, and the next one has ended, too
 @example([RUN, RUN], 0, [0], [Reading(Pause(0, 20, 0.0), [], told=True), Reading(Pause(0, 90, 0.0), [])])
+# a CTA's third line is what a reading has found of its first
+@example(
+    [RUN, Run(([Phase.UP], [Phase.ROUTE]), [0, 1, 2, 3, 4, 7, 6, 5], baseline=False)], 0, [0],
+    [Reading(Pause(0, 4, 0.0), [Pause(0, 63, 0.0)]), Reading(Pause(0, 0, 0.005), []), Reading(Pause(0, 18, 0.0), [])],
+)  # fmt: skip
+# the host thread takes a batch up, and nothing else has changed
+@example([RUN], 0, [0], [Reading(Pause(0, 4, 0.0), []), Reading(Pause(0, 1, 0.005), [])])
 def test_no_reading_leads_to_a_conclusion_that_cannot_be(
     path: Path, runs: list[Run], warm_up: int, picks: list[int], readings: list[Reading]
 ) -> None:
