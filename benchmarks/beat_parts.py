@@ -8,9 +8,10 @@ build with no part, and `given` names the parts that a build has. The builds are
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import torch
 from rows import describe_machine, reproduce, write_rows
@@ -53,11 +54,13 @@ def builds() -> Iterator[frozenset[str]]:
     yield frozenset()
 
 
-def use(parts: frozenset[str]) -> None:
-    """What is loaded from now on has these parts."""
-    files = sources(parts)
+@contextlib.contextmanager
+def built(parts: frozenset[str]) -> Iterator[None]:
+    """What is loaded meanwhile has these parts."""
     build._loaded.clear()
-    build.sources = lambda: files
+    with mock.patch.object(build, "sources", return_value=sources(parts)):
+        yield
+    build._loaded.clear()
 
 
 def measure(name: str, runs: int) -> list[dict[str, object]]:
@@ -67,7 +70,6 @@ def measure(name: str, runs: int) -> list[dict[str, object]]:
     outputs: dict[str, torch.Tensor] = {}
     launches: dict[str, Run] = {}
     kept: list[Workspace] = []
-    original: Any = build.sources
 
     def add(given: str, page: torch.Tensor | None) -> None:
         workspace = Workspace(layer, 1, page=page)
@@ -76,10 +78,8 @@ def measure(name: str, runs: int) -> list[dict[str, object]]:
         launches[given] = captured(_launch(x, layer, workspace, outputs[given]))
 
     for parts in builds():
-        use(parts)
-        add(", ".join(part for part in _PARTS if part in parts) or "none", new_page(x.device))
-        build.sources = original
-    build._loaded.clear()
+        with built(parts):
+            add(", ".join(part for part in _PARTS if part in parts) or "none", new_page(x.device))
     add("none, and no page", None)
     times_us = median_latency_us(launches, repetitions=runs)
     first = next(iter(outputs.values()))

@@ -29,7 +29,8 @@ def test_torch_compile_takes_it_whole_for_any_number_of_tokens(place: Place, bac
 
 
 class Block(torch.nn.Module):
-    """As models compile their blocks: one after the other, each by itself. What it does beside the layer is exact."""
+    """As models compile their blocks: one after the other, each by itself. What it does beside the layer is
+    rounded alike, compiled or not."""
 
     def __init__(self, moe: FusedMoE) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from waiting import wait_until
 from fdmoe_ops.chaos.soak import PHASES
 from fdmoe_ops.chaos.tree import Tree, is_running, running_tree
 
-# few layers and a small batch, since every start proves each, and the largest
+# few layers and a small batch, since every start proves each layer, and the largest batch
 TREE = ("--devices=cpu", "--model-layers=0,1", "--worker-max-batch-tokens=16", "--max-tokens=4")
 
 

@@ -29,6 +29,7 @@ from fdmoe_watchdog.page import (
     Line,
     Page,
     Phase,
+    SlotWord,
     Snapshot,
     Stage,
     Wait,
@@ -47,6 +48,7 @@ BEATS: dict[Phase, list[tuple[Phase, Wait, int, int]]] = {
     Phase.COMBINE: [(Phase.COMBINE, Wait.DOWN_TILES, 2, 0), (Phase.COMBINE, Wait.NONE, 2, 2)],
 }
 Store = tuple[int, int, int]  # line, word, value
+_LINE_BYTES = LINE_WORDS * WORD_BYTES
 POLL_S = 0.005
 # so that some silent readings are a stall
 SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_first_s=0.06, stall_ceiling_s=0.1, launch_deadline_s=0.1)
@@ -93,7 +95,7 @@ class Truth:
     # the host thread's beats, and when they last changed
     host: int = 0
     host_changed_at: float = 0.0
-    # CTAs that have stored words for the launch that was begun last, a whole line, and the line with which they leave
+    # CTAs that have stored the number of the launch begun last, a whole line, and the line with which they leave
     come: frozenset[int] = frozenset()
     shown: frozenset[int] = frozenset()
     left: frozenset[int] = frozenset()
@@ -138,6 +140,9 @@ class Writers:
         for launch, run in enumerate(runs, warm_up + 1):
             yield self._add(Line.GATEWAY, 0)
             yield self._host(self.page.end_wait)
+            # the rows are copied to the device
+            yield self._host(self.page.begin_wait)
+            yield self._host(self.page.end_wait)
             # each launch is of a layer of its own, and of as many tokens
             for word in (Launch.TOKENS, Launch.LAYER, Launch.BEGUN_AT_NS):
                 yield self._store(Line.LAUNCH, word, launch)
@@ -151,10 +156,12 @@ class Writers:
             yield self._add(Line.HOST, Host.FUSED_BATCHES)
             if run.baseline:
                 yield self._add(Line.HOST, Host.BASELINE_BEGUN)
-                yield self._host(self.page.begin_wait)
                 yield self._host(self.page.end_wait)
                 yield self._add(Line.HOST, Host.BASELINE_ENDED)
                 yield self._add(Line.HOST, Host.BASELINE_BATCHES)
+            # and from it
+            yield self._host(self.page.begin_wait)
+            yield self._host(self.page.end_wait)
             yield self._add(Line.HOST, Host.ANSWERED)
             yield self._host(self.page.begin_wait)
 
@@ -172,7 +179,8 @@ class Writers:
             if cta == 0 and stored[cta] == leaving[cta] + LINE_WORDS:
                 stores[cta] += self._report(launch, run)
             if launch == self.truth.begun:
-                self.truth.come = frozenset(cta for cta in range(CTAS) if stored[cta])
+                named = run.order.index(SlotWord.LAUNCH)
+                self.truth.come = frozenset(cta for cta in range(CTAS) if stored[cta] > named)
                 self.truth.shown = frozenset(cta for cta in range(CTAS) if stored[cta] >= LINE_WORDS)
                 self.truth.left = frozenset(cta for cta in range(CTAS) if stored[cta] >= leaving[cta] + LINE_WORDS)
             yield True
@@ -222,6 +230,9 @@ def _beats(run: Run, cta: int) -> int:
 class SlowPage(Page):
     """A page whose reader is held up between two loads."""
 
+    # the bytes of all CTAs' lines, as the last reading came upon them
+    loaded = b""
+
     def slow_down(self, writers: Writers, reading: Reading) -> None:
         self._writers, self._pauses, self._loads = writers, reading.pauses, 0
 
@@ -233,6 +244,8 @@ class SlowPage(Page):
                     self._writers.go_on(pause.stores, pause.seconds)
             read += self.mapped[at : at + WORD_BYTES]
             self._loads += 1
+        if start == Line.EXIT * _LINE_BYTES:
+            self.loaded = bytes(read[FIRST_SLOT * _LINE_BYTES - start :])
         return bytes(read)
 
 
@@ -271,7 +284,7 @@ class Watch:
         tracker.read(snapshot, before.now)
         self.over_at[round(tracker.clock_s, 9)] = writers.truth.now
         self.seen_at.setdefault(snapshot.begun, tracker.clock_s)
-        self.lines.append((tracker.clock_s, _lines(snapshot.slots)))
+        self.lines.append((tracker.clock_s, _lines(self.page.loaded)))
         if warm:
             self._check_words(snapshot, before)
             self._check_silence(snapshot, before)
@@ -285,7 +298,6 @@ class Watch:
         now = self.writers.truth
         assert before.begun <= snapshot.begun <= now.begun
         assert before.ended <= snapshot.ended <= now.ended
-        # count and low bit are one word: whether it waits is never another beat's
         assert before.host <= snapshot.host_beats <= now.host
         assert snapshot.ended <= snapshot.begun, "it has ended before it has begun"
         assert all(slot.launch <= snapshot.begun for slot in parse_slots(snapshot.slots)), "a beat before the begin"
@@ -304,18 +316,19 @@ class Watch:
             assert snapshot.begun == before.begun
             # what came while that reading was still on may have been in it
             since = self.over_at[round(self.tracker.clock_s - quiet_s, 9)]
-            still = before.is_still_since(since) or self._looks_still(before)
+            still = before.is_still_since(since) or self._looks_still(before, self.tracker.clock_s - quiet_s)
             assert still, f"a silence of {quiet_s} s, and it has beaten"
         if still_s := self.tracker.host_still_s:
             since = self.over_at[round(self.tracker.clock_s - still_s, 9)]
             assert before.host_changed_at <= since, f"the host was still for {still_s} s, and it has beaten"
             assert snapshot.host_waits is (before.host % 2 == 1), "still, and not as it was"
 
-    def _looks_still(self, before: Truth) -> bool:
-        """Whether a CTA at work has shown one line since the silence began, though it has beaten: its line came to be
-        what a reading had found when it was half stored, and nobody can tell."""
-        began = self.tracker.clock_s - self.tracker.quiet_s + 1e-9
-        first = max(at for at, (clock_s, _) in enumerate(self.lines) if clock_s <= began)
+    def _looks_still(self, before: Truth, since_s: float) -> bool:
+        """Whether a CTA at work was found with one line since `since_s`, by the tracker's clock, though it has beaten:
+        the line came to be what a reading had found when it was half stored, and nobody can tell."""
+        first = max((at for at, (clock_s, _) in enumerate(self.lines) if clock_s <= since_s + 1e-9), default=None)
+        if first is None:
+            return False
         shown = [lines for _, lines in self.lines[first:]]
         return any(len({lines[cta] for lines in shown}) == 1 for cta in before.come - before.left)
 
@@ -337,7 +350,9 @@ class Watch:
                 assert before.ended < action.launch == before.begun, "a stall of a launch that has ended"
                 # a reading that is held up counts as it began
                 since = before.now - SETTINGS.stall_floor_s + POLL_S * COUNTED_POLLS
-                assert before.is_still_since(since) or self._looks_still(before)
+                assert before.is_still_since(since) or self._looks_still(
+                    before, tracker.clock_s - SETTINGS.stall_floor_s
+                )
 
     def _check_learned(self, learned: list[tuple[int, int, float]]) -> None:
         for layer, tokens, silence_s in learned:
@@ -358,8 +373,7 @@ class Watch:
 
 
 def _lines(slots: bytes) -> list[bytes]:
-    size = LINE_WORDS * WORD_BYTES
-    return [slots[at : at + size] for at in range(0, len(slots), size)]
+    return [slots[at : at + _LINE_BYTES] for at in range(0, len(slots), _LINE_BYTES)]
 
 
 _ITEMS = st.lists(st.sampled_from(list(BEATS)), min_size=1, max_size=3)
@@ -395,15 +409,20 @@ RUN = Run(([Phase.ROUTE], [Phase.ROUTE]), list(range(LINE_WORDS)), baseline=Fals
     readings=st.lists(_READINGS, min_size=2, max_size=20),
 )
 # a CTA beats between the load of `begun` and that of its line
-@example([RUN], 0, [0], [Reading(Pause(0, 4, 0.0), []), Reading(Pause(0, 0, 0.0), [Pause(40, 6, 0.0)])])
+@example([RUN], 0, [0], [Reading(Pause(0, 4, 0.0), []), Reading(Pause(0, 0, 0.0), [Pause(40, 9, 0.0)])])
 # a launch ends after the load of `ended`, and the words of the next one come before its `begun`
-@example([RUN, RUN], 0, [0], [Reading(Pause(0, 20, 0.0), [Pause(1, 37, 0.0)]), Reading(Pause(0, 0, 0.0), [])])
+@example([RUN, RUN], 0, [0], [Reading(Pause(0, 23, 0.0), [Pause(1, 42, 0.0)]), Reading(Pause(0, 0, 0.0), [])])
 # one that was told to end has, and the next one has ended, too
-@example([RUN, RUN], 0, [0], [Reading(Pause(0, 20, 0.0), [], told=True), Reading(Pause(0, 90, 0.0), [])])
+@example([RUN, RUN], 0, [0], [Reading(Pause(0, 23, 0.0), [], told=True), Reading(Pause(0, 90, 0.0), [])])
 # a CTA's third line is what a reading has found of its first
 @example(
     [RUN, Run(([Phase.UP], [Phase.ROUTE]), [0, 1, 2, 3, 4, 7, 6, 5], baseline=False)], 0, [0],
-    [Reading(Pause(0, 4, 0.0), [Pause(0, 63, 0.0)]), Reading(Pause(0, 0, 0.005), []), Reading(Pause(0, 18, 0.0), [])],
+    [Reading(Pause(0, 4, 0.0), [Pause(0, 70, 0.0)]), Reading(Pause(0, 0, 0.005), []), Reading(Pause(0, 17, 0.0), [])],
+)  # fmt: skip
+# a CTA beats, and is silent for a while that is no stall
+@example(
+    [RUN], 0, [0],
+    [Reading(Pause(0, 4, 0.1), []), Reading(Pause(0, 16, 0.0), []), *[Reading(Pause(0, 0, 0.005), [])] * 4],
 )  # fmt: skip
 # the host thread takes a batch up, and nothing else has changed
 @example([RUN], 0, [0], [Reading(Pause(0, 4, 0.0), []), Reading(Pause(0, 1, 0.005), [])])

@@ -84,9 +84,9 @@ def disconnects(address: Address, target: Target, count: int = 50) -> Counter[st
 
 
 def flood(address: Address, target: Target, count: int = 10_000) -> Counter[str]:
-    """So many requests of one token at once, each on a connection of its own; how many got which status. Where the hard
+    """So many requests at once, each on a connection of its own; how many got which status. Where the hard
     limit of open files allows fewer `connections`, it says how many there were: each has its share of the requests, one
-    after the other. They are the target's known one, if there is one; of the 200s it is said how many are `wrong`."""
+    after the other. They are the target's known one, whose 200s may be `wrong`, or else of one token."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = count if hard == resource.RLIM_INFINITY else max(1, hard - _OTHER_FILES)
     connections = min(count, most)
@@ -200,7 +200,8 @@ async def _outcome(address: Address, target: Target, raw: bytes) -> str:
 
 
 def _verdict(target: Target, known: Known, raw: bytes, head: bytes, body: bytes) -> str:
-    """Of a 200 to what was the known request, as JSON, before something in it was changed."""
+    """How a malformed request that got 200 ended. It was made from the known one, whose numbers it must still have:
+    what is right for others nobody knows."""
     if _numbers(target, raw.partition(b"\r\n\r\n")[2], "inputs") != known.data:
         return "200 to nonsense"
     output = _tensor(head, body) or _numbers(target, body, "outputs")
@@ -209,7 +210,7 @@ def _verdict(target: Target, known: Known, raw: bytes, head: bytes, body: bytes)
 
 def _numbers(target: Target, text: bytes, name: str) -> bytes:
     """Of the tensor in this JSON; none if it is not there."""
-    with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, struct.error):
+    with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error):
         return target.pack(json.loads(text)[name][0]["data"])
     return b""
 

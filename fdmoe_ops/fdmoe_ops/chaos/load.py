@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import threading
@@ -43,7 +44,7 @@ class Pool:
         inputs = (rows.view(torch.uint8).numpy().tobytes() for rows in torch.split_with_sizes(x, tokens))
         return cls(name, DATATYPES[layer.dtype], layer.hidden_size, tuple(inputs), tuple(expected))
 
-    @property
+    @functools.cached_property
     def target(self) -> Target:
         """With the smallest request, which those who are many can judge."""
         index = min(range(len(self.inputs)), key=lambda index: len(self.inputs[index]))

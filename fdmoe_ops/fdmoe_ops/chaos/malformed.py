@@ -113,7 +113,7 @@ _KINDS: tuple[Callable[[Target, random.Random], bytes], ...] = (
 
 
 def _document(target: Target, *, binary: bool) -> dict[str, Any]:
-    """A good request, which begins to be malformed from here on."""
+    """A good request, to be spoilt: the known one, or else one token."""
     tokens, data = target.known_or_random()
     row: dict[str, object] = {
         "name": "hidden_states", "shape": [tokens, target.hidden_size], "datatype": target.datatype,

@@ -89,9 +89,11 @@ class Target:
         return self.pack([picks.gauss(0, 1) for _ in range(self.hidden_size)])
 
     def pack(self, values: Sequence[float]) -> bytes:
-        """As they are in a tensor of this datatype. Raises struct.error for what is no number."""
+        """As they are in a tensor of this datatype; for BF16 the lower half of a float32 is cut off, not rounded.
+
+        Raises struct.error for what is no number, OverflowError for one that is too large.
+        """
         if self.datatype == "BF16":
-            # the upper half of a float32
             return b"".join(struct.pack("<f", value)[2:] for value in values)
         return struct.pack(f"<{len(values)}{self._format}", *values)
 

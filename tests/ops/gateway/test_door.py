@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import raw_http
 
-from fdmoe_ops.chaos import door
+from fdmoe_ops.chaos import door, malformed
 from fdmoe_ops.chaos.target import Known, NoTarget, Target
 from fdmoe_ops.chaos.tree import free_port
 
@@ -100,6 +100,13 @@ def test_the_answers_of_a_flood_are_compared_where_they_are_known(output: bytes,
     with saying(answer) as address:
         assert door.flood(address, replace(TARGET, known=known), count=3) == ended
         assert door.flood(address, TARGET, count=3) == {"200": 3}
+
+
+def test_a_200_to_json_that_nobody_can_read_is_no_fair_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malformed, "requests", lambda *_, **__: [raw_http.post(b"[" * 5_000)])
+    known = Known(1, bytes(32), lambda _: False)
+    with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as address:
+        assert door.nonsense(address, replace(TARGET, known=known)) == {"200 to nonsense": 1}
 
 
 def test_a_flood_that_nobody_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
