@@ -15,8 +15,9 @@ RUNBOOKS ?= dashboards/runbooks
 DISTRIBUTIONS := watchdog kernels fdmoe_ops
 # whole trees of processes and real alerts have deadlines, and would take the processors from one another; the others may
 # run beside each other
-ALONE := tests/dashboards/ tests/tree/
-BESIDE := $(filter-out $(ALONE) tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/)))
+ALONE := tests/dashboards/test_live.py tests/dashboards/test_runbooks.py tests/tree/
+BESIDE := $(filter-out tests/dashboards/ tests/tree/ tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/))) \
+  $(filter-out $(ALONE),$(wildcard tests/dashboards/test_*.py))
 REQUIREMENTS := constraints.txt requirements-dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 
 ifeq ($(strip $(VENV)),)
