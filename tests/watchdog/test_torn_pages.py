@@ -20,6 +20,7 @@ from fdmoe_watchdog import policy
 from fdmoe_watchdog.flight_verdict import Verdict, explain
 from fdmoe_watchdog.page import (
     FIRST_SLOT,
+    LINE_BYTES,
     LINE_WORDS,
     WORD_BYTES,
     Exit,
@@ -48,7 +49,6 @@ BEATS: dict[Phase, list[tuple[Phase, Wait, int, int]]] = {
     Phase.COMBINE: [(Phase.COMBINE, Wait.DOWN_TILES, 2, 0), (Phase.COMBINE, Wait.NONE, 2, 2)],
 }
 Store = tuple[int, int, int]  # line, word, value
-_LINE_BYTES = LINE_WORDS * WORD_BYTES
 POLL_S = 0.005
 # so that some silent readings are a stall
 SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_first_s=0.06, stall_ceiling_s=0.1, launch_deadline_s=0.1)
@@ -244,8 +244,8 @@ class SlowPage(Page):
                     self._writers.go_on(pause.stores, pause.seconds)
             read += self.mapped[at : at + WORD_BYTES]
             self._loads += 1
-        if start == Line.EXIT * _LINE_BYTES:
-            self.loaded = bytes(read[FIRST_SLOT * _LINE_BYTES - start :])
+        if start == Line.EXIT * LINE_BYTES:
+            self.loaded = bytes(read[FIRST_SLOT * LINE_BYTES - start :])
         return bytes(read)
 
 
@@ -314,19 +314,22 @@ class Watch:
         if quiet_s > 0:
             assert snapshot.outstanding
             assert snapshot.begun == before.begun
-            # what came while that reading was still on may have been in it
-            since = self.over_at[round(self.tracker.clock_s - quiet_s, 9)]
-            still = before.is_still_since(since) or self._looks_still(before, self.tracker.clock_s - quiet_s)
+            still = before.is_still_since(self._since(quiet_s)) or self._looks_still(before, quiet_s)
             assert still, f"a silence of {quiet_s} s, and it has beaten"
         if still_s := self.tracker.host_still_s:
-            since = self.over_at[round(self.tracker.clock_s - still_s, 9)]
-            assert before.host_changed_at <= since, f"the host was still for {still_s} s, and it has beaten"
+            still = before.host_changed_at <= self._since(still_s)
+            assert still, f"the host was still for {still_s} s, and it has beaten"
             assert snapshot.host_waits is (before.host % 2 == 1), "still, and not as it was"
 
-    def _looks_still(self, before: Truth, since_s: float) -> bool:
-        """Whether a CTA at work was found with one line since `since_s`, by the tracker's clock, though it has beaten:
+    def _since(self, silence_s: float) -> float:
+        """When the reading with which a silence began was over: what came while it was on may have been in it."""
+        return self.over_at[round(self.tracker.clock_s - silence_s, 9)]
+
+    def _looks_still(self, before: Truth, silence_s: float) -> bool:
+        """Whether a CTA at work was found with one line for `silence_s`, by the tracker's clock, though it has beaten:
         the line came to be what a reading had found when it was half stored, and nobody can tell."""
-        first = max((at for at, (clock_s, _) in enumerate(self.lines) if clock_s <= since_s + 1e-9), default=None)
+        began = self.tracker.clock_s - silence_s + 1e-9
+        first = max((at for at, (clock_s, _) in enumerate(self.lines) if clock_s <= began), default=None)
         if first is None:
             return False
         shown = [lines for _, lines in self.lines[first:]]
@@ -350,9 +353,7 @@ class Watch:
                 assert before.ended < action.launch == before.begun, "a stall of a launch that has ended"
                 # a reading that is held up counts as it began
                 since = before.now - SETTINGS.stall_floor_s + POLL_S * COUNTED_POLLS
-                assert before.is_still_since(since) or self._looks_still(
-                    before, tracker.clock_s - SETTINGS.stall_floor_s
-                )
+                assert before.is_still_since(since) or self._looks_still(before, SETTINGS.stall_floor_s)
 
     def _check_learned(self, learned: list[tuple[int, int, float]]) -> None:
         for layer, tokens, silence_s in learned:
@@ -373,7 +374,7 @@ class Watch:
 
 
 def _lines(slots: bytes) -> list[bytes]:
-    return [slots[at : at + _LINE_BYTES] for at in range(0, len(slots), _LINE_BYTES)]
+    return [slots[at : at + LINE_BYTES] for at in range(0, len(slots), LINE_BYTES)]
 
 
 _ITEMS = st.lists(st.sampled_from(list(BEATS)), min_size=1, max_size=3)
