@@ -61,9 +61,12 @@ class Workspace:
         self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
         self.weights = torch.empty(entries, dtype=torch.float32, device=device)
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
-        self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
-        self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
         self.hopper = HopperScratch(layer, max_tokens) if takes_shape(layer) else None
+        if self.hopper is None:
+            self.act = torch.empty(entries, intermediate, dtype=layer.dtype, device=device)
+            self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
+        else:  # one form or the other serves a launch
+            self.act, self.part = self.hopper.act[:entries], self.hopper.sorted[:entries]
 
     def row_tiles_bound(self, tokens: int, rows: int) -> int:
         """The most row tiles that `tokens` tokens can make, however they are routed."""
@@ -114,9 +117,10 @@ class Workspace:
 
     @property
     def size_bytes(self) -> int:
-        tensors = (self.control, self.totals, self.lists, self.weights, self.norms, self.act, self.part)
+        tensors = (self.control, self.totals, self.lists, self.weights, self.norms)
+        rows = (self.act, self.part) if self.hopper is None else ()
         more = 0 if self.hopper is None else self.hopper.size_bytes
-        return more + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return more + sum(tensor.numel() * tensor.element_size() for tensor in (*tensors, *rows))
 
 
 def _check_page(page: torch.Tensor, device: torch.device) -> None:

@@ -12,11 +12,12 @@ class TensorMap(ctypes.Structure):
 
 
 _MAPS = (
-    "router", "gate_up", "down", "sorted_8", "sorted_16", "sorted_32", "act_8", "act_16", "act_32",
+    "router", "gate_up", "down", "sorted_8", "sorted_16", "sorted_32", "sorted_64", "act_8", "act_16", "act_32",
+    "done_8", "done_16", "done_32", "done_64",
 )  # fmt: skip
 _POINTERS = (
     "x", "y", "router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate", "given_experts",
-    "given_weights", "lists", "weights", "logits", "act", "part", "control", "totals", "page",
+    "given_weights", "lists", "weights", "logits", "places", "act", "sorted", "control", "totals", "page",
     "router_at", "gate_up_at", "down_at",
 )  # fmt: skip
 _INTEGERS = (

@@ -106,17 +106,23 @@ class Plan:
         self._weights = {ahead: _weight_maps(layer, ahead=ahead) for ahead in (False, True)}
         self._ahead: bool | None = None
         rows = sorted_rows(layer, workspace.max_tokens)
-        for count in (8, 16, 32):
-            for name, size in (("sorted", hidden), ("act", intermediate)):
-                buffer = _tensor_map(getattr(scratch, name), (size, rows), (size * 2,), (64, count), ahead=True)
-                setattr(params, f"{name}_{count}", buffer)
+        for name, buffer, columns, counts in (
+            ("sorted", scratch.sorted, 64, (8, 16, 32, 64)),
+            ("act", scratch.act, 64, (8, 16, 32)),
+            ("done", scratch.act, 32, (8, 16, 32, 64)),
+        ):
+            size = buffer.shape[1]
+            for count in counts:
+                boxes = _tensor_map(buffer, (size, rows), (size * 2,), (columns, count), ahead=True)
+                setattr(params, f"{name}_{count}", boxes)
         for name in ("router", "gate_up", "down"):
             setattr(params, f"{name}_at", getattr(layer, name).data_ptr())
         for name in ("router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate"):
             setattr(params, name, _address(getattr(layer, name)))
-        for name in ("lists", "weights", "part", "control", "totals", "page"):
+        for name in ("lists", "weights", "control", "totals", "page"):
             setattr(params, name, _address(getattr(workspace, name)))
-        params.logits, params.act = scratch.logits.data_ptr(), scratch.act.data_ptr()
+        for name in ("logits", "places", "act", "sorted"):
+            setattr(params, name, getattr(scratch, name).data_ptr())
         rule, activation = layer.routing, layer.activation
         params.hidden, params.intermediate = hidden, intermediate
         params.experts, params.shared_experts, params.top_k = layer.experts, layer.shared_experts, rule.top_k
@@ -268,15 +274,16 @@ def _weight_maps(layer: MoELayer, *, ahead: bool) -> tuple[TensorMap, TensorMap,
 def _tensor_map(
     tensor: torch.Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], *, ahead: bool
 ) -> TensorMap:
-    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes. `ahead`: L2
-    fetches 256 bytes where 128 are asked for.
+    """`tensor` as the copy engine sees it: sizes and box from the innermost dimension on, strides in bytes. In shared
+    memory the 16-byte chunks of a box's rows, of 64 or 128 bytes, are swizzled. `ahead`: L2 fetches 256 bytes where 128
+    are asked for.
 
     Raises BuildError where the driver refuses.
     """
     with told_as_build_errors():
         from cuda.bindings import driver
 
-    half, promotion = driver.CUtensorMapDataType, driver.CUtensorMapL2promotion
+    half, promotion, swizzle = driver.CUtensorMapDataType, driver.CUtensorMapL2promotion, driver.CUtensorMapSwizzle
     returned = driver.cuTensorMapEncodeTiled(
         half.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if tensor.dtype == torch.bfloat16
         else half.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -287,7 +294,7 @@ def _tensor_map(
         [driver.cuuint32_t(size) for size in box],
         [driver.cuuint32_t(1) for _ in sizes],
         driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        swizzle.CU_TENSOR_MAP_SWIZZLE_128B if box[0] == 64 else swizzle.CU_TENSOR_MAP_SWIZZLE_64B,
         promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B if ahead
         else promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,

@@ -67,6 +67,7 @@ class _Decision:
 
 class HopperScratch:
     """logits  [parts, T, E] float32, the router's partial sums: room for `logit_rows` rows of E
+    places  [T, K + S, 2] int32, each entry's expert and its place in the expert's list
     act     [rows, I], and sorted [rows, H], both in the order of the experts, each tile with its padded width
     """
 
@@ -76,6 +77,7 @@ class HopperScratch:
         # the router's parts are for small batches: the fewer tokens, the more parts
         self.logit_rows = max(max_tokens, ROUTE_TOKENS * multiprocessors(device))
         self.logits = torch.empty(self.logit_rows * layer.experts, dtype=torch.float32, device=device)
+        self.places = torch.empty(max_tokens * layer.entries_per_token, 2, dtype=torch.int32, device=device)
         self.act = torch.empty(rows, layer.intermediate_size, dtype=dtype, device=device)
         self.sorted = torch.empty(rows, layer.hidden_size, dtype=dtype, device=device)
         # a layer that nobody else keeps is let go, and its plan with it
@@ -129,4 +131,5 @@ class HopperScratch:
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.logits, self.act, self.sorted))
+        tensors = (self.logits, self.places, self.act, self.sorted)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -3,35 +3,74 @@
 #include "fault.cuh"
 #include "page.cuh"
 
-// y[token] = sum over k of weight * part, for a tile of tokens and one block of columns. CONSUMER_THREADS threads.
+struct Entry {
+    float weight;  // ABSENT: it has no expert
+    int row;       // of `sorted`
+};
+constexpr int MAX_AT_ONCE = sizeof(Shared::scratch) / sizeof(Entry);  // entries that are combined
+static_assert(MAX_AT_ONCE >= MAX_EXPERTS);                            // those of one token at least
+
+DEVICE int combined_at_once(const Context& c) { return MAX_AT_ONCE / c.entries_per_token(); }
+
+// Into shared memory: the entries of an item's tokens from `begin` on. CONSUMER_THREADS threads.
+DEVICE void find_entries(const Context& c, const Item& item, int begin) {
+    const Params& p = c.p;
+    int per_token = c.entries_per_token(), count = min(combined_at_once(c), item.rows - begin) * per_token;
+    Entry* entries = reinterpret_cast<Entry*>(c.s.scratch);
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);  // all have read what was there
+    for (int i = threadIdx.x - CONSUMER_FIRST; i < count; i += CONSUMER_THREADS) {
+        int token = item.first + begin + i / per_token, k = i % per_token;
+        i64 at = static_cast<i64>(token) * per_token + k;
+        float weight = __ldcg(p.weights + at);
+        Place place = {p.experts + k - p.top_k, token};
+        if (k < p.top_k) {
+            int2 given = __ldcg(reinterpret_cast<const int2*>(p.places) + at);
+            place = {given.x, given.y};
+        }
+        int row = 0;
+        if (__float_as_uint(weight) != ABSENT) {  // else it has no place
+            int tiles = c.s.ends[place.expert] - (place.expert == 0 ? 0 : c.s.ends[place.expert - 1]);
+            int width = tile_width(c.s.counts[place.expert], tiles);
+            row = c.s.starts[place.expert] + place.at / width * padded_width(width) + place.at % width;
+        }
+        entries[i] = {weight, row};
+    }
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
+}
+
+// y[token] = sum over k of weight * row, for a tile of tokens and one block of columns. CONSUMER_THREADS threads, which
+// have found the first tokens' entries.
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
-    int block = c.block_tiles() * WEIGHT_ROWS;
+    int block = c.block_tiles() * WEIGHT_ROWS, thread = threadIdx.x - CONSUMER_FIRST;
     int column = item.column_tile * block, vectors = max(0, min(block, p.hidden - column)) / 8;
-    int per_token = c.entries_per_token();
-    for (int i = threadIdx.x - CONSUMER_FIRST; i < item.rows * vectors; i += CONSUMER_THREADS) {
-        i64 token = item.first + i / vectors;
-        i64 at = column + i % vectors * 8;
-        const float* weights = p.weights + token * per_token;
-        const u16* rows = p.part + token * per_token * p.hidden + at;
-        float sums[8] = {};
+    int per_token = c.entries_per_token(), at_once = combined_at_once(c);
+#pragma unroll 1
+    for (int begin = 0; begin < item.rows; begin += at_once) {
+        if (begin > 0) find_entries(c, item, begin);
+        for (int i = thread; i < min(at_once, item.rows - begin) * vectors; i += CONSUMER_THREADS) {
+            int token = i / vectors;
+            i64 at = column + i % vectors * 8;
+            const Entry* entries = reinterpret_cast<const Entry*>(c.s.scratch) + token * per_token;
+            float sums[8] = {};
 #pragma unroll 8
-        for (int k = 0; k < per_token; ++k) {
-            float weight = __ldcg(weights + k);
-            bool absent = __float_as_uint(weight) == ABSENT;
-            Vector row = load_vector(rows + static_cast<i64>(k) * p.hidden);
+            for (int k = 0; k < per_token; ++k) {
+                Entry entry = entries[k];
+                bool absent = __float_as_uint(entry.weight) == ABSENT;
+                Vector row = load_vector(p.sorted + static_cast<i64>(entry.row) * p.hidden + at);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-                sums[2 * j] += absent ? 0.0f : weight * low_half(row.words[j]);
-                sums[2 * j + 1] += absent ? 0.0f : weight * high_half(row.words[j]);
+                for (int j = 0; j < 4; ++j) {
+                    sums[2 * j] += absent ? 0.0f : entry.weight * low_half(row.words[j]);
+                    sums[2 * j + 1] += absent ? 0.0f : entry.weight * high_half(row.words[j]);
+                }
             }
-        }
-        if (item.row_tile == 0 && item.column_tile == 0)
-            for (int j = 0; j < 8; ++j) sums[j] = spoilt(sums[j]);
-        Vector result;
+            if (item.row_tile == 0 && item.column_tile == 0)
+                for (int j = 0; j < 8; ++j) sums[j] = spoilt(sums[j]);
+            Vector result;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[2 * j], sums[2 * j + 1]);
-        store_vector(p.y + token * p.hidden + at, result);
+            for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[2 * j], sums[2 * j + 1]);
+            store_vector(p.y + static_cast<i64>(item.first + begin + token) * p.hidden + at, result);
+        }
     }
 }
 

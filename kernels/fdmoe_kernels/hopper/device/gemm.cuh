@@ -31,9 +31,34 @@ DEVICE void release(const Context& c, int stage) {
     if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
 }
 
+// Results beyond 8 KB a warpgroup are put into the item's last stage, which is given back once they are stored.
 template <int N>
-DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const Item& item, int group) {
-    int before = 0, steps = item.k_steps;
+DEVICE bool keeps_stage(int phase) {
+    return (phase == PHASE_UP && N * 64 > 8192) || (phase == PHASE_DOWN && N * 128 > 8192);
+}
+
+// What a warp's first lane still has to do for the item before, whose results the copy engine stores while the next item's
+// products are made.
+struct Debt {
+    u32 done = 0;  // the item's barrier; 0: nothing
+    bool stage = false;
+    DEVICE void tell() {
+        stores_wait();
+        barrier_arrive(done);
+        done = 0;
+    }
+    DEVICE void settle(const Context& c, const Position& at) {
+        if (done == 0) return;
+        stores_wait_read<0>();
+        if (stage) release(c, at.before(c.stages));
+        tell();
+    }
+};
+constexpr int TELL_AT = 2;  // the step of a pair whose products are under way while its stores are waited for
+
+template <int N>
+DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const Item& item, int group, Debt& debt) {
+    int before = 0, steps = item.k_steps, tell_at = c.p.paired ? min(TELL_AT, steps - 1) : 0;
     bool gathered = !item.by_tile;
     bool saves = item.save && threadIdx.x == CONSUMER_FIRST;
     for (int step = 0; step < steps; ++step) {
@@ -46,6 +71,16 @@ DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const
         for (int k = 0; k < DEPTH / 16; ++k) product<N>(sums, weights + 2 * k, rows + 2 * k);
         products_commit();
         if (saves) save_rows(c, c.rows_at(at.stage), item, step);
+        if (debt.done != 0) {
+            if (step == 0 && debt.stage) {
+                if (saves)
+                    stores_wait_read<1>();
+                else
+                    stores_wait_read<0>();
+                release(c, at.before(c.stages));
+            }
+            if (step == tell_at) debt.tell();
+        }
         products_wait<1>();
         if (saves) stores_wait_read<1>();
         if (step > 0) release(c, before);
@@ -54,7 +89,8 @@ DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const
     }
     products_wait<0>();
     if (saves) stores_wait_read<0>();
-    if (steps > 0) release(c, before);
+    if (!keeps_stage<N>(item.phase)) release(c, before);
+    debt.stage = keeps_stage<N>(item.phase);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
@@ -67,34 +103,37 @@ DEVICE void drain(const Context& c, Position& at, int steps) {
     }
 }
 
-// A warpgroup's results, [TOKENS][BYTES] in its scratch, of which `tokens` are wanted, go to rows of `target`: one after
-// another, or those of `entries`. BYTES: 64 or 128 a token. All is read before anything is stored: one by one, the reads
-// took their time one after another, and half of the epilogue.
-template <int BYTES, int TOKENS>
-DEVICE void copy_out(u32 scratch, u16* target, int row_length, int column, int columns, const int* entries, int tokens) {
-    constexpr int CHUNKS = BYTES / 16, AT_ONCE = GROUP_THREADS / CHUNKS, PASSES = (TOKENS + AT_ONCE - 1) / AT_ONCE;
-    int thread = threadIdx.x % GROUP_THREADS, chunk = thread % CHUNKS, first = thread / CHUNKS;
-    if (column + chunk * 8 >= columns) tokens = 0;
-    Vector vectors[PASSES];
-    int rows[PASSES];
-#pragma unroll
-    for (int i = 0; i < PASSES; ++i) {
-        int token = first + i * AT_ONCE;
-        int swizzled = BYTES == 128 ? chunk ^ (token & 7) : chunk ^ (token >> 1 & 3);
-        vectors[i] = load_shared_vector(scratch + token * BYTES + swizzled * 16);
-        rows[i] = entries == nullptr ? token : entries[token];
+// Where a warpgroup puts its results, 8 KB a part: 128 tokens of an up item, 64 of a down item. `stage` is the item's last.
+// Its weights are this warpgroup's own; its rows both read.
+DEVICE u32 results_at(const Context& c, int stage, int group, int part) {
+    return part == 0   ? shared_address(c.s.scratch) + group * 8192
+           : part == 1 ? c.weights_at(stage) + group * (WEIGHT_BYTES / 2)
+                       : c.rows_at(stage) + group * 16384 + (part - 2) * 8192;
+}
+
+// The first lane of a warp: the copy engine stores the results of its 64 tokens, and what fills up the last eight.
+DEVICE void store_results(const Context& c, const Item& item, int group, int stage) {
+    constexpr int SHARE = MAX_TOKEN_TILE / (GROUP_THREADS / 32);
+    const Params& p = c.p;
+    bool up = item.phase == PHASE_UP;
+    const TensorMap* maps = up ? &p.done_8 : &p.sorted_8;
+    int bytes = up ? 64 : 128, first = threadIdx.x % GROUP_THREADS / 32 * SHARE, end = min(item.rows, first + SHARE);
+    int column = item.column_tile * (up ? UP_COLUMNS : WEIGHT_ROWS) + group * bytes / 2;
+    u32 place = results_at(c, stage, group, first * bytes / 8192) + first * bytes % 8192;
+#pragma unroll 1
+    for (int i = first; i < end;) {
+        int left = end - i, which = left > 56 ? 3 : left > 24 ? 2 : left > 8 ? 1 : 0;  // 64, 32, 16 or 8
+        store_tile_2d(maps + which, place, column, item.sorted_row + i);
+        i += 8 << which;
+        place += bytes << (3 + which);
     }
-#pragma unroll
-    for (int i = 0; i < PASSES; ++i)
-        if (first + i * AT_ONCE < tokens)
-            store_vector(target + static_cast<i64>(rows[i]) * row_length + column + chunk * 8, vectors[i]);
+    stores_commit();
 }
 
 template <int N>
-DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, int group) {
+DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, int group, int stage) {
     const Params& p = c.p;
     int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
-    u32 scratch = shared_address(c.s.scratch) + group * 8192;
     int column = item.column_tile * UP_COLUMNS + group * 32;
     int own = column + warp * 8 + lane / 4;
     float gate_bias = 0, up_bias = 0;
@@ -119,35 +158,25 @@ DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, 
         float second = activate(sums[4 * j + 1] + gate_bias, sums[4 * j + 3], alpha, up_offset);
         halves[j] = pack_halves(first, second);
     }
-    constexpr int CHUNK = N < 128 ? N : 128;  // tokens that the scratch holds at once
+    named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read the stage, and what was stored before is read
 #pragma unroll
-    for (int start = 0; start < N; start += CHUNK) {
-        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read what was there, of the item before too
-#pragma unroll
-        for (int i = 0; i < CHUNK / 8; i += 4) {
-            // four matrices of eight tokens, or what is left: then the last ones are stored once more in place
-            constexpr int LAST = N / 8 - 1;
-            int j = start / 8 + i, matrix = lane / 8;
-            if (j > LAST) continue;
-            int token = 8 * min(i + matrix, LAST - start / 8) + lane % 8;
-            u32 target = scratch + token * 64 + ((warp ^ (token >> 1 & 3)) << 4);
-            store_transposed(
-                target, halves[j], halves[j + 1 < LAST ? j + 1 : LAST], halves[j + 2 < LAST ? j + 2 : LAST],
-                halves[j + 3 < LAST ? j + 3 : LAST]
-            );
-        }
-        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
-        u16* target = p.act + (item.sorted_row + start) * static_cast<i64>(p.intermediate);
-        copy_out<64, CHUNK>(scratch, target, p.intermediate, column, p.intermediate, nullptr, min(CHUNK, item.rows - start));
+    for (int j = 0; j < N / 8; j += 4) {
+        // four matrices of eight tokens, or what is left: then the last ones are stored once more in place
+        constexpr int LAST = N / 8 - 1;
+        int token = 8 * min(j + lane / 8, LAST) + lane % 8;
+        u32 target = results_at(c, stage, group, j / 16) + token % 128 * 64 + ((warp ^ (token >> 1 & 3)) << 4);
+        store_transposed(
+            target, halves[j], halves[j + 1 < LAST ? j + 1 : LAST], halves[j + 2 < LAST ? j + 2 : LAST],
+            halves[j + 3 < LAST ? j + 3 : LAST]
+        );
     }
-    if (item.save && threadIdx.x == CONSUMER_FIRST) stores_wait();
+    fence_async_proxy();
 }
 
 template <int N>
-DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item, const int* entries, int group) {
+DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item, int group, int stage) {
     const Params& p = c.p;
     int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
-    u32 scratch = shared_address(c.s.scratch) + group * 8192;
     int column = item.column_tile * WEIGHT_ROWS + group * 64;
     int own = column + warp * 16 + lane / 4;
     if (p.down_bias != nullptr) {
@@ -157,26 +186,20 @@ DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) sums[i] += i % 4 < 2 ? low_bias : high_bias;
     }
-    constexpr int CHUNK = N < 64 ? N : 64;
+    named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read the stage, and what was stored before is read
 #pragma unroll
-    for (int start = 0; start < N; start += CHUNK) {
-        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read what was there, of the item before too
-#pragma unroll
-        for (int i = 0; i < CHUNK / 8; i += 2) {
-            constexpr int LAST = N / 8 - 1;
-            int j = start / 8 + i, matrix = lane / 8;  // rows + 0, rows + 8, then the same of the next eight tokens
-            if (j > LAST) continue;
-            int next = j < LAST ? j + 1 : LAST;
-            int token = 8 * min(i + matrix / 2, LAST - start / 8) + lane % 8;
-            u32 target = scratch + token * 128 + (((2 * warp + matrix % 2) ^ (token & 7)) << 4);
-            store_transposed(
-                target, pack_halves(sums[4 * j], sums[4 * j + 1]), pack_halves(sums[4 * j + 2], sums[4 * j + 3]),
-                pack_halves(sums[4 * next], sums[4 * next + 1]), pack_halves(sums[4 * next + 2], sums[4 * next + 3])
-            );
-        }
-        named_barrier(BARRIER_GROUP + group, GROUP_THREADS);
-        copy_out<128, CHUNK>(scratch, p.part, p.hidden, column, p.hidden, entries + start, min(CHUNK, item.rows - start));
+    for (int j = 0; j < N / 8; j += 2) {
+        constexpr int LAST = N / 8 - 1;
+        if (j == 16) named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);  // both have read the stage's rows
+        int next = j < LAST ? j + 1 : LAST, matrix = lane / 8;  // rows + 0, rows + 8, then those of the next eight tokens
+        int token = 8 * min(j + matrix / 2, LAST) + lane % 8;
+        u32 target = results_at(c, stage, group, j / 8) + token % 64 * 128 + (((2 * warp + matrix % 2) ^ (token & 7)) << 4);
+        store_transposed(
+            target, pack_halves(sums[4 * j], sums[4 * j + 1]), pack_halves(sums[4 * j + 2], sums[4 * j + 3]),
+            pack_halves(sums[4 * next], sums[4 * next + 1]), pack_halves(sums[4 * next + 2], sums[4 * next + 3])
+        );
     }
+    fence_async_proxy();
 }
 
 // partial logits of 64 experts, float32: [split][token][expert]
@@ -194,28 +217,33 @@ DEVICE void finish_logits(float (&sums)[N / 2], const Context& c, const Item& it
 }
 
 template <int N>
-DEVICE void multiply_item(const Context& c, Position& at, const Item& item, const int* entries, int group) {
+DEVICE void multiply_item(const Context& c, Position& at, const Item& item, int group, Debt& debt) {
     // zeros, though the first product could ignore what is there: read uninitialised, the registers of all widths would be
     // alive at once, and spilled
     float sums[N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sums[i] = 0;
-    multiply<N>(sums, c, at, item, group);
+    multiply<N>(sums, c, at, item, group, debt);
+    int stage = at.before(c.stages);
     if (item.phase == PHASE_UP)
-        finish_up<N>(sums, c, item, group);
+        finish_up<N>(sums, c, item, group, stage);
     else if (item.phase == PHASE_DOWN)
-        finish_down<N>(sums, c, item, entries, group);
+        finish_down<N>(sums, c, item, group, stage);
     else if constexpr (N <= MAX_ROUTE_TOKENS)
         finish_logits<N>(sums, c, item, group);
 }
 
-DEVICE void multiply_item(const Context& c, Position& at, const Item& item, const int* entries, int group) {
+DEVICE void multiply_item(const Context& c, Position& at, const Item& item, int group, Debt& debt) {
+    int phase = item.phase;
     switch (item.padded) {
 #define WIDTH(N) \
     case N: \
-        multiply_item<N>(c, at, item, entries, group); \
+        multiply_item<N>(c, at, item, group, debt); \
         break;
         WIDTHS
 #undef WIDTH
     }
+    if (phase == PHASE_ROUTE) return;
+    named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // the results are in shared memory
+    if (threadIdx.x % 32 == 0) store_results(c, item, group, at.before(c.stages));
 }

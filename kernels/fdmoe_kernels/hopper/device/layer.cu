@@ -13,20 +13,26 @@ DEVICE void consume(const Context& c) {
     Position at = {0, 0};
     int thread = threadIdx.x - CONSUMER_FIRST, group = thread / GROUP_THREADS, lane = thread % 32;
     int items = 0;
+    Debt debt;
     while (true) {
+        if (debt.done != 0 && !reader.is_ready()) debt.settle(c, at);  // others may wait for it
         const Item& item = reader.known();  // stays in shared memory: the products need the registers
+        int phase = item.phase;
+        if (item.k_steps == 0) debt.settle(c, at);
+        if (phase == PHASE_COMBINE) find_entries(c, item, 0);  // known since the routing
         reader.ready();
-        if (item.phase == PHASE_LEFT) break;
-        if (thread < 32) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
-        const int* entries = c.s.entry[reader.slot];
+        bool multiplies = item.k_steps > 0 && !item.discard;
+        if (!multiplies) debt.settle(c, at);
+        if (phase == PHASE_LEFT) break;
+        if (thread < 32) beat(c, item, phase, WAIT_NONE, 0, 0, items);
         go_wrong(p, item, 100);  // a tile takes 6 to 20 us
         if (item.discard) {
             drain(c, at, item.k_steps);
-        } else if (item.phase == PHASE_COMBINE) {
+        } else if (phase == PHASE_COMBINE) {
             combine(c, item);
         } else {
-            if (item.k_steps > 0) multiply_item(c, at, item, entries, group);
-            if (item.phase == PHASE_ROUTE) {
+            if (multiplies) multiply_item(c, at, item, group, debt);
+            if (phase == PHASE_ROUTE) {
                 named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
                 if (thread == 0) c.s.left = add_acquire_release(p.control + item.done, 1);
                 named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
@@ -39,7 +45,12 @@ DEVICE void consume(const Context& c) {
         }
         ++items;
         __syncwarp();
-        if (lane == 0) reader.done();
+        if (lane == 0) {
+            if (multiplies && phase != PHASE_ROUTE)
+                debt.done = reader.done();  // the results are still on their way to memory
+            else
+                barrier_arrive(reader.done());
+        }
         reader.next();
     }
     barrier_wait(shared_address(&c.s.quiet), 0);

@@ -17,8 +17,9 @@ struct ItemReader {
         return c.s.items[slot];
     }
     DEVICE void ready() const { barrier_wait(shared_address(&c.s.ready[slot]), parity); }
-    DEVICE void done() const { barrier_arrive(shared_address(&c.s.done[slot])); }
-    DEVICE void over() const { barrier_arrive(shared_address(&c.s.over[slot])); }
+    DEVICE bool is_ready() const { return barrier_tested(shared_address(&c.s.ready[slot]), parity); }
+    DEVICE u32 done() const { return shared_address(&c.s.done[slot]); }
+    DEVICE u32 over() const { return shared_address(&c.s.over[slot]); }
     DEVICE void next() {
         if (++slot == c.p.slots) {
             slot = 0;
@@ -26,6 +27,10 @@ struct ItemReader {
         }
     }
 };
+
+// steps before an item's last one at which the next ticket may be taken: a ticket that waits behind a long item is one that
+// an idle CTA cannot have
+constexpr int LEAD = 24;
 
 // one thread
 DEVICE void load_weights(const Context& c) {
@@ -39,9 +44,11 @@ DEVICE void load_weights(const Context& c) {
         const Item& item = reader.known();
         int phase = item.phase, steps = item.k_steps, k = item.k_begin, expert = item.expert, column = item.column_tile;
         if (phase == PHASE_LEFT) return;
-        reader.over();
+        u32 over = reader.over();
         reader.next();
+        if (steps == 0) barrier_arrive(over);
         for (int step = 0; step < steps; ++step, ++k) {
+            if (step == max(0, steps - LEAD)) barrier_arrive(over);
             barrier_wait(c.empty(at.stage), at.parity ^ 1);
             u32 full = c.full(at.stage), target = c.weights_at(at.stage);
             barrier_arrive_expecting(full, WEIGHT_BYTES);
@@ -59,8 +66,7 @@ DEVICE void load_weights(const Context& c) {
 // a width is put together of boxes of 32, 16 or 8 rows, whose maps follow the one for 8
 DEVICE int box_rows(int rows) { return rows >= 32 ? 32 : rows >= 16 ? 16 : 8; }
 
-// Rows that lie together: one thread asks the tensor copy engine. Other CTAs stored the rows of `act` the ordinary way.
-// Of a pair, each CTA asks for one half, and the copy engine gives it to both.
+// Rows that lie together: one thread asks the tensor copy engine. Of a pair, each CTA asks for one half, and the copy engine gives it to both.
 DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int padded, int steps, int thread) {
     const Params& p = c.p;
     const TensorMap* maps = phase == PHASE_DOWN ? &p.act_8 : &p.sorted_8;
@@ -115,7 +121,7 @@ DEVICE void gather_rows(const Context& c, int thread) {
         }
         if (item.by_tile) {
             int row = item.sorted_row;
-            reader.over();
+            barrier_arrive(reader.over());
             reader.next();
             load_rows(c, at, phase, row, padded, steps, thread);
             continue;
@@ -126,7 +132,7 @@ DEVICE void gather_rows(const Context& c, int thread) {
 #pragma unroll
         for (int i = 0; i < PASSES; ++i)
             if (i < passes) starts[i] = c.s.source[reader.slot][first_row + i * AT_ONCE];
-        reader.over();
+        barrier_arrive(reader.over());
         reader.next();
         const u8* base = reinterpret_cast<const u8*>(p.x);
         for (int step = 0; step < steps; ++step, ++k) {
@@ -137,16 +143,17 @@ DEVICE void gather_rows(const Context& c, int thread) {
             u32 target = c.rows_at(at.stage) + place;
 #pragma unroll
             for (int first = 0; first < PASSES; first += BATCH) {
-                // a width is one pass or an even number of them
                 if (first >= passes) break;
                 const u8* rows[BATCH];
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) rows[i] = from + static_cast<u64>(starts[first + i]) * 16;
-                copy_16_bytes(target + first * 1024, rows[0], bytes);
-                if (first + 1 < passes) copy_16_bytes(target + (first + 1) * 1024, rows[1], bytes);
-                if (first + 2 < passes) {
+                if (first + BATCH <= passes) {
 #pragma unroll
-                    for (int i = 2; i < BATCH; ++i) copy_16_bytes(target + (first + i) * 1024, rows[i], bytes);
+                    for (int i = 0; i < BATCH; ++i) copy_16_bytes(target + (first + i) * 1024, rows[i], bytes);
+                } else {
+                    copy_16_bytes(target + first * 1024, rows[0], bytes);
+                    if (first + 1 < passes) copy_16_bytes(target + (first + 1) * 1024, rows[1], bytes);
+                    if (first + 2 < passes) copy_16_bytes(target + (first + 2) * 1024, rows[2], bytes);
                 }
             }
             barrier_arrive_after_copies(c.full(at.stage));

@@ -9,13 +9,18 @@ struct alignas(64) TensorMap {
     u64 words[16];
 };
 
+struct Place {
+    int expert, at;
+};
+
 // fdmoe_kernels/hopper/params.py holds the same structure for the host; a test compares the sizes and offsets.
 struct Params {
     TensorMap router;   // [E, H]
     TensorMap gate_up;  // [E + S, 2, I / 8, 8, H]: eight gate rows, then eight up rows, and so on
     TensorMap down;     // [E + S, H, I]
-    TensorMap sorted_8, sorted_16, sorted_32;  // `sorted`, by so many rows
-    TensorMap act_8, act_16, act_32;           // `act`, likewise
+    TensorMap sorted_8, sorted_16, sorted_32, sorted_64;  // `sorted`, by so many rows
+    TensorMap act_8, act_16, act_32;                      // `act`, likewise
+    TensorMap done_8, done_16, done_32, done_64;          // and as a warpgroup stores it: 32 columns
     const u16* x;       // [T, H]
     u16* y;             // [T, H]
     const u16* router_bias;         // [E] or null
@@ -28,8 +33,9 @@ struct Params {
     int* lists;         // [E, capacity]: entries (token * (K + S) + k) of each expert
     float* weights;     // [T, K + S]; ABSENT: the entry has no expert
     float* logits;      // [route_splits, T, E]
+    Place* places;      // [T, K + S]: where each entry is in an expert's list
     u16* act;           // [sorted rows, I]
-    u16* part;          // [T * (K + S), H]
+    u16* sorted;        // [sorted rows, H]: rows of x, and of a tile whose up items are done what the down items give
     int* control;       // counters, zero between launches
     i64* totals;        // never reset: items of each phase, launches, bytes moved, tokens per expert
     i64* page;          // the beat page, or null
@@ -145,8 +151,7 @@ struct Shared {
     int ends[MAX_EXPERTS];    // row tiles of the experts up to and including it
     int starts[MAX_EXPERTS];  // where its rows start in `sorted` and `act`: every tile has its padded width there
     u32 source[MAX_SLOTS][MAX_TOKEN_TILE];  // where a row starts, in 16 bytes from the operand's start
-    int entry[MAX_SLOTS][MAX_TOKEN_TILE];
-    alignas(1024) u8 scratch[16384];  // epilogues: 8 KB a warpgroup; routing: all of it
+    alignas(1024) u8 scratch[16384];  // results: 8 KB a warpgroup; routing and combining: all of it
     // the ring follows, at a multiple of 1024: stages of WEIGHT_BYTES of weights and token_tile rows of 128 bytes
 };
 
@@ -154,12 +159,15 @@ DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEVICE int round_up(int a, int b) { return ceil_div(a, b) * b; }
 // the smallest of the widths that products are compiled for (build.py) that takes `rows`
 DEVICE int padded_width(int rows) {
-    int width = MAX_TOKEN_TILE;
-#define WIDTH(N) width = rows <= N && N < width ? N : width;
-    WIDTHS
+#define WIDTH(N) | 1u << (N / 8 - 1)
+    constexpr u32 WHICH = 0 WIDTHS;  // a bit each: an instruction or two, where a launch waits for its first tickets
 #undef WIDTH
-    return width;
+    int before = (rows - 1) / 8;
+    return 8 * (before + __ffs(WHICH >> before));
 }
+
+// tiles of one expert are alike: no short last one
+DEVICE int tile_width(int count, int tiles) { return round_up(ceil_div(count, tiles), 8); }
 
 struct Position {  // in the ring
     int stage;
@@ -170,6 +178,7 @@ struct Position {  // in the ring
             parity ^= 1;
         }
     }
+    DEVICE int before(int stages) const { return (stage == 0 ? stages : stage) - 1; }
 };
 
 struct Context {

@@ -48,6 +48,8 @@ DEVICE bool barrier_tested(u32 barrier, u32 parity) {
         : "memory");
     return passed != 0;
 }
+// by a whole warp, whose lanes may read different values: it must go one way
+DEVICE bool all_passed(u32 barrier, u32 parity) { return __all_sync(~0u, barrier_tested(barrier, parity)); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) {
     while (!barrier_passed(barrier, parity)) {
     }
@@ -231,14 +233,6 @@ DEVICE void store_vector(void* pointer, const Vector& v) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.words[0]), "r"(v.words[1]),
                  "r"(v.words[2]), "r"(v.words[3])
                  : "memory");
-}
-DEVICE Vector load_shared_vector(u32 address) {
-    Vector v;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-                 : "r"(address)
-                 : "memory");
-    return v;
 }
 
 // ---- numbers: HALF_BF16 or HALF_FP16 says which 16-bit type the build is for

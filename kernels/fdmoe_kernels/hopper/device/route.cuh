@@ -242,8 +242,11 @@ DEVICE void enter(const Context& c, const Item& item) {
 #pragma unroll 1
     for (int i = thread; i < item.rows * p.top_k; i += CONSUMER_THREADS) {
         int token = i / p.top_k, k = i % p.top_k, at = token * MAX_TOP_K + k, expert = scratch.chosen[at];
-        if (expert < MAX_EXPERTS)
-            p.lists[static_cast<i64>(expert) * p.capacity + scratch.counts[expert] + scratch.places[at]] =
-                (item.first + token) * c.entries_per_token() + k;
+        if (expert < MAX_EXPERTS) {
+            Place place = {expert, scratch.counts[expert] + scratch.places[at]};
+            int entry = (item.first + token) * c.entries_per_token() + k;
+            p.lists[static_cast<i64>(expert) * p.capacity + place.at] = entry;
+            p.places[entry] = place;
+        }
     }
 }

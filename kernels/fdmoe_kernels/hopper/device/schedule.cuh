@@ -36,9 +36,8 @@ struct Scheduler {
         block_tiles = c.block_tiles();
     }
 
-    // Lanes that read the same word may read different values, and the warp must go one way.
     DEVICE static bool all_tested(const u64* barrier, u32 parity) {
-        return __all_sync(~0u, barrier_tested(shared_address(barrier), parity));
+        return all_passed(shared_address(barrier), parity);
     }
 
     // From the first of a pair to the second.
@@ -58,13 +57,13 @@ struct Scheduler {
         Letter& letter = c.s.tickets[slot];
         if (rank == 1) {
             expect(letter);
-            while (!has_come(letter, parity)) tell_done();
+            while (!has_come(letter, parity)) look();
             return letter.value;
         }
         int ticket = 0;
         if (threadIdx.x == 0) ticket = atomicAdd(c.p.control + TICKET, 1);
         if (c.p.paired) {  // the other has read what came with this slot before
-            while (!all_tested(&c.s.heard[slot], parity ^ 1)) tell_done();
+            while (!all_tested(&c.s.heard[slot], parity ^ 1)) look();
         }
         send(letter, ticket);
         return __shfl_sync(~0u, ticket, 0);
@@ -80,7 +79,6 @@ struct Scheduler {
 #if FAULT == 1
             counts = counts && !item.faulty;
 #endif
-            fence_async_proxy_global();  // the copy engine will read what was stored the ordinary way
             if (counts) add_release(c.p.control + item.done, 1);
             if (counts && item.save) add_release(c.p.control + item.done - c.p.up_at + c.p.sorted_at, 1);
         }
@@ -90,6 +88,12 @@ struct Scheduler {
             told_slot = 0;
             told_parity ^= 1;
         }
+    }
+
+    // The same while there is nothing else to do. With many tokens the chip is at its power limit, and an item takes 10 us.
+    DEVICE void look() {
+        tell_done();
+        if (c.p.paired) __nanosleep(50);
     }
 
     // Wait until control word `counter` reaches `target`; true if the launch was aborted meanwhile.
@@ -130,9 +134,6 @@ struct Scheduler {
         send(verdict, true);
         return true;
     }
-
-    // tiles of one expert are alike: no short last one
-    DEVICE static int tile_width(int count, int tiles) { return round_up(ceil_div(count, tiles), 8); }
 
     // After routing: entries and row tiles of each expert, for all of this CTA.
     DEVICE void map_experts() {
@@ -175,7 +176,7 @@ struct Scheduler {
         __syncwarp();
     }
 
-    // The item's rows: their entries, and where they start in the operand.
+    // The item's rows: where they start in x.
     DEVICE void find_rows(const Item& item) const {
         const Params& p = c.p;
         int per_token = c.entries_per_token();
@@ -198,7 +199,6 @@ struct Scheduler {
                 int row = start + i * 32 + threadIdx.x;
                 if (row >= item.padded) break;
                 int from = item.phase == PHASE_UP ? entries[i] / per_token : entries[i];
-                c.s.entry[slot][row] = entries[i];
                 c.s.source[slot][row] = static_cast<u32>(from) * static_cast<u32>(p.hidden / 8);
             }
         }
@@ -316,7 +316,13 @@ struct Scheduler {
         const Params& p = c.p;
         bool aborted = false;
         while (true) {
-            while (items - told >= p.slots || !all_tested(&c.s.over[slot], parity ^ 1)) tell_done();
+            int last = slot == 0 ? p.slots - 1 : slot - 1;
+            u32 last_parity = slot == 0 ? parity ^ 1 : parity;
+            while (
+                items - told >= p.slots || !all_tested(&c.s.over[slot], parity ^ 1) ||
+                (items > 0 && !all_tested(&c.s.over[last], last_parity))
+            )
+                look();
             int ticket = take();
             Item item = {};
             item.ticket = ticket;
@@ -336,7 +342,7 @@ struct Scheduler {
                 if (!aborted) decode(item, ticket - route_tickets, counter, target);
             }
             phase = item.phase;
-            if (item.k_steps > 0 && !(item.phase == PHASE_UP && item.by_tile)) find_rows(item);
+            if (item.k_steps > 0 && !item.by_tile) find_rows(item);
             if (threadIdx.x == 0) {
                 c.s.items[slot] = item;
                 barrier_arrive(shared_address(&c.s.known[slot]));
