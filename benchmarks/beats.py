@@ -2,7 +2,8 @@
 
 Three engines over one layer take turns with the same batches, out of the arena, through the fused path, and back into
 the arena: one as a worker has it, whose kernel and host thread write into the pinned page and look at it for an abort,
-one whose host thread alone does, and one without a page. Who is first changes from turn to turn; the times are medians.
+one whose host thread alone does, and one without a page. All have the same memory on the device, for where it lies
+makes a difference of its own. Who is first changes from turn to turn; the times are medians.
 `cost` is of all beats and `host_cost` the host thread's part of it.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from rows import describe_machine, reproduce, write_rows
 
-from fdmoe_kernels import MoELayer, Workspace
+from fdmoe_kernels import MoELayer
 from fdmoe_kernels.bench.models import MODELS
 from fdmoe_ops.worker.engine import Engine
 from fdmoe_ops.worker.tally import Tally
@@ -43,9 +44,10 @@ class _NoPage:
 class _Silent(Engine):
     """An engine whose launches have no page; what it computed is counted all the same."""
 
-    def forget_page(self, layer: MoELayer, *, host: bool) -> None:
-        """The kernel does, and the host thread, too, if not `host`."""
-        self._workspace = Workspace(layer, self.max_batch_tokens)
+    def forget_page(self, served: Engine, *, host: bool) -> None:
+        """The kernel does, and the host thread, too, if not `host`; what is on the device is that of `served`."""
+        self._workspace = served._workspace.with_page(None)
+        self._x, self._fused_y, self._peak = served._x, served._fused_y, served._peak
         if host:
             self._page.exit_of = _NoPage().exit_of  # type: ignore[method-assign]
         else:
@@ -70,7 +72,7 @@ def measure(layer: MoELayer, tokens: list[int], turns: int, slots: int, director
     served, host, silent = (engine(kind, f"{place}.page") for place, kind in enumerate((Engine, _Silent, _Silent)))
     for each in (host, silent):
         assert isinstance(each, _Silent)
-        each.forget_page(layer, host=each is host)
+        each.forget_page(served, host=each is host)
     engines = (served, host, silent)
     rows: list[dict[str, object]] = []
     for count in tokens:
@@ -79,6 +81,8 @@ def measure(layer: MoELayer, tokens: list[int], turns: int, slots: int, director
         for turn in range(_WARM + turns):
             for each in engines if turn % 2 else engines[::-1]:
                 took_us = _serve(each, batch)
+                for other in engines:  # what has counted this launch on the device is common to all
+                    other._workspace.launches = each._workspace.launches
                 if turn >= _WARM:
                     times_us[each].append(took_us)
         with_us, host_us, without_us = (statistics.median(times_us[each]) for each in engines)

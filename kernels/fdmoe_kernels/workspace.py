@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -34,8 +35,6 @@ class Workspace:
     ) -> None:
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens!r}; an int, at least 1, is needed")
-        if page is not None:
-            _check_page(page, layer.device)
         if max_tokens * layer.entries_per_token >= 2**31:
             raise ValueError(
                 f"max_tokens is {max_tokens}, and each token has {layer.entries_per_token} entries; "
@@ -44,12 +43,7 @@ class Workspace:
         self.shape = _shape(layer)
         self.dtype, self.device = layer.dtype, layer.device
         self.max_tokens = max_tokens
-        self.page = page
-        room = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
-        if slots is not None and not (isinstance(slots, int) and 1 <= slots <= room):
-            allowed = "none without a page" if page is None else f"1 to {room}"
-            raise ValueError(f"slots is {slots!r}; {allowed} can be had")
-        self.slots = room if slots is None else slots
+        self._take_page(page, slots)
         self.launches = 0
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
         entries = max_tokens * layer.entries_per_token
@@ -67,6 +61,27 @@ class Workspace:
             self.part = torch.empty(entries, hidden, dtype=layer.dtype, device=device)
         else:  # one form or the other serves a launch
             self.act, self.part = self.hopper.act[:entries], self.hopper.sorted[:entries]
+
+    def _take_page(self, page: torch.Tensor | None, slots: int | None) -> None:
+        if page is not None:
+            _check_page(page, self.device)
+        room = 0 if page is None else page.numel() // beat_page.LINE_WORDS - beat_page.FIRST_SLOT
+        if slots is not None and not (isinstance(slots, int) and 1 <= slots <= room):
+            allowed = "none without a page" if page is None else f"1 to {room}"
+            raise ValueError(f"slots is {slots!r}; {allowed} can be had")
+        self.page = page
+        self.slots = room if slots is None else slots
+
+    def with_page(self, page: torch.Tensor | None) -> Workspace:
+        """The same memory with another page, or none: launches of the two must not overlap. Two workspaces of their own
+        differ by where their memory lies as well: one build took 1 % more or less in the second, on an H200.
+
+        Each counts its own launches. Raises ValueError for the page as the constructor does.
+        """
+        other = copy.copy(self)
+        other._take_page(page, None)
+        other.hopper = None if self.hopper is None else self.hopper.shared()
+        return other
 
     def row_tiles_bound(self, tokens: int, rows: int) -> int:
         """The most row tiles that `tokens` tokens can make, however they are routed."""

@@ -104,6 +104,12 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
     assert tiles.combine_tokens >= 1
 
 
+def test_a_width_is_gathered_in_one_pass_or_an_even_number_of_them() -> None:
+    assert list(build.WIDTHS) == sorted(set(build.WIDTHS))
+    assert build.WIDTHS[0] == 8
+    assert all(width % 16 == 0 for width in build.WIDTHS[1:])
+
+
 def _always(workspace: Workspace) -> Workspace:
     """The workspace, with the Hopper form for any number of tokens."""
     assert workspace.hopper is not None
@@ -342,11 +348,24 @@ def test_pairs_of_ctas_compute_the_same_bits_as_each_by_itself(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", HALVES)
+def test_more_entries_than_an_item_combines_at_once(half: Place) -> None:
+    """16 tokens, each of 132 entries: shared memory has room for 2048 of them."""
+    layer = random_layer(4, 64, 64, 2, shared=130, place=half)
+    workspace = _always(Workspace(layer, 2500))
+    plan = workspace.hopper_plan(layer, 2500)
+    assert plan is not None
+    assert plan.tiles(2500).combine_tokens * layer.entries_per_token > 2048
+    x = random_tokens(layer, 2500, seed=1)
+    assert relative_error(fused_moe(x, layer, workspace), reference_moe(x, layer)) < half.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", HALVES)
 def test_items_one_after_the_other_in_one_cta_keep_their_results_apart(half: Place) -> None:
     """One CTA works off all items, so that each puts its results where the item before had its own; every width."""
     layer = random_layer(4, 256, 192, 2, place=half)
     workspace = _always(Workspace(layer, 600))
-    for tokens in (2, 20, 60, 100, 180, 260, 340, 420, 500, 600):
+    for tokens in (2, 20, 60, 100, 150, 180, 250, 260, 340, 370, 400, 420, 460, 500, 600):
         x = random_tokens(layer, tokens, seed=tokens)
         expected = fused_moe(x, layer, workspace)
         assert relative_error(expected, reference_moe(x, layer)) < half.tolerance

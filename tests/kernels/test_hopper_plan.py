@@ -127,6 +127,35 @@ def test_slots_that_cannot_be_had_are_named(slots: int, allowed: str) -> None:
         Workspace(_layer(), 4, slots=1)
 
 
+def test_with_another_page_the_memory_is_the_same(listener: Listener) -> None:
+    layer = _layer()
+    words = torch.zeros((beat_page.FIRST_SLOT + 1) * beat_page.LINE_WORDS, dtype=torch.int64)
+    served = Workspace(layer, 20, page=words)
+    silent = served.with_page(None)
+    x = random_tokens(layer, 20, seed=0)
+    for workspace, page, grid in ((served, words.data_ptr(), 1), (silent, 0, 2), (served, words.data_ptr(), 1)):
+        fused_moe(x, layer, workspace)
+        assert (listener.params[-1].page, listener.launched[-1][1]) == (page, grid)
+    names = ("control", "act", "sorted", "places")
+    pointers = [[getattr(params, name) for name in names] for params in listener.params]
+    assert pointers[0] == pointers[1] == pointers[2]
+    assert (served.launches, silent.launches) == (2, 1)
+    assert (silent.page, silent.slots, silent.size_bytes) == (None, 0, served.size_bytes)
+    with pytest.raises(ValueError, match=r"^page is torch\.int64 of 8 words; int64 and at least "):
+        served.with_page(words[:8])
+
+
+@pytest.mark.usefixtures("listener")
+def test_the_two_forms_have_their_rows_in_the_same_memory() -> None:
+    workspace = Workspace(_layer(), 20)
+    hopper = workspace.hopper
+    assert hopper is not None
+    assert workspace.part.data_ptr() == hopper.sorted.data_ptr()
+    assert workspace.act.data_ptr() == hopper.act.data_ptr()
+    assert (workspace.part.shape, workspace.act.shape) == ((40, 64), (40, 32))
+    assert hopper.size_bytes < workspace.size_bytes < hopper.size_bytes + 20_000
+
+
 def test_each_thread_is_given_the_context_once_before_it_launches(listener: Listener) -> None:
     layer = _layer()
     workspace = Workspace(layer, 20)

@@ -45,15 +45,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Variants:
-    """The calls of one batch, and where each writes its result, but for `eager`, which allocates it as a user's call
-    does."""
+    """The calls of one batch, and where they write their results, with and without beats to the same place; but for
+    `eager`, which allocates it as a user's call does."""
 
     eager: Callable[[], torch.Tensor]
     fused: Run
     no_beats: Run
     baseline: Run
     y: torch.Tensor
-    y_no_beats: torch.Tensor
     y_baseline: torch.Tensor
 
 
@@ -67,7 +66,7 @@ def measure_model(
     numbers = DTYPES[dtype]
     layer = MODELS[name].random_layer(numbers.dtype, plan.device)
     with_beats = Workspace(layer, max(missing), page=new_page(plan.device))
-    without = Workspace(layer, max(missing))
+    without = with_beats.with_page(None)
     for workspace in (with_beats, without):
         warm_up(layer, workspace, precision=numbers.precision)
     for tokens in missing:
@@ -96,14 +95,13 @@ def new_page(device: torch.device) -> torch.Tensor:
 def _variants(
     x: torch.Tensor, layer: MoELayer, with_beats: Workspace, without: Workspace, precision: Precision
 ) -> _Variants:
-    y, y_no_beats, y_baseline = (torch.full_like(x, float("nan")) for _ in range(3))
+    y, y_baseline = (torch.full_like(x, float("nan")) for _ in range(2))
     return _Variants(
         lambda: fused_moe(x, layer, with_beats, precision=precision),
         lambda: fused_moe(x, layer, with_beats, out=y, precision=precision),
-        lambda: fused_moe(x, layer, without, out=y_no_beats, precision=precision),
+        lambda: fused_moe(x, layer, without, out=y, precision=precision),
         lambda: baseline_moe(x, layer, out=y_baseline),
         y,
-        y_no_beats,
         y_baseline,
     )
 
@@ -123,8 +121,6 @@ def _measure_batch(
             if not grouped_mm_supported(layer.device, layer.dtype):
                 del runs["baseline"]
             runs = {variant: plan.timer.captured(run) for variant, run in runs.items()}
-        for y in (variants.y, variants.y_no_beats):
-            y.fill_(float("nan"))
         pair = {variant: runs[variant] for variant in ("fused", "no_beats")}
         beside = {variant: run for variant, run in runs.items() if variant != "no_beats"}
         if mode == "eager":
@@ -136,7 +132,8 @@ def _measure_batch(
             assert torch.equal(variants.eager(), variants.y), "a result of its own differs"
         pair_times = plan.timer.latency_us(pair, runs=plan.runs * _PAIR_RUNS, budget_s=half_s)
         watts = power_w(plan.device)
-        assert torch.equal(variants.y, variants.y_no_beats), "beats change the result"
+        results = [_result(run, variants.y) for run in pair.values()]
+        assert torch.equal(*results), "beats change the result"
         yield _row(
             (name, tokens, dtype, mode),
             work,
@@ -193,6 +190,13 @@ def _row(
         commit=plan.commit,
         command=plan.command,
     )
+
+
+def _result(run: Run, y: torch.Tensor) -> torch.Tensor:
+    """What a call writes to y."""
+    y.fill_(float("nan"))
+    run()
+    return y.clone()
 
 
 def _error(y: torch.Tensor, reference: torch.Tensor) -> float:

@@ -20,7 +20,7 @@ from fdmoe_kernels.hopper.driver import BuildError, checked, on_device, told_as_
 
 _SOURCES = Path(__file__).parent / "device"
 # token counts of a matrix product's tile: padded_width() in params.cuh
-WIDTHS = (8, 16, 32, 64, 72, 80, 96, 128, 136, 144, 176, 184, 208, 216, 232, 248, 256)
+WIDTHS = (8, 16, 32, 64, 80, 96, 128, 144, 176, 192, 208, 224, 240, 256)
 SHARED_BYTES = 232448  # of a CTA: all there are; params.cuh has the same
 _HALVES = {torch.bfloat16: "HALF_BF16", torch.float16: "HALF_FP16"}
 

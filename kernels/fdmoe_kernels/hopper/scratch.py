@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from dataclasses import dataclass
@@ -88,6 +89,12 @@ class HopperScratch:
         share = layer.experts / layer.routing.top_k
         self._few = MOST_PORTABLE_TOKENS * share
         self._more = most_portable_tokens(device_name(device)) * share
+
+    def shared(self) -> HopperScratch:
+        """The same memory for another workspace, whose plans are its own."""
+        other = copy.copy(self)
+        other._decisions = weakref.WeakKeyDictionary()
+        return other
 
     @property
     def fewest_tokens(self) -> int:

@@ -24,8 +24,8 @@ DEVICE void find_entries(const Context& c, const Item& item, int begin) {
         float weight = __ldcg(p.weights + at);
         Place place = {p.experts + k - p.top_k, token};
         if (k < p.top_k) {
-            int2 given = __ldcg(reinterpret_cast<const int2*>(p.places) + at);
-            place = {given.x, given.y};
+            u64 both = __ldcg(reinterpret_cast<const u64*>(p.places) + at);
+            place = {static_cast<int>(both), static_cast<int>(both >> 32)};
         }
         int row = 0;
         if (__float_as_uint(weight) != ABSENT) {  // else it has no place

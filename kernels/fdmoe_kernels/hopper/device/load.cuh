@@ -66,7 +66,8 @@ DEVICE void load_weights(const Context& c) {
 // a width is put together of boxes of 32, 16 or 8 rows, whose maps follow the one for 8
 DEVICE int box_rows(int rows) { return rows >= 32 ? 32 : rows >= 16 ? 16 : 8; }
 
-// Rows that lie together: one thread asks the tensor copy engine. Of a pair, each CTA asks for one half, and the copy engine gives it to both.
+// Rows that lie together: one thread asks the tensor copy engine. Of a pair, each CTA asks for one half, and the copy engine
+// gives it to both.
 DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int padded, int steps, int thread) {
     const Params& p = c.p;
     const TensorMap* maps = phase == PHASE_DOWN ? &p.act_8 : &p.sorted_8;
@@ -143,17 +144,16 @@ DEVICE void gather_rows(const Context& c, int thread) {
             u32 target = c.rows_at(at.stage) + place;
 #pragma unroll
             for (int first = 0; first < PASSES; first += BATCH) {
+                // a width is one pass or an even number of them
                 if (first >= passes) break;
                 const u8* rows[BATCH];
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) rows[i] = from + static_cast<u64>(starts[first + i]) * 16;
-                if (first + BATCH <= passes) {
+                copy_16_bytes(target + first * 1024, rows[0], bytes);
+                if (first + 1 < passes) copy_16_bytes(target + (first + 1) * 1024, rows[1], bytes);
+                if (first + 2 < passes) {
 #pragma unroll
-                    for (int i = 0; i < BATCH; ++i) copy_16_bytes(target + (first + i) * 1024, rows[i], bytes);
-                } else {
-                    copy_16_bytes(target + first * 1024, rows[0], bytes);
-                    if (first + 1 < passes) copy_16_bytes(target + (first + 1) * 1024, rows[1], bytes);
-                    if (first + 2 < passes) copy_16_bytes(target + (first + 2) * 1024, rows[2], bytes);
+                    for (int i = 2; i < BATCH; ++i) copy_16_bytes(target + (first + i) * 1024, rows[i], bytes);
                 }
             }
             barrier_arrive_after_copies(c.full(at.stage));

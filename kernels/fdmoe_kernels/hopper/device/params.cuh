@@ -9,7 +9,7 @@ struct alignas(64) TensorMap {
     u64 words[16];
 };
 
-struct Place {
+struct alignas(8) Place {
     int expert, at;
 };
 

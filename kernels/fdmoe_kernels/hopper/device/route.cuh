@@ -95,6 +95,7 @@ DEVICE void select(const Context& c, const float (&logits)[J], float* values, i6
             }
             group_key = sortable(p.group_scores == 2 ? best + second : best);
         }
+        __syncwarp();  // the next token's choices are put where these were read
         u32 kept = 0;
 #pragma unroll 1
         for (int i = 0; i < p.top_groups; ++i) {

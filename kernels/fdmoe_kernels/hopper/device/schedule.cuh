@@ -5,7 +5,8 @@
 //     [ route | up | down block 0 | down 1 | combine 0 | down 2 | combine 1 | .. | combine of the last ]
 //
 // Where there are many tokens, the up items of column tile 0 come first: they leave their gathered rows sorted by expert,
-// and the other columns read them by the tensor copy engine.
+// and the other columns read them by the tensor copy engine. Where those are fewer than the CTAs, some more columns gather
+// rows for themselves, for to wait for the first would take as long.
 //
 // A column block is a part of H: its rows are combined while the next block is multiplied, out of L2.
 // The oldest unfinished item never waits for a younger one, and a CTA works its items off in the order of their tickets,
@@ -24,6 +25,7 @@ struct Scheduler {
     int told = 0, told_slot = 0;  // of them, done and told to the other CTAs
     u32 told_parity = 0;
     int route_items, route_tickets, row_tiles = 0, up_tiles, down_tiles, block_tiles, ctas, rank;
+    int gathering;  // shares of a row tile's columns that gather
     bool mapped = false;
 
     DEVICE explicit Scheduler(const Context& context) : c(context) {
@@ -172,6 +174,8 @@ struct Scheduler {
             }
         }
         row_tiles = before;
+        int shares = ceil_div(up_tiles, ctas);
+        gathering = p.sort ? min(shares, ceil_div(static_cast<int>(gridDim.x) / ctas, max(row_tiles, 1))) : shares;
         mapped = true;
         __syncwarp();
     }
@@ -240,15 +244,11 @@ struct Scheduler {
         int up_shares = ceil_div(up_tiles, ctas), row_tile;
         if (index < row_tiles * up_shares) {
             item.phase = PHASE_UP;
-            bool first = p.sort && index < row_tiles;
-            if (!p.sort)
-                row_tile = locate(item, index, up_shares, 0);
-            else if (first)
-                row_tile = locate(item, index, 1, 0);
-            else
-                row_tile = locate(item, index - row_tiles, up_shares - 1, ctas);
-            item.save = first && rank == 0;
-            if (p.sort && !first) {
+            if (index < row_tiles * gathering) {
+                row_tile = locate(item, index, gathering, 0);
+                item.save = p.sort && item.column_tile == 0;
+            } else {
+                row_tile = locate(item, index - row_tiles * gathering, up_shares - gathering, gathering * ctas);
                 item.by_tile = 1;
                 counter = p.sorted_at + row_tile;
                 target = 1;
