@@ -34,8 +34,9 @@ def _compare(what: str, layer: MoELayer, x: torch.Tensor, y: torch.Tensor, routi
 
 
 def _hopper() -> Iterator[str]:
-    """Both ways that rows are read, single CTAs and pairs, few CTAs and all, sizes that no tile divides."""
-    for experts, hidden, intermediate, tokens in ((8, 128, 64, 900), (5, 200, 328, 801)):
+    """Both ways that rows are read, single CTAs and pairs, few CTAs and all, sizes that no tile divides, and down items
+    behind combine items."""
+    for experts, hidden, intermediate, tokens in ((8, 128, 64, 900), (5, 200, 328, 801), (8, 512, 64, 900)):
         layer = _layer(experts, hidden, intermediate)
         workspace = Workspace(layer, tokens, page=new_page(_DEVICE))
         plan = workspace.hopper_plan(layer, tokens)

@@ -76,7 +76,8 @@ class Workspace:
         """The same memory with another page, or none: launches of the two must not overlap. Two workspaces of their own
         differ by where their memory lies as well: one build took 1 % more or less in the second, on an H200.
 
-        Each counts its own launches. Raises ValueError for the page as the constructor does.
+        The device numbers the launches of both, and each counts its own: who uses the number keeps `launches` in step.
+        Raises ValueError for the page as the constructor does.
         """
         other = copy.copy(self)
         other._take_page(page, None)

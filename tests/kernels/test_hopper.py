@@ -361,6 +361,25 @@ def test_more_entries_than_an_item_combines_at_once(half: Place) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", HALVES)
+def test_a_down_item_behind_a_combine_item_leaves_its_entries_alone(half: Place) -> None:
+    """Four column blocks, so that down items follow combine items: those have entries in the scratch of both
+    warpgroups, and these one step, for which a warpgroup needs no stage of the other's."""
+    layer = random_layer(20, 512, 64, 16, shared=20, place=half)
+    workspace = _always(Workspace(layer, 700))
+    plan = workspace.hopper_plan(layer, 700)
+    assert plan is not None
+    x = random_tokens(layer, 700, seed=1)
+    y = torch.empty_like(x)
+    tiles = replace(plan.tiles(700), column_blocks=4, combine_tokens=32, paired=False)
+    assert tiles.combine_tokens * layer.entries_per_token > 1024
+    for programs in (1, 7, 0):
+        for _ in range(10):
+            plan.launch(x, y.fill_(float("nan")), tiles=tiles, programs=programs)
+            assert relative_error(y, reference_moe(x, layer)) < half.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", HALVES)
 def test_items_one_after_the_other_in_one_cta_keep_their_results_apart(half: Place) -> None:
     """One CTA works off all items, so that each puts its results where the item before had its own; every width."""
     layer = random_layer(4, 256, 192, 2, place=half)

@@ -51,8 +51,8 @@ def _row_tiles(entries: int, experts: int, token_tile: int) -> int:
 
 
 def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
-    """The most rows of `act`: each tile has its padded width, which is less than 32 above its tokens, and less than
-    twice as many where a tile holds 32 or more."""
+    """The most rows of `act` and `sorted`: each tile has its padded width, which is less than 32 above its tokens, and
+    less than twice as many where a tile holds 32 or more."""
     return 2 * max_tokens * layer.entries_per_token + 32 * layer.all_experts
 
 

@@ -68,7 +68,7 @@ class _Decision:
 
 class HopperScratch:
     """logits  [parts, T, E] float32, the router's partial sums: room for `logit_rows` rows of E
-    places  [T, K + S, 2] int32, each entry's expert and its place in the expert's list
+    places  [T, K + S, 2] int32, each routed entry's expert and its place in the expert's list
     act     [rows, I], and sorted [rows, H], both in the order of the experts, each tile with its padded width
     """
 

@@ -72,6 +72,7 @@ DEVICE void combine(const Context& c, const Item& item) {
             store_vector(p.y + static_cast<i64>(item.first + begin + token) * p.hidden + at, result);
         }
     }
+    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);  // the next item's results may be put where the entries were
 }
 
 // What a launch that is done adds to total `lane` of those before TOTAL_EXPERT_TOKENS (Workspace.bytes_moved defines the

@@ -31,7 +31,7 @@ DEVICE void release(const Context& c, int stage) {
     if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
 }
 
-// Results beyond 8 KB a warpgroup are put into the item's last stage, which is given back once they are stored.
+// Results beyond 8 KB a warpgroup are put into the item's last stage, which is given back once they are read.
 template <int N>
 DEVICE bool keeps_stage(int phase) {
     return (phase == PHASE_UP && N * 64 > 8192) || (phase == PHASE_DOWN && N * 128 > 8192);

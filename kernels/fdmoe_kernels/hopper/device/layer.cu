@@ -19,6 +19,7 @@ DEVICE void consume(const Context& c) {
         const Item& item = reader.known();  // stays in shared memory: the products need the registers
         int phase = item.phase;
         if (item.k_steps == 0) debt.settle(c, at);
+        __syncwarp();
         if (phase == PHASE_COMBINE) find_entries(c, item, 0);  // known since the routing
         reader.ready();
         bool multiplies = item.k_steps > 0 && !item.discard;

@@ -1,6 +1,7 @@
 // Warps 1 to 3: fill the ring. A stage is
 //
-//     WEIGHT_ROWS rows of 128 bytes of weights (by the tensor copy engine) | token_tile rows of 128 bytes (by cp.async)
+//     WEIGHT_ROWS rows of 128 bytes of weights (by the tensor copy engine) | token_tile rows of 128 bytes (gathered by
+//     cp.async, or sorted ones by the copy engine)
 //
 // both with the 128-byte swizzle: the 16-byte chunk c of row r lies at chunk c ^ (r % 8).
 // Weights do not depend on other CTAs: they are on their way while the item still waits for its rows.

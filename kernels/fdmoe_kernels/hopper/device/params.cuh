@@ -33,7 +33,7 @@ struct Params {
     int* lists;         // [E, capacity]: entries (token * (K + S) + k) of each expert
     float* weights;     // [T, K + S]; ABSENT: the entry has no expert
     float* logits;      // [route_splits, T, E]
-    Place* places;      // [T, K + S]: where each entry is in an expert's list
+    Place* places;      // [T, K + S]: where each routed entry is in its expert's list
     u16* act;           // [sorted rows, I]
     u16* sorted;        // [sorted rows, H]: rows of x, and of a tile whose up items are done what the down items give
     int* control;       // counters, zero between launches
@@ -150,7 +150,7 @@ struct Shared {
     int counts[MAX_EXPERTS];  // entries of each expert
     int ends[MAX_EXPERTS];    // row tiles of the experts up to and including it
     int starts[MAX_EXPERTS];  // where its rows start in `sorted` and `act`: every tile has its padded width there
-    u32 source[MAX_SLOTS][MAX_TOKEN_TILE];  // where a row starts, in 16 bytes from the operand's start
+    u32 source[MAX_SLOTS][MAX_TOKEN_TILE];  // where a row starts, in 16 bytes from the start of x
     alignas(1024) u8 scratch[16384];  // results: 8 KB a warpgroup; routing and combining: all of it
     // the ring follows, at a multiple of 1024: stages of WEIGHT_BYTES of weights and token_tile rows of 128 bytes
 };

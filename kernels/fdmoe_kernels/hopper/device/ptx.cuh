@@ -48,8 +48,6 @@ DEVICE bool barrier_tested(u32 barrier, u32 parity) {
         : "memory");
     return passed != 0;
 }
-// by a whole warp, whose lanes may read different values: it must go one way
-DEVICE bool all_passed(u32 barrier, u32 parity) { return __all_sync(~0u, barrier_tested(barrier, parity)); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) {
     while (!barrier_passed(barrier, parity)) {
     }
@@ -145,7 +143,7 @@ DEVICE void copy_16_bytes(u32 target, const void* source, u32 bytes) {
 DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ---- warpgroup matrix products (the products themselves: mma.cuh, which build.py writes)
-// ordinary stores and cp.async to shared memory become visible to wgmma
+// ordinary stores and cp.async to shared memory become visible to wgmma and to the copy engine
 DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // the same for global memory: ordinary stores and the copy engine's accesses
 DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }

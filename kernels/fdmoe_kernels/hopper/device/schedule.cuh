@@ -38,8 +38,9 @@ struct Scheduler {
         block_tiles = c.block_tiles();
     }
 
+    // Lanes that read the same word may read different values, and the warp must go one way.
     DEVICE static bool all_tested(const u64* barrier, u32 parity) {
-        return all_passed(shared_address(barrier), parity);
+        return __all_sync(~0u, barrier_tested(shared_address(barrier), parity));
     }
 
     // From the first of a pair to the second.
@@ -71,8 +72,8 @@ struct Scheduler {
         return __shfl_sync(~0u, ticket, 0);
     }
 
-    // Tell the other CTAs of an item that is done. To make its results visible is to wait until all of them have arrived,
-    // microseconds while the memory is busy: here, while the warpgroups that multiply go on.
+    // Tell the other CTAs of an item that is done: its results have arrived (Debt::tell). A release waits for what else this
+    // CTA has stored, microseconds while the memory is busy: here, while the warpgroups that multiply go on.
     DEVICE void tell_done() {
         if (told == items || !all_tested(&c.s.done[told_slot], told_parity)) return;
         if (threadIdx.x == 0) {
@@ -303,7 +304,7 @@ struct Scheduler {
         item.expert = rest % blocks;      // the block of experts
         item.column_tile = rest / blocks;  // the part of the inner dimension
         item.first = tile * p.route_tokens;
-        item.rows = min(p.route_tokens, p.tokens - item.first);
+        item.rows = max(0, min(p.route_tokens, p.tokens - item.first));  // none: a pair's second, one too many
         item.padded = padded_width(item.rows);
         // beyond H there are zeros: all parts have the same steps
         item.k_steps = p.given_experts ? 0 : ceil_div(ceil_div(p.hidden, DEPTH), splits);
