@@ -133,11 +133,9 @@ class Workspace:
 
     @property
     def size_bytes(self) -> int:
-        tensors = [self.control, self.totals, self.lists, self.weights, self.norms]
-        if self.hopper is None:
-            tensors += [self.act, self.part]
-        more = 0 if self.hopper is None else self.hopper.size_bytes
-        return more + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        rows = self.act.nbytes + self.part.nbytes if self.hopper is None else self.hopper.size_bytes
+        tensors = (self.control, self.totals, self.lists, self.weights, self.norms)
+        return rows + sum(tensor.nbytes for tensor in tensors)
 
 
 def _check_page(page: torch.Tensor, device: torch.device) -> None:

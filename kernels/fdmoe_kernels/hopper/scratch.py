@@ -138,5 +138,4 @@ class HopperScratch:
 
     @property
     def size_bytes(self) -> int:
-        tensors = (self.logits, self.places, self.act, self.sorted)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (self.logits, self.places, self.act, self.sorted))

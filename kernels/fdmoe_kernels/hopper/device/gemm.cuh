@@ -31,10 +31,16 @@ DEVICE void release(const Context& c, int stage) {
     if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
 }
 
-// Results beyond 8 KB a warpgroup are put into the item's last stage, which is given back once they are read.
+// A warpgroup's results: bytes of one token, half of a tile's columns, and of the parts in which they lie
+constexpr int UP_BYTES = UP_COLUMNS / 2 * 2;
+constexpr int DOWN_BYTES = WEIGHT_ROWS / 2 * 2;
+constexpr int PART_BYTES = sizeof(Shared::scratch) / 2;
+static_assert(PART_BYTES == WEIGHT_BYTES / 2, "the second part is where the warpgroup's weights were");
+
+// Results beyond the first part are put into the item's last stage, which is given back once they are read.
 template <int N>
 DEVICE bool keeps_stage(int phase) {
-    return (phase == PHASE_UP && N * 64 > 8192) || (phase == PHASE_DOWN && N * 128 > 8192);
+    return (phase == PHASE_UP && N * UP_BYTES > PART_BYTES) || (phase == PHASE_DOWN && N * DOWN_BYTES > PART_BYTES);
 }
 
 // What a warp's first lane still has to do for the item before, whose results the copy engine stores while the next item's
@@ -103,12 +109,12 @@ DEVICE void drain(const Context& c, Position& at, int steps) {
     }
 }
 
-// Where a warpgroup puts its results, 8 KB a part: 128 tokens of an up item, 64 of a down item. `stage` is the item's last.
-// Its weights are this warpgroup's own; its rows both read.
+// Where a warpgroup puts a part of its results: 128 tokens of an up item, 64 of a down item. `stage` is the item's last. Its
+// weights are this warpgroup's own; its rows both read.
 DEVICE u32 results_at(const Context& c, int stage, int group, int part) {
-    return part == 0   ? shared_address(c.s.scratch) + group * 8192
-           : part == 1 ? c.weights_at(stage) + group * (WEIGHT_BYTES / 2)
-                       : c.rows_at(stage) + group * 16384 + (part - 2) * 8192;
+    return part == 0   ? shared_address(c.s.scratch) + group * PART_BYTES
+           : part == 1 ? c.weights_at(stage) + group * PART_BYTES
+                       : c.rows_at(stage) + group * 2 * PART_BYTES + (part - 2) * PART_BYTES;
 }
 
 // The first lane of a warp: the copy engine stores the results of its 64 tokens, and what fills up the last eight.
@@ -117,9 +123,9 @@ DEVICE void store_results(const Context& c, const Item& item, int group, int sta
     const Params& p = c.p;
     bool up = item.phase == PHASE_UP;
     const TensorMap* maps = up ? &p.done_8 : &p.sorted_8;
-    int bytes = up ? 64 : 128, first = threadIdx.x % GROUP_THREADS / 32 * SHARE, end = min(item.rows, first + SHARE);
+    int bytes = up ? UP_BYTES : DOWN_BYTES, first = threadIdx.x % GROUP_THREADS / 32 * SHARE, end = min(item.rows, first + SHARE);
     int column = item.column_tile * (up ? UP_COLUMNS : WEIGHT_ROWS) + group * bytes / 2;
-    u32 place = results_at(c, stage, group, first * bytes / 8192) + first * bytes % 8192;
+    u32 place = results_at(c, stage, group, first * bytes / PART_BYTES) + first * bytes % PART_BYTES;
 #pragma unroll 1
     for (int i = first; i < end;) {
         int left = end - i, which = left > 56 ? 3 : left > 24 ? 2 : left > 8 ? 1 : 0;  // 64, 32, 16 or 8
@@ -164,7 +170,8 @@ DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, 
         // four matrices of eight tokens, or what is left: then the last ones are stored once more in place
         constexpr int LAST = N / 8 - 1;
         int token = 8 * min(j + lane / 8, LAST) + lane % 8;
-        u32 target = results_at(c, stage, group, j / 16) + token % 128 * 64 + ((warp ^ (token >> 1 & 3)) << 4);
+        u32 part = results_at(c, stage, group, 8 * j * UP_BYTES / PART_BYTES);
+        u32 target = part + token % (PART_BYTES / UP_BYTES) * UP_BYTES + ((warp ^ (token >> 1 & 3)) << 4);
         store_transposed(
             target, halves[j], halves[j + 1 < LAST ? j + 1 : LAST], halves[j + 2 < LAST ? j + 2 : LAST],
             halves[j + 3 < LAST ? j + 3 : LAST]
@@ -193,7 +200,8 @@ DEVICE void finish_down(float (&sums)[N / 2], const Context& c, const Item& item
         if (j == 16) named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);  // both have read the stage's rows
         int next = j < LAST ? j + 1 : LAST, matrix = lane / 8;  // rows + 0, rows + 8, then those of the next eight tokens
         int token = 8 * min(j + matrix / 2, LAST) + lane % 8;
-        u32 target = results_at(c, stage, group, j / 8) + token % 64 * 128 + (((2 * warp + matrix % 2) ^ (token & 7)) << 4);
+        u32 part = results_at(c, stage, group, 8 * j * DOWN_BYTES / PART_BYTES);
+        u32 target = part + token % (PART_BYTES / DOWN_BYTES) * DOWN_BYTES + (((2 * warp + matrix % 2) ^ (token & 7)) << 4);
         store_transposed(
             target, pack_halves(sums[4 * j], sums[4 * j + 1]), pack_halves(sums[4 * j + 2], sums[4 * j + 3]),
             pack_halves(sums[4 * next], sums[4 * next + 1]), pack_halves(sums[4 * next + 2], sums[4 * next + 3])
