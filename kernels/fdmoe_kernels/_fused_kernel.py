@@ -2,12 +2,13 @@
 
 Every CTA takes work items by one atomic ticket until none is left. Tickets are numbered in topological order:
 
-    [ route tiles | up tiles | down tiles | combine tiles ]
+    [ parts of route tiles | up tiles | down tiles | combine tiles ]
 
 so the oldest unfinished item never waits for a younger one, and any number of CTAs, co-resident or not, finishes: also
 one CTA alone, and the interpreter, which runs the programs one after another.
 
-    route    the experts of a tile of tokens, and each entry (token, k) in its expert's list: _route_tile.py
+    route    a part of the logits of a tile of tokens; who finishes the last part enters each entry (token, k) in its
+             expert's list: _route_tile.py
     up       act[entry] = activation(x[token] @ gate^T, x[token] @ up^T)   for a tile of one expert's list
     down     part[entry] = act[entry] @ down^T                             for the same tiles
     combine  y[token] = sum over k of weight * part[entry]                 in the order of k, the shared experts last
@@ -22,7 +23,8 @@ Control words (int32, a 128-byte line each, zero between launches; the last CTA 
     DOWN_DONE   down tiles finished
     EXITS       CTAs that have left
     ABORT       1 once the host's abort word was seen
-    COUNTS      [E + S] entries per expert, then [row tiles] up tiles finished per row tile
+    COUNTS      [E + S] entries per expert, then [row tiles] up tiles finished per row tile, then [route tiles] parts of
+                their logits that are there
 
 Totals (int64, never reset; 32 bits would be used up by 30 hours of 50 us launches):
 
@@ -35,7 +37,7 @@ Totals (int64, never reset; 32 bits would be used up by 30 hours of 50 us launch
 import triton
 import triton.language as tl
 
-from fdmoe_kernels._route_tile import given_tile, route_tile, shared_tile
+from fdmoe_kernels._route_tile import given_tile, part_of_logits, route_tile, shared_tile
 
 TICKET = tl.constexpr(0)
 ROUTE_DONE = tl.constexpr(32)
@@ -146,11 +148,12 @@ def _up_tile(
     gates = tl.zeros((ROWS, COLUMNS), tl.float32)
     ups = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, H, DEPTH):
-        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], H, DEPTH), other=0.0)
+        # weights first: they do not wait for the list
         in_columns = _inside(column[None, :] < I, start + depth[:, None], H, DEPTH)
         left = tl.load(gate + start, mask=in_columns, other=0.0)
-        gates = tl.dot(rows, left, gates, input_precision=PRECISION)
         right = tl.load(gate + I * H + start, mask=in_columns, other=0.0)
+        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], H, DEPTH), other=0.0)
+        gates = tl.dot(rows, left, gates, input_precision=PRECISION)
         ups = tl.dot(rows, right, ups, input_precision=PRECISION)
     if bias is not None:
         here = bias + expert.to(tl.int64) * (2 * I) + column
@@ -193,9 +196,9 @@ def _down_tile(
     b = down + expert.to(tl.int64) * (H * I) + column[None, :].to(tl.int64) * I + depth[:, None]
     result = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, I, DEPTH):
-        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], I, DEPTH), other=0.0)
         in_columns = _inside(column[None, :] < H, start + depth[:, None], I, DEPTH)
         columns = tl.load(b + start, mask=in_columns, other=0.0)
+        rows = tl.load(a + start, mask=_inside(filled[:, None], start + depth[None, :], I, DEPTH), other=0.0)
         result = tl.dot(rows, columns, result, input_precision=PRECISION)
     if bias is not None:
         result += tl.load(bias + expert.to(tl.int64) * H + column, mask=column < H, other=0.0).to(tl.float32)[None, :]
@@ -239,10 +242,16 @@ def _combine_tile(
 
 @triton.jit
 def _leave(
-    control, page, totals, launch, row_tiles_bound, route, up, down, combine, counts, once_bytes,
+    control, page, totals, launch, tile_counters, route, up, down, combine, counts, once_bytes,
     EXPERTS: tl.constexpr, EXPERT_BYTES: tl.constexpr, ENTRY_BYTES: tl.constexpr, BEATS: tl.constexpr,
 ):  # fmt: skip
     """The last CTA: report how the launch ended, and put every control word back for the next launch."""
+    word = tl.arange(0, 8)  # of the page's line: launch, how it ended, and the items of the four phases
+    phase = (word >= 2) & (word < 6)
+    total = tl.load(totals + word - 2, mask=phase, other=0)
+    expert = tl.arange(0, counts.shape[0])
+    entered = tl.load(totals + ENTERED + expert, mask=expert < EXPERTS, other=0)
+    all_moved = tl.load(totals + MOVED)
     aborted = tl.atomic_add(control + ABORT, 0, sem="acquire")
     code = tl.where(aborted == 1, EXIT_ABORTED, EXIT_DONE)
     tl.store(control + TICKET, 0)
@@ -252,48 +261,43 @@ def _leave(
     tl.store(control + ABORT, 0)
     tl.store(totals + LAUNCHES, launch)
     words = tl.arange(0, 1024)
-    for start in range(0, EXPERTS + row_tiles_bound, 1024):
-        tl.store(control + COUNTS + start + words, 0, mask=start + words < EXPERTS + row_tiles_bound)
+    for start in range(0, EXPERTS + tile_counters, 1024):
+        tl.store(control + COUNTS + start + words, 0, mask=start + words < EXPERTS + tile_counters)
     if aborted == 0:
-        word = tl.arange(0, 4)
-        done = tl.where(word == 0, route, tl.where(word == 1, up, tl.where(word == 2, down, combine)))
-        total = tl.load(totals + word) + done
-        tl.store(totals + word, total)
-        expert = tl.arange(0, counts.shape[0])
+        total += tl.where(word == 2, route, tl.where(word == 3, up, tl.where(word == 4, down, combine)))
+        tl.store(totals + word - 2, total, mask=phase)
         entries = counts.to(tl.int64)
         moved = tl.sum((entries > 0).to(tl.int64), 0) * EXPERT_BYTES + tl.sum(entries, 0) * ENTRY_BYTES + once_bytes
-        tl.store(totals + MOVED, tl.load(totals + MOVED) + moved)
-        entered = totals + ENTERED + expert
-        tl.store(entered, tl.load(entered, mask=expert < EXPERTS, other=0) + entries, mask=expert < EXPERTS)
-    tl.debug_barrier()
+        tl.store(totals + MOVED, all_moved + moved)
+        tl.store(totals + ENTERED + expert, entered + entries, mask=expert < EXPERTS)
     if BEATS:
-        word = tl.arange(0, 8)
-        items = tl.load(totals + word - 2, mask=(word >= 2) & (word < 6), other=0)
-        value = tl.where(word == 0, launch.to(tl.int64), items)
+        value = tl.where(word == 0, launch.to(tl.int64), tl.where(phase, total, 0))
         value = tl.where(word == 1, (launch.to(tl.int64) << 8) | code, value)
         tl.store(page + PAGE_EXIT + word, value)
 
 
-@triton.jit(do_not_specialize=["T", "capacity", "row_tiles_bound"])
+@triton.jit(do_not_specialize=["T", "capacity", "row_tiles_bound", "route_steps"])
 def moe_layer_kernel(
     x, router, router_bias, correction_bias, gate_up, gate_up_bias, down, down_bias, shared_gate, chosen, given, y,
-    lists, weights, norms, act, part, control, totals, page,
-    T, capacity, row_tiles_bound,
+    logits, lists, weights, norms, act, part, control, totals, page,
+    T, capacity, row_tiles_bound, route_steps,
     H: tl.constexpr, I: tl.constexpr, E: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
     SIGMOID: tl.constexpr, RENORMALIZE: tl.constexpr, SCALING: tl.constexpr,
     GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_SCORES: tl.constexpr,
     ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
     EXPERT_LANES: tl.constexpr, GROUP_LANES: tl.constexpr, K_LANES: tl.constexpr,
     ROUTE_TOKENS: tl.constexpr, ROUTE_EXPERTS: tl.constexpr, ROUTE_DEPTH: tl.constexpr,
+    ROUTE_SPLITS: tl.constexpr,
     ROWS: tl.constexpr, UP_COLUMNS: tl.constexpr, UP_DEPTH: tl.constexpr,
     DOWN_COLUMNS: tl.constexpr, DOWN_DEPTH: tl.constexpr,
     COMBINE_TOKENS: tl.constexpr, COMBINE_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr, POLL: tl.constexpr, BEATS: tl.constexpr, FAULT: tl.constexpr,
 ):  # fmt: skip
     """The layer's tensors are as in layer.MoELayer, absent ones None, and y is like x [T, H]. chosen [T, K] and given
-    [T, K] float32 are the experts and weights of a routing made elsewhere, or None. lists [E + S, capacity] int32;
-    weights [T, K + S] and norms [T] float32; act [T * (K + S), I]; part [T * (K + S), H]; control int32; totals int64;
-    page int64 words. *_LANES and ROUTE_EXPERTS are powers of two: of E + S, groups, K and E."""
+    [T, K] float32 are the experts and weights of a routing made elsewhere, or None. logits [route parts, T, E] float32;
+    lists [E + S, capacity] int32; weights [T, K + S] and norms [T] float32; act [T * (K + S), I]; part [T * (K + S), H];
+    control int32; totals int64; page int64 words. route_steps is a part's, of ROUTE_DEPTH of H each. *_LANES and
+    ROUTE_EXPERTS are powers of two: of E + S, groups, K and E."""
     GIVEN: tl.constexpr = chosen is not None
     EXPERTS: tl.constexpr = E + S
     BYTES: tl.constexpr = x.dtype.element_ty.primitive_bitwidth // 8
@@ -302,35 +306,50 @@ def moe_layer_kernel(
     zero = tl.program_id(0) * 0
     launch = tl.load(totals + LAUNCHES) + 1
     route_tiles = tl.cdiv(T, ROUTE_TOKENS)
+    # of a tile: parts of route_steps steps of its logits, ROUTE_SPLITS at most
+    route_parts = zero + 1
+    if not GIVEN:
+        route_parts = tl.cdiv(tl.cdiv(H, ROUTE_DEPTH), route_steps)
+    route_items = route_tiles * route_parts
     items = zero
     ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
-    while ticket < route_tiles:
-        _beat(page, launch, ticket, PHASE_ROUTE, zero, ticket, zero, WAIT_NONE, zero, zero, items, BEATS)
-        if GIVEN:
-            given_tile(
-                chosen, given, lists, weights, control + COUNTS, ticket, T, capacity,
-                E, K, S, K_LANES, ROUTE_TOKENS,
-            )  # fmt: skip
-        else:
-            route_tile(
-                x, router, router_bias, correction_bias, lists, weights, norms, control + COUNTS, ticket, T, capacity,
-                H, E, K, S, SIGMOID, RENORMALIZE, SCALING, GROUPS, TOP_GROUPS, GROUP_SCORES, GROUP_LANES,
-                ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_DEPTH,
-            )  # fmt: skip
-        if S > 0:
-            shared_tile(
-                x, shared_gate, lists, weights, control + COUNTS, ticket, T, capacity,
-                H, E, K, S, ROUTE_TOKENS, ROUTE_DEPTH,
-            )  # fmt: skip
-        tl.debug_barrier()
-        tl.atomic_add(control + ROUTE_DONE, 1, sem="release")
+    while ticket < route_items:
+        tile = ticket // route_parts
+        index = ticket % route_parts
+        _beat(page, launch, ticket, PHASE_ROUTE, zero, tile, index, WAIT_NONE, zero, zero, items, BEATS)
+        others = route_parts - 1
+        if not GIVEN:
+            part_of_logits(
+                x, router, logits, tile, index, route_steps, T, H, E, ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_DEPTH
+            )
+            tl.debug_barrier()
+            others = tl.atomic_add(control + COUNTS + EXPERTS + row_tiles_bound + tile, 1, sem="acq_rel")
+        if others == route_parts - 1:
+            if GIVEN:
+                given_tile(
+                    chosen, given, lists, weights, control + COUNTS, tile, T, capacity,
+                    E, K, S, K_LANES, ROUTE_TOKENS,
+                )  # fmt: skip
+            else:
+                route_tile(
+                    logits, router_bias, correction_bias, lists, weights, norms, control + COUNTS, tile, route_parts,
+                    T, capacity, E, K, S, SIGMOID, RENORMALIZE, SCALING, GROUPS, TOP_GROUPS, GROUP_SCORES, GROUP_LANES,
+                    K_LANES, ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_SPLITS,
+                )  # fmt: skip
+            if S > 0:
+                shared_tile(
+                    x, shared_gate, lists, weights, control + COUNTS, tile, T, capacity,
+                    H, E, K, S, ROUTE_TOKENS, ROUTE_DEPTH,
+                )  # fmt: skip
+            tl.debug_barrier()
+            tl.atomic_add(control + ROUTE_DONE, 1, sem="release")
         items += 1
         ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
 
     UP_TILES: tl.constexpr = (I + UP_COLUMNS - 1) // UP_COLUMNS
     DOWN_TILES: tl.constexpr = (H + DOWN_COLUMNS - 1) // DOWN_COLUMNS
     COMBINE_TILES: tl.constexpr = (H + COMBINE_COLUMNS - 1) // COMBINE_COLUMNS
-    item = ticket - route_tiles
+    item = ticket - route_items
     aborted = zero
     if ticket < CLOSED:
         aborted += _wait(
@@ -426,7 +445,7 @@ def moe_layer_kernel(
                 )  # fmt: skip
         items += 1
         ticket = tl.atomic_add(control + TICKET, 1, sem="relaxed")
-        item = ticket - route_tiles
+        item = ticket - route_items
 
     tl.debug_barrier()
     left = tl.atomic_add(control + EXITS, 1, sem="acq_rel")
@@ -434,8 +453,8 @@ def moe_layer_kernel(
     _beat(page, launch, ticket, PHASE_LEFT, zero, zero, zero, WAIT_NONE, zero, zero, items, BEATS)
     if left == tl.num_programs(0) - 1:
         _leave(
-            control, page, totals, launch, row_tiles_bound,
-            route_tiles, up_items, down_items, last_item - up_items - down_items, counts,
+            control, page, totals, launch, row_tiles_bound + route_tiles,
+            route_items, up_items, down_items, last_item - up_items - down_items, counts,
             (launch * 0 + T) * (H * BYTES) + ROUTER_BYTES,  # in the 64 bits of launch
             EXPERTS, (3 * I * H + BIASES) * BYTES, (3 * H + 2 * I) * BYTES, BEATS,
         )  # fmt: skip

@@ -7,6 +7,7 @@ tokens. So it is asked once for each build and layer of a workspace, and what it
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,7 @@ from fdmoe_kernels.workspace import Workspace
 
 _NAMES = tuple(inspect.signature(kernel.moe_layer_kernel.fn).parameters)
 # the arguments that each launch has of its own
-_OWN = ("x", "y", "chosen", "given", "T", "row_tiles_bound")
+_OWN = ("x", "y", "chosen", "given", "T", "row_tiles_bound", "route_steps")
 _OWN_PLACES = tuple(_NAMES.index(name) for name in _OWN)
 
 
@@ -66,7 +67,10 @@ def launch(
     if workspace.page is not None:
         grid = min(grid, workspace.slots)
     experts, weights = (None, None) if routing is None else (routing.experts, routing.weights)
-    own = (x, out, experts, weights, tokens, workspace.row_tiles_bound(tokens, tiles.rows))
+    own = (
+        x, out, experts, weights, tokens, workspace.row_tiles_bound(tokens, tiles.rows),
+        _route_steps(layer, tokens, tiles, workspace.logit_rows),
+    )  # fmt: skip
     device = torch.cuda.current_device() if layer.device.type == "cuda" else -1
     key = (device, tiles, precision, fault, None if experts is None else experts.dtype, x.nbytes >= 2**31)
     layers = _found.get(workspace)
@@ -88,6 +92,14 @@ def launch(
     if isinstance(compiled, CompiledKernel):  # the interpreter compiles nothing
         kept = {name: value if name == "page" else _by_address(value) for name, value in by_name.items()}
         found[key] = _Found(compiled, addresses, tuple(kept[name] for name in _NAMES))
+
+
+def _route_steps(layer: MoELayer, tokens: int, tiles: Tiles, logit_rows: int) -> int:
+    """How many steps of a route tile's logits are a work item: fewer where there are CTAs without one. It must not
+    depend on how many a launch has, for bits do on this."""
+    steps = math.ceil(layer.hidden_size / tiles.route_depth)
+    free = multiprocessors(layer.device) * tiles.programs // math.ceil(tokens / tiles.route_tokens)
+    return math.ceil(steps / max(1, min(tiles.route_splits, free, logit_rows // tokens)))
 
 
 def _check_served(layer: MoELayer) -> None:
@@ -122,6 +134,7 @@ def _arguments(
         "down": layer.down,
         "down_bias": layer.down_bias,
         "shared_gate": layer.shared_gate,
+        "logits": workspace.logits,
         "lists": workspace.lists,
         "weights": workspace.weights,
         "norms": workspace.norms,
@@ -151,6 +164,7 @@ def _arguments(
         "ROUTE_TOKENS": tiles.route_tokens,
         "ROUTE_EXPERTS": max(16, triton.next_power_of_2(layer.experts)),
         "ROUTE_DEPTH": tiles.route_depth,
+        "ROUTE_SPLITS": tiles.route_splits,
         "ROWS": tiles.rows,
         "UP_COLUMNS": tiles.up_columns,
         "UP_DEPTH": tiles.up_depth,

@@ -22,7 +22,8 @@ from fdmoe_kernels.tuning.tables import Kind, pinned_row, rows_of
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """One row of the table. rows: tokens of a GEMM tile; up_columns (of gate and of up each), down_columns: its width;
-    up_depth, down_depth: inner dimension per step; programs: CTAs per multiprocessor."""
+    up_depth, down_depth: inner dimension per step; programs: CTAs per multiprocessor; route_splits: parts of the
+    router's inner dimension at most, each a work item."""
 
     rows: int
     up_columns: int
@@ -34,6 +35,7 @@ class Tiles:
     programs: int = 1
     route_tokens: int = 16
     route_depth: int = 128
+    route_splits: int = 8
     combine_tokens: int = 4
     combine_columns: int = 1024
 
@@ -65,6 +67,7 @@ ALLOWED = {
     "programs": tuple(range(1, 9)),
     "route_tokens": _POWERS,
     "route_depth": _POWERS,
+    "route_splits": (1, 2, 4, 8, 16),
     "combine_tokens": (1, 2, 4, 8, 16, 32),
     "combine_columns": (*_POWERS, 512, 1024, 2048, 4096),
 }

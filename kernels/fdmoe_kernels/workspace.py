@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Literal
 
 import torch
 
 from fdmoe_kernels import _fused_kernel as kernel
+from fdmoe_kernels.hardware import multiprocessors
 from fdmoe_kernels.hopper.plan import Plan, control_words
 from fdmoe_kernels.hopper.scratch import HopperScratch, takes_shape
+from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_watchdog import page as beat_page
 
 _SMALLEST_ROW_TILE = 16
+_SMALLEST_ROUTE_TILE = 16
 
 
 class Workspace:
@@ -49,11 +53,15 @@ class Workspace:
         entries = max_tokens * layer.entries_per_token
         device = layer.device
         words = kernel.COUNTS.value + experts + self.row_tiles_bound(max_tokens, _SMALLEST_ROW_TILE)
+        words += math.ceil(max_tokens / _SMALLEST_ROUTE_TILE)
         words = max(words, control_words(layer, max_tokens))
         self.control = torch.zeros(words, dtype=torch.int32, device=device)
         self.totals = torch.zeros(kernel.ENTERED.value + experts, dtype=torch.int64, device=device)
         self.lists = torch.empty(experts * max_tokens, dtype=torch.int32, device=device)
         self.weights = torch.empty(entries, dtype=torch.float32, device=device)
+        # the router's parts are for small batches: the fewer tokens, the more parts
+        self.logit_rows = max(max_tokens, ROUTE_TOKENS * multiprocessors(device))
+        self.logits = torch.empty(self.logit_rows * layer.experts, dtype=torch.float32, device=device)
         self.norms = torch.empty(max_tokens, dtype=torch.float32, device=device)
         self.hopper = HopperScratch(layer, max_tokens) if takes_shape(layer) else None
         if self.hopper is None:
@@ -134,7 +142,7 @@ class Workspace:
     @property
     def size_bytes(self) -> int:
         rows = self.act.nbytes + self.part.nbytes if self.hopper is None else self.hopper.size_bytes
-        tensors = (self.control, self.totals, self.lists, self.weights, self.norms)
+        tensors = (self.control, self.totals, self.logits, self.lists, self.weights, self.norms)
         return rows + sum(tensor.nbytes for tensor in tensors)
 
 

@@ -33,9 +33,10 @@ TARGETS = {
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 _POINTERS = {
     "correction_bias": "*fp32", "chosen": "*i64", "given": "*fp32",
-    "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64", "page": "*i64",
+    "logits": "*fp32", "lists": "*i32", "weights": "*fp32", "norms": "*fp32", "control": "*i32", "totals": "*i64",
+    "page": "*i64",
 }  # fmt: skip
-_RUN_TIME = ("T", "capacity", "row_tiles_bound")
+_RUN_TIME = ("T", "capacity", "row_tiles_bound", "route_steps")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precis
         "EXPERT_LANES": lanes(shape.experts + shape.shared), "GROUP_LANES": lanes(rule.groups),
         "K_LANES": lanes(shape.top_k),
         "ROUTE_TOKENS": tiles.route_tokens, "ROUTE_EXPERTS": max(16, lanes(shape.experts)),
-        "ROUTE_DEPTH": tiles.route_depth, "ROWS": tiles.rows,
+        "ROUTE_DEPTH": tiles.route_depth, "ROUTE_SPLITS": tiles.route_splits, "ROWS": tiles.rows,
         "UP_COLUMNS": tiles.up_columns, "UP_DEPTH": tiles.up_depth,
         "DOWN_COLUMNS": tiles.down_columns, "DOWN_DEPTH": tiles.down_depth,
         "COMBINE_TOKENS": tiles.combine_tokens, "COMBINE_COLUMNS": tiles.combine_columns,

@@ -16,7 +16,7 @@ from fdmoe_kernels.hardware import multiprocessors
 from fdmoe_kernels.hopper.build import SHARED_BYTES, load_layer
 from fdmoe_kernels.hopper.driver import checked, make_current, on_device, told_as_build_errors
 from fdmoe_kernels.hopper.params import Params, TensorMap
-from fdmoe_kernels.hopper.tiles import HOPPER, HopperTiles, tiles_for
+from fdmoe_kernels.hopper.tiles import HOPPER, WEIGHT_ROWS, HopperTiles, tiles_for
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing, Scores
 from fdmoe_kernels.tuning.tables import pinned_row
@@ -119,12 +119,13 @@ class Plan:
             setattr(params, f"{name}_at", getattr(layer, name).data_ptr())
         for name in ("router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate"):
             setattr(params, name, _address(getattr(layer, name)))
-        for name in ("lists", "weights", "control", "totals", "page"):
+        for name in ("logits", "lists", "weights", "control", "totals", "page"):
             setattr(params, name, _address(getattr(workspace, name)))
-        for name in ("logits", "places", "act", "sorted"):
+        for name in ("places", "act", "sorted"):
             setattr(params, name, getattr(scratch, name).data_ptr())
         rule, activation = layer.routing, layer.activation
         params.hidden, params.intermediate = hidden, intermediate
+        params.up_tiles, params.down_tiles = math.ceil(2 * intermediate / WEIGHT_ROWS), math.ceil(hidden / WEIGHT_ROWS)
         params.experts, params.shared_experts, params.top_k = layer.experts, layer.shared_experts, rule.top_k
         params.capacity = workspace.max_tokens
         params.counts_at, params.route_at = _COUNTERS, _COUNTERS + layer.experts
@@ -137,7 +138,7 @@ class Plan:
         self._address = ctypes.addressof(self._arguments)
         self._filling = threading.Lock()  # there is one set of arguments for all threads
         self._most_programs = workspace.slots if workspace.page is not None else None
-        self._logit_rows = scratch.logit_rows
+        self._logit_rows = workspace.logit_rows
         self._steps = math.ceil(hidden / 64)
         self._experts, self._entries_per_token = experts, layer.entries_per_token
         self._fill = multiprocessors(layer.device)
@@ -188,11 +189,9 @@ class Plan:
         if self._most_programs is not None:
             grid = min(grid, self._most_programs)
         with self._filling:
-            self._fill_in(x, out, routing, tiles)
+            self._fill_in(x, out, routing, tiles, paired=tiles.paired and grid > 1 and not one)
             if one:
                 self._params.route_splits = 1
-            if one or grid == 1:
-                self._params.paired = 0
             if torch.cuda.current_device() == self._device_index:
                 make_current(self._device_index)
                 self._launch(function, grid)
@@ -200,23 +199,33 @@ class Plan:
                 with on_device(self._device_index):
                     self._launch(function, grid)
 
-    def _fill_in(self, x: torch.Tensor, out: torch.Tensor, routing: Routing | None, tiles: HopperTiles) -> None:
+    def _fill_in(
+        self, x: torch.Tensor, out: torch.Tensor, routing: Routing | None, tiles: HopperTiles, *, paired: bool
+    ) -> None:
         params, tokens = self._params, x.shape[0]
         params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
         params.token_tile, params.slots = tiles.token_tile, tiles.slots
         params.route_tokens = min(tiles.route_tokens, tiles.token_tile)  # they share the ring's rows
         splits = min(tiles.route_splits, self._logit_rows // tokens)
-        share = math.ceil(self._steps / splits)  # no part without a step
-        params.route_splits = math.ceil(self._steps / share)
+        params.route_steps = math.ceil(self._steps / splits)
+        params.route_splits = math.ceil(self._steps / params.route_steps)  # no part without a step
+        params.choose_tokens = min(tiles.choose_tokens, params.route_tokens)
         params.row_group, params.column_blocks = tiles.row_group, tiles.column_blocks
         params.combine_tokens = tiles.combine_tokens
-        params.sort, params.paired = tiles.sort, tiles.paired
+        params.sort, params.paired = tiles.sort, paired
+        route_tiles = math.ceil(tokens / params.route_tokens)
+        params.logit_parts = params.route_splits * math.ceil(params.experts / WEIGHT_ROWS)
+        params.logit_items = route_tiles * params.logit_parts if routing is None else 0
+        params.choose_items = math.ceil(tokens / params.choose_tokens)
+        params.combine_items = math.ceil(tokens / params.combine_tokens)
+        ctas = 1 + paired
+        params.block_tiles = math.ceil(math.ceil(params.down_tiles / ctas) / params.column_blocks) * ctas
         # pairs have many tokens for each weight, and find them in L2; with few the memory is the bottleneck
         if self._ahead is not tiles.paired:
             params.router, params.gate_up, params.down = self._weights[tiles.paired]
             self._ahead = tiles.paired
         row_tiles = _row_tiles(tokens * self._entries_per_token, self._experts, tiles.token_tile)
-        params.up_at = params.route_at + math.ceil(tokens / params.route_tokens)
+        params.up_at = params.route_at + route_tiles
         params.sorted_at = params.up_at + row_tiles
         params.control_words = params.sorted_at + row_tiles
         params.given_experts = params.given_weights = 0

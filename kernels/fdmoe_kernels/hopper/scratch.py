@@ -13,7 +13,7 @@ import torch
 from fdmoe_kernels.hardware import capturing, device_name, hopper_kernels_supported, multiprocessors
 from fdmoe_kernels.hopper.driver import BuildError
 from fdmoe_kernels.hopper.plan import Plan, sorted_rows, token_cut
-from fdmoe_kernels.hopper.tiles import HOPPER, MOST_PORTABLE_TOKENS, ROUTE_TOKENS, most_portable_tokens
+from fdmoe_kernels.hopper.tiles import HOPPER, MOST_PORTABLE_TOKENS, most_portable_tokens
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.tuning.tables import pinned_form
 
@@ -67,17 +67,13 @@ class _Decision:
 
 
 class HopperScratch:
-    """logits  [parts, T, E] float32, the router's partial sums: room for `logit_rows` rows of E
-    places  [T, K + S, 2] int32, each routed entry's expert and its place in the expert's list
+    """places  [T, K + S, 2] int32, each routed entry's expert and its place in the expert's list
     act     [rows, I], and sorted [rows, H], both in the order of the experts, each tile with its padded width
     """
 
     def __init__(self, layer: MoELayer, max_tokens: int) -> None:
         rows = sorted_rows(layer, max_tokens)
         dtype, device = layer.dtype, layer.device
-        # the router's parts are for small batches: the fewer tokens, the more parts
-        self.logit_rows = max(max_tokens, ROUTE_TOKENS * multiprocessors(device))
-        self.logits = torch.empty(self.logit_rows * layer.experts, dtype=torch.float32, device=device)
         self.places = torch.empty(max_tokens * layer.entries_per_token, 2, dtype=torch.int32, device=device)
         self.act = torch.empty(rows, layer.intermediate_size, dtype=dtype, device=device)
         self.sorted = torch.empty(rows, layer.hidden_size, dtype=dtype, device=device)
@@ -138,4 +134,4 @@ class HopperScratch:
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.logits, self.places, self.act, self.sorted))
+        return sum(tensor.nbytes for tensor in (self.places, self.act, self.sorted))

@@ -21,7 +21,7 @@ MOST_PORTABLE_TOKENS = 4.0
 _MOST_WITH_OWN_TABLE = {"NVIDIA H200": 22.0}
 ROUTE_TOKENS = 64  # of a router tile at most, for the shared memory it has (MAX_ROUTE_TOKENS in params.cuh)
 _DEPTH = 64
-_EXPERTS_PER_TILE = 128
+WEIGHT_ROWS = 128  # of a GEMM tile: of the router, of gate and up together, or of down (params.cuh)
 
 
 def most_portable_tokens(device: str | None) -> float:
@@ -38,6 +38,7 @@ class HopperTiles:
     slots           items that a CTA has in hand, 2 to 4
     route_tokens    tokens of a router tile, at most ROUTE_TOKENS
     route_splits    parts of the router's inner dimension, each an item
+    choose_tokens   tokens whose experts an item chooses: a power of two, as route_tokens
     row_group       row tiles whose CTAs share the weights in L2
     column_blocks   parts of H that are combined one by one, 1 to 8
     combine_tokens  tokens of a combine item
@@ -49,6 +50,7 @@ class HopperTiles:
     slots: int
     route_tokens: int
     route_splits: int
+    choose_tokens: int
     row_group: int
     column_blocks: int
     combine_tokens: int
@@ -65,6 +67,7 @@ class HopperRow:
     slots: int = 0
     route_tokens: int = 0
     route_splits: int = 0
+    choose_tokens: int = 0
     row_group: int = 0
     column_blocks: int = 0
     combine_tokens: int = 0
@@ -78,21 +81,28 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
     # most experts' tokens in one tile: the mean and three standard deviations of an even router
     wanted = min(average + 3 * math.sqrt(average), tokens)
     token_tile = next((width for width in WIDTHS if width >= wanted), WIDTHS[-1])
-    route_tokens = min(ROUTE_TOKENS, token_tile, max(8, 1 << math.ceil(math.log2(max(tokens / 64, 1)))))
-    blocks = math.ceil(experts / _EXPERTS_PER_TILE)
+    # a tile reads all of the router; eight warps choose for a token each
+    route_tokens = min(ROUTE_TOKENS, 1 << int(math.log2(token_tile)), max(16, _power_of_two(tokens / 32)))
+    blocks = math.ceil(experts / WEIGHT_ROWS)
     free = multiprocessors / (math.ceil(tokens / route_tokens) * blocks)
     steps = math.ceil(hidden_size / _DEPTH)
     return HopperTiles(
         token_tile=token_tile,
         slots=4 if token_tile <= 32 else 2,
         route_tokens=route_tokens,
-        route_splits=max(1, min(int(free), 4 if tokens > 8 else 8, steps)),
+        route_splits=max(1, min(int(free), 8, steps)),
+        choose_tokens=min(route_tokens, _power_of_two(tokens / multiprocessors)),
         row_group=8,
         column_blocks=2 if tokens >= 4096 else 1,
         combine_tokens=max(1, min(16, math.ceil(tokens / multiprocessors))),
         sort=token_tile > 176,
         paired=token_tile > 176,
     )
+
+
+def _power_of_two(least: float) -> int:
+    """8 at least."""
+    return 1 << max(3, math.ceil(math.log2(least)))
 
 
 def tiles_for(layer: MoELayer, tokens: int) -> HopperTiles:
@@ -136,6 +146,7 @@ HOPPER = Form(
         "slots": (0, 2, 3, 4),
         "route_tokens": (0, 8, 16, 32, ROUTE_TOKENS),
         "route_splits": (0, 1, 2, 4, 8),
+        "choose_tokens": (0, 8, 16, 32, ROUTE_TOKENS),
         "row_group": (0, 1, 2, 4, 8, 16, 32),
         "column_blocks": (0, 1, 2, 4, 8),
         "combine_tokens": (0, 1, 2, 4, 8, 16, 32),

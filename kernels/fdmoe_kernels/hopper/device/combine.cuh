@@ -42,7 +42,7 @@ DEVICE void find_entries(const Context& c, const Item& item, int begin) {
 // have found the first tokens' entries.
 DEVICE void combine(const Context& c, const Item& item) {
     const Params& p = c.p;
-    int block = c.block_tiles() * WEIGHT_ROWS, thread = threadIdx.x - CONSUMER_FIRST;
+    int block = p.block_tiles * WEIGHT_ROWS, thread = threadIdx.x - CONSUMER_FIRST;
     int column = item.column_tile * block, vectors = max(0, min(block, p.hidden - column)) / 8;
     int per_token = c.entries_per_token(), at_once = combined_at_once(c);
 #pragma unroll 1

@@ -34,14 +34,9 @@ DEVICE void consume(const Context& c) {
         } else {
             if (multiplies) multiply_item(c, at, item, group, debt);
             if (phase == PHASE_ROUTE) {
+                if (!multiplies) enter(c, item);
                 named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
-                if (thread == 0) c.s.left = add_acquire_release(p.control + item.done, 1);
-                named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
-                if (c.s.left == c.route_parts() - 1) {  // the tile's other logits are there: go on with it
-                    enter(c, item);
-                    named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);
-                    if (thread == 0) add_release(p.control + ROUTE_DONE, 1);
-                }
+                if (thread == 0) add_release(p.control + item.done, 1);
             }
         }
         ++items;
@@ -63,8 +58,8 @@ DEVICE void consume(const Context& c) {
     if (c.s.left != gridDim.x - 1) return;
     int row_tiles = c.s.ends[c.all_experts() - 1];
     close_launch(
-        c, c.route_tiles() * c.route_parts(), row_tiles * c.up_tiles(), row_tiles * c.down_tiles(),
-        p.column_blocks * c.combine_items()
+        c, p.logit_items + p.choose_items, row_tiles * p.up_tiles, row_tiles * p.down_tiles,
+        p.column_blocks * p.combine_items
     );
 }
 

@@ -30,7 +30,7 @@ struct Params {
     const u16* shared_gate;         // [H] or null
     const void* given_experts;      // [T, K] int32 or int64, or null: the router decides
     const float* given_weights;     // [T, K]
-    int* lists;         // [E, capacity]: entries (token * (K + S) + k) of each expert
+    int* lists;         // [E, capacity]: the tokens of each expert
     float* weights;     // [T, K + S]; ABSENT: the entry has no expert
     float* logits;      // [route_splits, T, E]
     Place* places;      // [T, K + S]: where each routed entry is in its expert's list
@@ -43,11 +43,15 @@ struct Params {
     int tokens, hidden, intermediate, experts, shared_experts, top_k, capacity;
     int given_is_64_bit;
     // how the work is cut: tiles.py
-    int token_tile, slots, route_tokens, route_splits, row_group, column_blocks, combine_tokens;
+    int token_tile, slots, route_tokens, route_splits, choose_tokens, row_group, column_blocks, combine_tokens;
     int sort;      // the first up tile of some rows leaves them sorted for the others
     int paired;    // clusters of two CTAs: neighbouring column tiles of the same rows, which the copy engine gives to both
     int token_pairs, token_sharers, token_rows;  // token.cuh: columns a warp of an up item; of a down item, warps that
                                                  // share a row, and rows that they have
+    // items and tiles: what the host divides needs no instructions to be fetched. Of a route tile: items of its logits, and
+    // stages of each
+    int logit_parts, route_steps, logit_items, choose_items, combine_items;
+    int up_tiles, down_tiles, block_tiles;  // column tiles; of a column block
     // where counters are in `control`
     int counts_at, route_at, up_at, sorted_at, control_words;
     // the routing rule
@@ -167,7 +171,7 @@ DEVICE int padded_width(int rows) {
 }
 
 // tiles of one expert are alike: no short last one
-DEVICE int tile_width(int count, int tiles) { return round_up(ceil_div(count, tiles), 8); }
+DEVICE int tile_width(int count, int tiles) { return round_up(tiles == 1 ? count : ceil_div(count, tiles), 8); }
 
 struct Position {  // in the ring
     int stage;
@@ -189,16 +193,9 @@ struct Context {
     i64 launch;
     DEVICE int entries_per_token() const { return p.top_k + p.shared_experts; }
     DEVICE int all_experts() const { return p.experts + p.shared_experts; }
-    DEVICE int route_tiles() const { return ceil_div(p.tokens, p.route_tokens); }
-    // items that a route tile takes: parts of the inner dimension, of blocks of experts
-    DEVICE int route_parts() const { return p.given_experts ? 1 : p.route_splits * ceil_div(p.experts, WEIGHT_ROWS); }
-    DEVICE int up_tiles() const { return ceil_div(p.intermediate, UP_COLUMNS); }
-    DEVICE int down_tiles() const { return ceil_div(p.hidden, WEIGHT_ROWS); }
     DEVICE int ctas() const { return 1 + p.paired; }  // of a cluster
     DEVICE int rank() const { return p.paired ? blockIdx.x % 2 : 0; }
-    // column tiles of a column block
-    DEVICE int block_tiles() const { return ceil_div(ceil_div(down_tiles(), ctas()), p.column_blocks) * ctas(); }
-    DEVICE int combine_items() const { return ceil_div(p.tokens, p.combine_tokens); }
+    DEVICE int shares(int count) const { return (count + p.paired) >> p.paired; }  // of each, or of a pair
     DEVICE u32 stage_bytes() const { return WEIGHT_BYTES + p.token_tile * 128; }
     DEVICE u32 weights_at(int stage) const { return ring + stage * stage_bytes(); }
     DEVICE u32 rows_at(int stage) const { return weights_at(stage) + WEIGHT_BYTES; }

@@ -1,5 +1,4 @@
 // Routing's second half: from logits to experts, weights and the experts' lists. Eight warps, a token each at a time.
-// Whoever finishes the last part of a token tile's logits does it, so nobody waits.
 #pragma once
 #include "page.cuh"
 
@@ -204,7 +203,8 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
     }
 }
 
-// All of a tile's logits are there (or its routing was given): choose, and enter the tokens into the experts' lists.
+// All logits of an item's tokens are there (or their routing was given): choose, and enter the tokens into the experts'
+// lists.
 // CONSUMER_THREADS threads.
 DEVICE void enter(const Context& c, const Item& item) {
     const Params& p = c.p;
@@ -246,7 +246,7 @@ DEVICE void enter(const Context& c, const Item& item) {
         if (expert < MAX_EXPERTS) {
             Place place = {expert, scratch.counts[expert] + scratch.places[at]};
             int entry = (item.first + token) * c.entries_per_token() + k;
-            p.lists[static_cast<i64>(expert) * p.capacity + place.at] = entry;
+            p.lists[static_cast<i64>(expert) * p.capacity + place.at] = item.first + token;
             p.places[entry] = place;
         }
     }

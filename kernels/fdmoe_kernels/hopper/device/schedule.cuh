@@ -2,7 +2,7 @@
 //
 // Tickets are numbered in topological order:
 //
-//     [ route | up | down block 0 | down 1 | combine 0 | down 2 | combine 1 | .. | combine of the last ]
+//     [ logits | choose | up | down block 0 | down 1 | combine 0 | down 2 | combine 1 | .. | combine of the last ]
 //
 // Where there are many tokens, the up items of column tile 0 come first: they leave their gathered rows sorted by expert,
 // and the other columns read them by the tensor copy engine. Where those are fewer than the CTAs, some more columns gather
@@ -24,18 +24,15 @@ struct Scheduler {
     int items = 0;  // handed out
     int told = 0, told_slot = 0;  // of them, done and told to the other CTAs
     u32 told_parity = 0;
-    int route_items, route_tickets, row_tiles = 0, up_tiles, down_tiles, block_tiles, ctas, rank;
+    int logit_tickets, route_tickets, row_tiles = 0, ctas, rank;
     int gathering;  // shares of a row tile's columns that gather
     bool mapped = false;
 
     DEVICE explicit Scheduler(const Context& context) : c(context) {
         ctas = c.ctas();
         rank = c.rank();
-        route_items = c.route_tiles() * c.route_parts();
-        route_tickets = ceil_div(route_items, ctas);
-        up_tiles = c.up_tiles();
-        down_tiles = c.down_tiles();
-        block_tiles = c.block_tiles();
+        logit_tickets = c.shares(c.p.logit_items);
+        route_tickets = logit_tickets + c.shares(c.p.choose_items);
     }
 
     // Lanes that read the same word may read different values, and the warp must go one way.
@@ -138,73 +135,76 @@ struct Scheduler {
         return true;
     }
 
-    // After routing: entries and row tiles of each expert, for all of this CTA.
+    // After routing: entries and row tiles of each expert, for all of this CTA. A lane has some experts in a row.
     DEVICE void map_experts() {
         const Params& p = c.p;
         constexpr int AT_ONCE = 4;  // loads that take their time together; more would be more code to fetch
-        int lane = threadIdx.x, before = 0, rows_before = 0;
+        int lane = threadIdx.x, each = ceil_div(c.all_experts(), 32);
+        int begin = lane * each, end = min(begin + each, c.all_experts());
 #pragma unroll 1
-        for (int start = 0; start < c.all_experts(); start += 32 * AT_ONCE) {
+        for (int start = begin; start < end; start += AT_ONCE) {
             int counts[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
-                int expert = start + i * 32 + lane;
-                counts[i] = expert < c.all_experts() ? p.tokens : 0;
-                if (expert < p.experts) counts[i] = load_relaxed(p.control + p.counts_at + expert);
+                counts[i] = p.tokens;
+                if (start + i < min(end, p.experts)) counts[i] = load_relaxed(p.control + p.counts_at + start + i);
             }
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; ++i) {
-                int expert = start + i * 32 + lane;
-                int tiles = ceil_div(counts[i], p.token_tile), sum = tiles;
-                int rows = tiles == 0 ? 0 : tiles * padded_width(tile_width(counts[i], tiles)), row_sum = rows;
+            for (int i = 0; i < AT_ONCE; ++i)
+                if (start + i < end) c.s.counts[start + i] = counts[i];
+        }
+        int tiles = 0, rows = 0;
 #pragma unroll 1
-                for (int step = 1; step < 32; step *= 2) {
-                    int other = __shfl_up_sync(~0u, sum, step), other_rows = __shfl_up_sync(~0u, row_sum, step);
-                    if (lane >= step) {
-                        sum += other;
-                        row_sum += other_rows;
-                    }
-                }
-                if (expert < c.all_experts()) {
-                    c.s.counts[expert] = counts[i];
-                    c.s.ends[expert] = before + sum;
-                    c.s.starts[expert] = rows_before + row_sum - rows;
-                }
-                before += __shfl_sync(~0u, sum, 31);
-                rows_before += __shfl_sync(~0u, row_sum, 31);
+        for (int expert = begin; expert < end; ++expert) {
+            int count = c.s.counts[expert], its_tiles = ceil_div(count, p.token_tile);
+            c.s.starts[expert] = rows;
+            if (its_tiles > 0) rows += its_tiles * padded_width(tile_width(count, its_tiles));
+            tiles += its_tiles;
+            c.s.ends[expert] = tiles;
+        }
+        int tiles_to = tiles, rows_to = rows;  // those of this lane included
+#pragma unroll 1
+        for (int step = 1; step < 32; step *= 2) {
+            int other = __shfl_up_sync(~0u, tiles_to, step), other_rows = __shfl_up_sync(~0u, rows_to, step);
+            if (lane >= step) {
+                tiles_to += other;
+                rows_to += other_rows;
             }
         }
-        row_tiles = before;
-        int shares = ceil_div(up_tiles, ctas);
-        gathering = p.sort ? min(shares, ceil_div(static_cast<int>(gridDim.x) / ctas, max(row_tiles, 1))) : shares;
+#pragma unroll 1
+        for (int expert = begin; expert < end; ++expert) {
+            c.s.ends[expert] += tiles_to - tiles;
+            c.s.starts[expert] += rows_to - rows;
+        }
+        row_tiles = __shfl_sync(~0u, tiles_to, 31);
+        gathering = c.shares(p.up_tiles);
+        if (p.sort)
+            gathering = min(gathering, ceil_div(static_cast<int>(gridDim.x) >> p.paired, max(row_tiles, 1)));
         mapped = true;
         __syncwarp();
     }
 
-    // The item's rows: where they start in x.
+    // The rows of an item that gathers them: where they start in x.
     DEVICE void find_rows(const Item& item) const {
         const Params& p = c.p;
-        int per_token = c.entries_per_token();
         constexpr int AT_ONCE = 2;
         const int* list = p.lists + static_cast<i64>(item.expert) * p.capacity;
-        bool listed = item.phase != PHASE_ROUTE && item.expert < p.experts;
+        bool listed = item.phase == PHASE_UP && item.expert < p.experts;
 #pragma unroll 1
         for (int start = 0; start < item.padded; start += 32 * AT_ONCE) {
-            int entries[AT_ONCE];
+            int tokens[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
                 int row = start + i * 32 + threadIdx.x;
                 // rows that only fill up the tile read what the first one reads
-                int inside = item.first + (row < item.rows ? row : 0);
-                entries[i] = item.phase == PHASE_ROUTE ? inside : inside * per_token + p.top_k + item.expert - p.experts;
-                if (listed && row < item.padded) entries[i] = load_relaxed(list + inside);
+                tokens[i] = item.first + (row < item.rows ? row : 0);
+                if (listed && row < item.padded) tokens[i] = load_relaxed(list + tokens[i]);
             }
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
                 int row = start + i * 32 + threadIdx.x;
                 if (row >= item.padded) break;
-                int from = item.phase == PHASE_UP ? entries[i] / per_token : entries[i];
-                c.s.source[slot][row] = static_cast<u32>(from) * static_cast<u32>(p.hidden / 8);
+                c.s.source[slot][row] = static_cast<u32>(tokens[i]) * static_cast<u32>(p.hidden / 8);
             }
         }
         __syncwarp();
@@ -224,12 +224,15 @@ struct Scheduler {
         int first = expert == 0 ? 0 : c.s.ends[expert - 1];
         int tiles = c.s.ends[expert] - first, count = c.s.counts[expert];
         int local = index - first * columns;
-        int group = local / (p.row_group * columns);
-        int rows = min(p.row_group, tiles - group * p.row_group);
-        local -= group * p.row_group * columns;
         item.expert = expert;
-        item.row_tile = group * p.row_group + local % rows;
-        item.column_tile = first_column + local / rows * ctas + rank;
+        if (tiles > 1) {
+            int group = local / (p.row_group * columns);
+            int rows = min(p.row_group, tiles - group * p.row_group);
+            local -= group * p.row_group * columns;
+            item.row_tile = group * p.row_group + local % rows;
+            local /= rows;
+        }
+        item.column_tile = first_column + local * ctas + rank;
         int width = tile_width(count, tiles);
         item.first = item.row_tile * width;
         item.rows = min(width, count - item.first);
@@ -242,7 +245,7 @@ struct Scheduler {
     // What comes after routing. Returns the wait's counter in `counter` and its target, 0 for none.
     DEVICE void decode(Item& item, int index, int& counter, int& target) const {
         const Params& p = c.p;
-        int up_shares = ceil_div(up_tiles, ctas), row_tile;
+        int up_shares = c.shares(p.up_tiles), row_tile;
         if (index < row_tiles * up_shares) {
             item.phase = PHASE_UP;
             if (index < row_tiles * gathering) {
@@ -258,28 +261,28 @@ struct Scheduler {
             item.faulty = index == 0 && rank == 0;
 #endif
             item.k_steps = ceil_div(p.hidden, DEPTH);
-            if (item.column_tile < up_tiles) item.done = p.up_at + row_tile;
+            if (item.column_tile < p.up_tiles) item.done = p.up_at + row_tile;
             return;
         }
         index -= row_tiles * up_shares;
-        int combine_shares = ceil_div(c.combine_items(), ctas);
+        int combine_shares = c.shares(p.combine_items);
 #pragma unroll 1
         for (int block = 0; block <= p.column_blocks; ++block) {
             // none: H is too narrow for it
-            int columns = ceil_div(max(0, min(block_tiles, down_tiles - block * block_tiles)), ctas);
+            int columns = c.shares(max(0, min(p.block_tiles, p.down_tiles - block * p.block_tiles)));
             if (block < p.column_blocks && index < row_tiles * columns) {
                 item.phase = PHASE_DOWN;
-                counter = p.up_at + locate(item, index, columns, block * block_tiles);
-                target = up_tiles;
+                counter = p.up_at + locate(item, index, columns, block * p.block_tiles);
+                target = p.up_tiles;
                 item.k_steps = ceil_div(p.intermediate, DEPTH);
                 item.by_tile = 1;
-                if (item.column_tile < down_tiles) item.done = DOWN_DONE + 32 * block;
+                if (item.column_tile < p.down_tiles) item.done = DOWN_DONE + 32 * block;
                 return;
             }
             if (block < p.column_blocks) index -= row_tiles * columns;
             if (block == 0) continue;
             if (index < combine_shares) {
-                int finished = min(block_tiles, down_tiles - (block - 1) * block_tiles);
+                int finished = min(p.block_tiles, p.down_tiles - (block - 1) * p.block_tiles);
                 item.phase = PHASE_COMBINE;
                 item.row_tile = index * ctas + rank;
                 item.column_tile = block - 1;
@@ -293,24 +296,34 @@ struct Scheduler {
         }
     }
 
-    DEVICE void route_item(Item& item) const {
+    // A part of the logits of some tokens, or, when all of theirs are there, the choice of their experts.
+    DEVICE void route_item(Item& item, int& counter, int& target) const {
         const Params& p = c.p;
-        int blocks = p.given_experts ? 1 : ceil_div(p.experts, WEIGHT_ROWS);
-        int splits = p.given_experts ? 1 : p.route_splits;
         int index = item.ticket * ctas + rank;
-        int tile = index / (blocks * splits), rest = index % (blocks * splits);
         item.phase = PHASE_ROUTE;
+        if (item.ticket >= logit_tickets) {
+            index -= logit_tickets * ctas;
+            item.row_tile = index;
+            item.first = index * p.choose_tokens;
+            item.rows = min(p.choose_tokens, p.tokens - item.first);
+            item.done = ROUTE_DONE;
+            item.discard = index >= p.choose_items;  // a pair's second, one too many
+            if (p.given_experts || item.discard) return;
+            counter = p.route_at + (item.first >> (__ffs(p.route_tokens) - 1));
+            target = p.logit_parts;
+            return;
+        }
+        int tile = index / p.logit_parts, part = index - tile * p.logit_parts;
         item.row_tile = tile;
-        item.expert = rest % blocks;      // the block of experts
-        item.column_tile = rest / blocks;  // the part of the inner dimension
+        for (; part >= p.route_splits; part -= p.route_splits) ++item.expert;  // the block of experts
+        item.column_tile = part;                                               // the part of the inner dimension
         item.first = tile * p.route_tokens;
         item.rows = max(0, min(p.route_tokens, p.tokens - item.first));  // none: a pair's second, one too many
         item.padded = padded_width(item.rows);
-        // beyond H there are zeros: all parts have the same steps
-        item.k_steps = p.given_experts ? 0 : ceil_div(ceil_div(p.hidden, DEPTH), splits);
-        item.k_begin = item.column_tile * item.k_steps;
+        item.k_steps = p.route_steps;  // beyond H there are zeros: all parts have the same steps
+        item.k_begin = part * p.route_steps;
         item.done = p.route_at + tile;
-        item.discard = index >= route_items;  // a pair's second, one too many
+        item.discard = index >= p.logit_items;
     }
 
     DEVICE void run() {
@@ -330,13 +343,13 @@ struct Scheduler {
             item.done = NEVER;
             int counter = 0, target = 0, phase;
             if (ticket < route_tickets) {
-                route_item(item);
+                route_item(item, counter, target);
             } else if (ticket >= CLOSED) {
                 item.phase = PHASE_LEFT;
                 aborted = true;
             } else {
                 if (!mapped) {
-                    aborted = wait(item, PHASE_UP, ROUTE_DONE, c.route_tiles(), WAIT_ROUTE, c.s.route_verdict, 0);
+                    aborted = wait(item, PHASE_UP, ROUTE_DONE, p.choose_items, WAIT_ROUTE, c.s.route_verdict, 0);
                     if (!aborted) map_experts();
                 }
                 item.phase = PHASE_LEFT;
@@ -348,7 +361,7 @@ struct Scheduler {
                 c.s.items[slot] = item;
                 barrier_arrive(shared_address(&c.s.known[slot]));
             }
-            int reason = phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP;
+            int reason = phase == PHASE_ROUTE ? WAIT_ROUTE : phase == PHASE_COMBINE ? WAIT_DOWN : WAIT_UP;
             bool dropped =
                 (target > 0 || p.paired) && wait(item, phase, counter, target, reason, c.s.verdicts[slot], parity);
             if (dropped) {
