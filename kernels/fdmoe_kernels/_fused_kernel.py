@@ -287,7 +287,7 @@ def moe_layer_kernel(
     ALPHA: tl.constexpr, LIMIT: tl.constexpr, UP_OFFSET: tl.constexpr,
     EXPERT_LANES: tl.constexpr, GROUP_LANES: tl.constexpr, K_LANES: tl.constexpr,
     ROUTE_TOKENS: tl.constexpr, ROUTE_EXPERTS: tl.constexpr, ROUTE_DEPTH: tl.constexpr,
-    ROUTE_SPLITS: tl.constexpr,
+    ROUTE_SPLITS: tl.constexpr, CHOOSE_TOKENS: tl.constexpr,
     ROWS: tl.constexpr, UP_COLUMNS: tl.constexpr, UP_DEPTH: tl.constexpr,
     DOWN_COLUMNS: tl.constexpr, DOWN_DEPTH: tl.constexpr,
     COMBINE_TOKENS: tl.constexpr, COMBINE_COLUMNS: tl.constexpr,
@@ -295,9 +295,9 @@ def moe_layer_kernel(
 ):  # fmt: skip
     """The layer's tensors are as in layer.MoELayer, absent ones None, and y is like x [T, H]. chosen [T, K] and given
     [T, K] float32 are the experts and weights of a routing made elsewhere, or None. logits [route parts, T, E] float32;
-    lists [E + S, capacity] int32; weights [T, K + S] and norms [T] float32; act [T * (K + S), I]; part [T * (K + S), H];
-    control int32; totals int64; page int64 words. route_steps is a part's, of ROUTE_DEPTH of H each. *_LANES and
-    ROUTE_EXPERTS are powers of two: of E + S, groups, K and E."""
+    lists [E + S, capacity] int32; weights [T, K + S] and norms [T] float32; act [T * (K + S), I];
+    part [T * (K + S), H]; control int32; totals int64; page int64 words. route_steps is a part's, of ROUTE_DEPTH of H
+    each. *_LANES and ROUTE_EXPERTS are powers of two: of E + S, groups, K and E."""
     GIVEN: tl.constexpr = chosen is not None
     EXPERTS: tl.constexpr = E + S
     BYTES: tl.constexpr = x.dtype.element_ty.primitive_bitwidth // 8
@@ -331,11 +331,12 @@ def moe_layer_kernel(
                     E, K, S, K_LANES, ROUTE_TOKENS,
                 )  # fmt: skip
             else:
-                route_tile(
-                    logits, router_bias, correction_bias, lists, weights, norms, control + COUNTS, tile, route_parts,
-                    T, capacity, E, K, S, SIGMOID, RENORMALIZE, SCALING, GROUPS, TOP_GROUPS, GROUP_SCORES, GROUP_LANES,
-                    K_LANES, ROUTE_TOKENS, ROUTE_EXPERTS, ROUTE_SPLITS,
-                )  # fmt: skip
+                for first in range(tile * ROUTE_TOKENS, (tile + 1) * ROUTE_TOKENS, CHOOSE_TOKENS):
+                    route_tile(
+                        logits, router_bias, correction_bias, lists, weights, norms, control + COUNTS, first,
+                        route_parts, T, capacity, E, K, S, SIGMOID, RENORMALIZE, SCALING, GROUPS, TOP_GROUPS,
+                        GROUP_SCORES, GROUP_LANES, K_LANES, CHOOSE_TOKENS, ROUTE_EXPERTS, ROUTE_SPLITS,
+                    )  # fmt: skip
             if S > 0:
                 shared_tile(
                     x, shared_gate, lists, weights, control + COUNTS, tile, T, capacity,

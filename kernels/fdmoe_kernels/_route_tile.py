@@ -95,15 +95,15 @@ def part_of_logits(
 
 @triton.jit
 def route_tile(
-    logits, router_bias, correction_bias, lists, weights, norms, counts, tile, parts, T, capacity,
+    logits, router_bias, correction_bias, lists, weights, norms, counts, first, parts, T, capacity,
     E: tl.constexpr, K: tl.constexpr, S: tl.constexpr,
     SIGMOID: tl.constexpr, RENORMALIZE: tl.constexpr, SCALING: tl.constexpr,
     GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_SCORES: tl.constexpr, GROUP_LANES: tl.constexpr,
     K_LANES: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The rule of routing.RoutingRule on the sum of the `parts` parts of the logits, PARTS at most, and K entries per
-    token."""
-    token = tile * TOKENS + tl.arange(0, TOKENS)
+    """For TOKENS tokens from `first` on: the rule of routing.RoutingRule on the sum of the `parts` parts of the logits,
+    PARTS at most, and K entries per token."""
+    token = first + tl.arange(0, TOKENS)
     expert = tl.arange(0, EXPERTS)
     there = (token < T)[:, None] & (expert < E)[None, :]
     at = logits + token.to(tl.int64)[:, None] * E + expert[None, :]

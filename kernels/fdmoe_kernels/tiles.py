@@ -157,6 +157,12 @@ def fit(
     return replace(fitted, stages=max(1, min(tiles.stages, shared_bytes // stage)))
 
 
+def choose_tokens(tiles: Tiles, experts: int) -> int:
+    """For how many tokens of a route tile experts are chosen at once: a thread has 16 of their logits, or it spills."""
+    lanes = max(16, triton.next_power_of_2(experts))
+    return max(1, min(tiles.route_tokens, 16 * 32 * tiles.warps // lanes))
+
+
 def _power_of_two_below(number: int) -> int:
     return 1 << max(number.bit_length() - 1, 0)
 

@@ -55,9 +55,10 @@ def test_hopper_uses_its_tensor_cores_and_spills_next_to_nothing(compiled: Compi
     for build in compiled(case):
         # a tile of fewer rows than a warp group takes is memory-bound: it runs on the older instructions
         assert (build["wgmma"] > 0) == (build["rows"] >= 64)
-        # the row for one token has two warps, a lot for the rule's reductions over DeepSeek-V3's 256 experts
+        # where the parts of the router's logits are read at once; the row for one token has two warps, a lot for the
+        # rule's reductions over DeepSeek-V3's 256 experts
         alone = build["rows"] == 16 and math.isinf(build["bound"])
-        assert build["spills"] <= (64 if alone else 16)
+        assert build["spills"] <= (64 if alone else 48)
         assert build["shared_bytes"] <= SHARED_BYTES["sm_90"]
         # a poll is a load, not a read-modify-write that would bounce the line between the SMs
         assert build["polls_by_load"] > 0

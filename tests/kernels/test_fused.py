@@ -22,6 +22,7 @@ from fdmoe_kernels import (
     warm_up,
     warmup,
 )
+from fdmoe_kernels.hardware import multiprocessors
 from fdmoe_kernels.tiles import tiles_for
 from fdmoe_watchdog import page as beat_page
 
@@ -138,9 +139,12 @@ def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Pl
     # two launches alike: the slots of the last hold half of all items
     assert 2 * sum(slot.items for slot in slots) == route + up + down + combine
     tiles = tiles_for(layer, 20)
-    portable = 2 * -(-20 // tiles.route_tokens), 2 * -(-20 // tiles.combine_tokens)
-    # tiles of 8 tokens and of one in the Hopper form
-    assert (route, combine) == {"hopper": (2 * 3, 2 * 20), "portable": portable}[workspace.form(layer, 20)]
+    route_tiles = -(-20 // tiles.route_tokens)
+    free = multiprocessors(layer.device) * tiles.programs // route_tiles
+    parts = min(-(-64 // tiles.route_depth), tiles.route_splits, free)
+    portable = 2 * route_tiles * parts, 2 * -(-20 // tiles.combine_tokens)
+    # the logits of tiles of 16 tokens, the choice for tiles of 8, and combine items of a token in the Hopper form
+    assert (route, combine) == {"hopper": (2 * (2 + 3), 2 * 20), "portable": portable}[workspace.form(layer, 20)]
 
 
 def test_launch_numbers_go_beyond_32_bits(place: Place) -> None:
