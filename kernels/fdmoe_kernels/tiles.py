@@ -159,7 +159,7 @@ def fit(
 
 def choose_tokens(tiles: Tiles, experts: int) -> int:
     """For how many tokens of a route tile experts are chosen at once: a thread has 16 of their logits, or it spills."""
-    lanes = max(16, triton.next_power_of_2(experts))
+    lanes: int = max(16, triton.next_power_of_2(experts))
     return max(1, min(tiles.route_tokens, 16 * 32 * tiles.warps // lanes))
 
 
