@@ -20,7 +20,7 @@ from fdmoe_kernels.faults import Fault
 from fdmoe_kernels.hardware import interpreted, multiprocessors
 from fdmoe_kernels.layer import MoELayer
 from fdmoe_kernels.routing import Routing, Scores
-from fdmoe_kernels.tiles import Precision, Tiles, choose_tokens, tiles_for
+from fdmoe_kernels.tiles import Precision, Tiles, choose_tokens, route_lanes, tiles_for
 from fdmoe_kernels.workspace import Workspace
 
 _NAMES = tuple(inspect.signature(kernel.moe_layer_kernel.fn).parameters)
@@ -162,7 +162,7 @@ def _arguments(
         "GROUP_LANES": triton.next_power_of_2(rule.groups),
         "K_LANES": triton.next_power_of_2(rule.top_k),
         "ROUTE_TOKENS": tiles.route_tokens,
-        "ROUTE_EXPERTS": max(16, triton.next_power_of_2(layer.experts)),
+        "ROUTE_EXPERTS": route_lanes(layer.experts),
         "ROUTE_DEPTH": tiles.route_depth,
         "ROUTE_SPLITS": tiles.route_splits,
         "CHOOSE_TOKENS": choose_tokens(tiles, layer.experts),

@@ -145,7 +145,7 @@ def fit(
         route_depth=min(tiles.route_depth, hidden),
         combine_columns=min(tiles.combine_columns, hidden),
     )
-    route_width = fitted.route_tokens + max(16, triton.next_power_of_2(experts))
+    route_width = fitted.route_tokens + route_lanes(experts)
     # the router's tile gets as shallow as the pipeline of the others needs, and no shallower than tl.dot allows
     depth = shared_bytes // (element_bytes * route_width * fitted.stages)
     fitted = replace(fitted, route_depth=max(16, min(fitted.route_depth, _power_of_two_below(depth))))
@@ -159,8 +159,13 @@ def fit(
 
 def choose_tokens(tiles: Tiles, experts: int) -> int:
     """For how many tokens of a route tile experts are chosen at once: a thread has 16 of their logits, or it spills."""
-    lanes: int = max(16, triton.next_power_of_2(experts))
-    return max(1, min(tiles.route_tokens, 16 * 32 * tiles.warps // lanes))
+    return max(1, min(tiles.route_tokens, 16 * 32 * tiles.warps // route_lanes(experts)))
+
+
+def route_lanes(experts: int) -> int:
+    """The columns of a route tile's logits: a power of two, and 16 at least, which tl.dot asks for."""
+    lanes: int = triton.next_power_of_2(experts)
+    return max(16, lanes)
 
 
 def _power_of_two_below(number: int) -> int:

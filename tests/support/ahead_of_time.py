@@ -20,7 +20,7 @@ from fdmoe_kernels import RoutingRule, Scores, SwiGLU
 from fdmoe_kernels._fused_kernel import moe_layer_kernel
 from fdmoe_kernels.activation import SILU
 from fdmoe_kernels.hardware import Family
-from fdmoe_kernels.tiles import Precision, Tiles, choose_tokens, fit, rows_for
+from fdmoe_kernels.tiles import Precision, Tiles, choose_tokens, fit, route_lanes, rows_for
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -80,7 +80,7 @@ def build(target: str, dtype: str, tiles: Tiles, shape: Shape, precision: Precis
         "ALPHA": shape.activation.alpha, "LIMIT": shape.activation.limit, "UP_OFFSET": shape.activation.up_offset,
         "EXPERT_LANES": lanes(shape.experts + shape.shared), "GROUP_LANES": lanes(rule.groups),
         "K_LANES": lanes(shape.top_k),
-        "ROUTE_TOKENS": tiles.route_tokens, "ROUTE_EXPERTS": max(16, lanes(shape.experts)),
+        "ROUTE_TOKENS": tiles.route_tokens, "ROUTE_EXPERTS": route_lanes(shape.experts),
         "ROUTE_DEPTH": tiles.route_depth, "ROUTE_SPLITS": tiles.route_splits,
         "CHOOSE_TOKENS": choose_tokens(tiles, shape.experts), "ROWS": tiles.rows,
         "UP_COLUMNS": tiles.up_columns, "UP_DEPTH": tiles.up_depth,
