@@ -100,33 +100,35 @@ def _wait(
     control, page, counter, target, launch, ticket, phase, expert, row_tile, column_tile, wait, items,
     POLL: tl.constexpr, BEATS: tl.constexpr,
 ):  # fmt: skip
-    """Beat for a new item, and wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
+    """Wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
 
-    The slot names the wait only while there is one. A poll of the host's abort word is a PCIe read of 4 us, 500 us when
-    132 CTAs do it at once. So each waiting CTA looks at the device's abort word every 16 spins, and at the host's only
-    in its turn, every POLL spins times the number of CTAs: while all wait, about one looks at a time; while one waits
-    alone, it looks every POLL * CTAs spins.
+    The slot names the wait only while there is one, and from POLL spins on, 50 us: what the CTAs that others wait for
+    release waits until the host has their lines, which must not queue behind those of all that wait for them.
+
+    A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA looks
+    at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the number of
+    CTAs: while all wait, about one looks at a time; while one waits alone, it looks every POLL * CTAs spins.
     """
     seen = tl.atomic_add(control + counter, 0, sem="acquire")
     aborted = 0
-    if seen < target:
-        _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
-        spins = 0
-        while (seen < target) & (aborted == 0):
-            spins += 1
-            if spins % 16 == 0:
-                aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
-            if BEATS:
-                if spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0):
-                    _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
-                    word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
-                    if word == launch:
-                        first = tl.atomic_xchg(control + ABORT, 1, sem="relaxed")
-                        if first == 0:
-                            tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
-                        aborted = 1
-            seen = tl.atomic_add(control + counter, 0, sem="acquire")
-    if aborted == 0:
+    spins = 0
+    while (seen < target) & (aborted == 0):
+        spins += 1
+        if spins % 16 == 0:
+            aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
+        if BEATS:
+            in_turn = spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0)
+            if in_turn | (spins == POLL):
+                _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
+            if in_turn:
+                word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
+                if word == launch:
+                    first = tl.atomic_xchg(control + ABORT, 1, sem="relaxed")
+                    if first == 0:
+                        tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
+                    aborted = 1
+        seen = tl.atomic_add(control + counter, 0, sem="acquire")
+    if (spins >= POLL) & (aborted == 0):
         _beat(page, launch, ticket, phase, expert, row_tile, column_tile, WAIT_NONE, target, seen, items, BEATS)
     return aborted
 
@@ -383,10 +385,9 @@ def moe_layer_kernel(
             column_tile = index // expert_tiles
             row_tile = index % expert_tiles
             done = COUNTS + EXPERTS + first + row_tile
+            phase = tl.where(up, PHASE_UP, PHASE_DOWN)
+            _beat(page, launch, ticket, phase, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS)
             if up:
-                _beat(
-                    page, launch, ticket, PHASE_UP, expert, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS
-                )
                 if FAULT == FAULT_ENDLESS:
                     if item == 0:
                         stuck = tl.atomic_add(control + NEVER, 0, sem="relaxed")
@@ -435,6 +436,7 @@ def moe_layer_kernel(
             index = item - up_items - down_items
             row_tile = index // COMBINE_TILES
             column_tile = index % COMBINE_TILES
+            _beat(page, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile, WAIT_NONE, zero, zero, items, BEATS)
             aborted = _wait(
                 control, page, DOWN_DONE, down_items, launch, ticket, PHASE_COMBINE, zero, row_tile, column_tile,
                 WAIT_DOWN, items, POLL, BEATS,

@@ -41,12 +41,14 @@ from fdmoe_watchdog.tracker import COUNTED_POLLS, StallTimes, Tracker
 
 CTAS = 2
 READING_LOADS = (2 * FIRST_SLOT - Line.EXIT + CTAS) * LINE_WORDS
-# a CTA's lines while it is at one item: phase, wait, target, seen
+# a CTA's lines while it is at one item and waits long enough to show it: phase, wait, target, seen
 BEATS: dict[Phase, list[tuple[Phase, Wait, int, int]]] = {
     Phase.ROUTE: [(Phase.ROUTE, Wait.NONE, 0, 0)],
     Phase.UP: [(Phase.UP, Wait.ROUTE_TILES, 1, 0), (Phase.UP, Wait.NONE, 1, 1), (Phase.UP, Wait.NONE, 0, 0)],
-    Phase.DOWN: [(Phase.DOWN, Wait.UP_TILES, 2, 1), (Phase.DOWN, Wait.NONE, 2, 2)],
-    Phase.COMBINE: [(Phase.COMBINE, Wait.DOWN_TILES, 2, 0), (Phase.COMBINE, Wait.NONE, 2, 2)],
+    Phase.DOWN: [(Phase.DOWN, Wait.NONE, 0, 0), (Phase.DOWN, Wait.UP_TILES, 2, 1), (Phase.DOWN, Wait.NONE, 2, 2)],
+    Phase.COMBINE: [
+        (Phase.COMBINE, Wait.NONE, 0, 0), (Phase.COMBINE, Wait.DOWN_TILES, 2, 0), (Phase.COMBINE, Wait.NONE, 2, 2)
+    ],
 }
 Store = tuple[int, int, int]  # line, word, value
 POLL_S = 0.005

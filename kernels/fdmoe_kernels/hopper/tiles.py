@@ -94,7 +94,8 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
         choose_tokens=min(route_tokens, _power_of_two(tokens / multiprocessors)),
         row_group=8,
         column_blocks=2 if tokens >= 4096 else 1,
-        combine_tokens=max(1, min(16, math.ceil(tokens / multiprocessors))),
+        # an item a CTA and column block, or two where there are many tokens: an item's beginning costs 1.7 us
+        combine_tokens=max(min(16, math.ceil(tokens / multiprocessors)), min(64, math.ceil(tokens / multiprocessors / 2))),
         sort=token_tile > 176,
         paired=token_tile > 176,
     )
@@ -149,7 +150,7 @@ HOPPER = Form(
         "choose_tokens": (0, 8, 16, 32, ROUTE_TOKENS),
         "row_group": (0, 1, 2, 4, 8, 16, 32),
         "column_blocks": (0, 1, 2, 4, 8),
-        "combine_tokens": (0, 1, 2, 4, 8, 16, 32),
+        "combine_tokens": (0, 1, 2, 4, 8, 16, 32, 64),
         "sort": (0, 1, 2),
         "paired": (0, 1, 2),
     },

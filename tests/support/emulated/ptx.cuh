@@ -143,6 +143,9 @@ inline Vector load_vector(const void* at) {
     if (reinterpret_cast<u64>(at) % 16) __builtin_trap();
     return *static_cast<const Vector*>(at);
 }
+inline void load_vector_if(bool wanted, Vector& v, const void* at) {
+    if (wanted) v = load_vector(at);
+}
 inline Vector stream(const void* at) { return load_vector(at); }
 inline void stream_if(bool wanted, Vector& v, const void* at) {
     if (wanted) v = load_vector(at);

@@ -4,8 +4,8 @@
 #include "page.cuh"
 
 struct Entry {
-    float weight;  // ABSENT: it has no expert
-    int row;       // of `sorted`
+    float weight;
+    int row;  // of `sorted`; -1: it has no expert
 };
 constexpr int MAX_AT_ONCE = sizeof(Shared::scratch) / sizeof(Entry);  // entries that are combined
 static_assert(MAX_AT_ONCE >= MAX_EXPERTS);                            // those of one token at least
@@ -27,7 +27,7 @@ DEVICE void find_entries(const Context& c, const Item& item, int begin) {
             u64 both = __ldcg(reinterpret_cast<const u64*>(p.places) + at);
             place = {static_cast<int>(both), static_cast<int>(both >> 32)};
         }
-        int row = 0;
+        int row = -1;
         if (__float_as_uint(weight) != ABSENT) {  // else it has no place
             int tiles = c.s.ends[place.expert] - (place.expert == 0 ? 0 : c.s.ends[place.expert - 1]);
             int width = tile_width(c.s.counts[place.expert], tiles);
@@ -39,8 +39,9 @@ DEVICE void find_entries(const Context& c, const Item& item, int begin) {
 }
 
 // y[token] = sum over k of weight * row, for a tile of tokens and one block of columns. CONSUMER_THREADS threads, which
-// have found the first tokens' entries.
+// have found the first tokens' entries. A thread has eight columns of two tokens, whose loads take their time together.
 DEVICE void combine(const Context& c, const Item& item) {
+    constexpr int TOKENS = 2, AT_ONCE = 8;
     const Params& p = c.p;
     int block = p.block_tiles * WEIGHT_ROWS, thread = threadIdx.x - CONSUMER_FIRST;
     int column = item.column_tile * block, vectors = max(0, min(block, p.hidden - column)) / 8;
@@ -48,28 +49,47 @@ DEVICE void combine(const Context& c, const Item& item) {
 #pragma unroll 1
     for (int begin = 0; begin < item.rows; begin += at_once) {
         if (begin > 0) find_entries(c, item, begin);
-        for (int i = thread; i < min(at_once, item.rows - begin) * vectors; i += CONSUMER_THREADS) {
-            int token = i / vectors;
+        int tokens = min(at_once, item.rows - begin);
+#pragma unroll 1
+        for (int i = thread; i < ceil_div(tokens, TOKENS) * vectors; i += CONSUMER_THREADS) {
+            int first = i / vectors * TOKENS;
             i64 at = column + i % vectors * 8;
-            const Entry* entries = reinterpret_cast<const Entry*>(c.s.scratch) + token * per_token;
-            float sums[8] = {};
-#pragma unroll 8
-            for (int k = 0; k < per_token; ++k) {
-                Entry entry = entries[k];
-                bool absent = __float_as_uint(entry.weight) == ABSENT;
-                Vector row = load_vector(p.sorted + static_cast<i64>(entry.row) * p.hidden + at);
+            const Entry* entries = reinterpret_cast<const Entry*>(c.s.scratch) + first * per_token;
+            float sums[TOKENS][8] = {};
+#pragma unroll 1
+            for (int start = 0; start < per_token; start += AT_ONCE) {
+                float weights[TOKENS][AT_ONCE];
+                Vector rows[TOKENS][AT_ONCE];
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    sums[2 * j] += absent ? 0.0f : entry.weight * low_half(row.words[j]);
-                    sums[2 * j + 1] += absent ? 0.0f : entry.weight * high_half(row.words[j]);
-                }
+                for (int t = 0; t < TOKENS; ++t)
+#pragma unroll
+                    for (int k = 0; k < AT_ONCE; ++k) {
+                        Entry entry = {0, -1};
+                        if (first + t < tokens && start + k < per_token) entry = entries[t * per_token + start + k];
+                        weights[t][k] = entry.row < 0 ? 0 : entry.weight;
+                        rows[t][k] = {};
+                        load_vector_if(entry.row >= 0, rows[t][k], p.sorted + static_cast<i64>(entry.row) * p.hidden + at);
+                    }
+#pragma unroll
+                for (int t = 0; t < TOKENS; ++t)
+#pragma unroll
+                    for (int k = 0; k < AT_ONCE; ++k)
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            sums[t][2 * j] += weights[t][k] * low_half(rows[t][k].words[j]);
+                            sums[t][2 * j + 1] += weights[t][k] * high_half(rows[t][k].words[j]);
+                        }
             }
-            if (item.row_tile == 0 && item.column_tile == 0)
-                for (int j = 0; j < 8; ++j) sums[j] = spoilt(sums[j]);
-            Vector result;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[2 * j], sums[2 * j + 1]);
-            store_vector(p.y + static_cast<i64>(item.first + begin + token) * p.hidden + at, result);
+            for (int t = 0; t < TOKENS; ++t) {
+                if (first + t >= tokens) break;
+                if (item.row_tile == 0 && item.column_tile == 0)
+                    for (int j = 0; j < 8; ++j) sums[t][j] = spoilt(sums[t][j]);
+                Vector result;
+#pragma unroll
+                for (int j = 0; j < 4; ++j) result.words[j] = pack_halves(sums[t][2 * j], sums[t][2 * j + 1]);
+                store_vector(p.y + static_cast<i64>(item.first + begin + first + t) * p.hidden + at, result);
+            }
         }
     }
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);  // the next item's results may be put where the entries were

@@ -126,7 +126,7 @@ struct Scheduler {
                 if (__shfl_sync(~0u, aborted, 0)) break;
             }
             tell_done();
-            if (!shown && told == items && target > 0) {
+            if (!shown && spins >= SHOWN_AFTER && told == items && target > 0) {
                 beat(c, item, phase, reason, target, seen, items);
                 shown = true;
             }

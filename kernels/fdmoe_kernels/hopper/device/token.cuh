@@ -106,8 +106,10 @@ struct Token {
                 if (lane == 0) s.aborted = 1;
                 return;
             }
-            if (!shown) beat(c, item, item.phase, reason, target, seen, items);
-            shown = true;
+            if (!shown && spins >= SHOWN_AFTER) {
+                beat(c, item, item.phase, reason, target, seen, items);
+                shown = true;
+            }
         }
     }
 
