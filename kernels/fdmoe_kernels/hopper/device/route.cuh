@@ -39,105 +39,126 @@ DEVICE void load_logits(const Context& c, float (&logits)[J], i64 token) {
     }
 }
 
-// `values`: room for the token's E choices, for rules with groups
+// Experts outside of the best groups cannot be chosen. `values`: the token's E choices.
 template <int J>
-DEVICE void select(const Context& c, const float (&logits)[J], float* values, i64 token, u16* chosen) {
+DEVICE void keep_best_groups(const Context& c, u32 (&key)[J], const float* values) {
     const Params& p = c.p;
     int lane = threadIdx.x % 32;
-    float logit[J], score[J], highest = LOWEST, sum = 0;
-    u32 key[J];
+    __syncwarp();
+    int size = p.experts / p.groups;
+    u32 group_key = 0;
+    if (lane < p.groups) {
+        float best = -INFINITE, second = -INFINITE;
+#pragma unroll 1
+        for (int i = 0; i < size; ++i) {
+            float value = values[lane * size + i];
+            second = fmaxf(second, fminf(best, value));
+            best = fmaxf(best, value);
+        }
+        group_key = sortable(p.group_scores == 2 ? best + second : best);
+    }
+    __syncwarp();  // the next token's choices are put where these were read
+    u32 kept = 0;
+#pragma unroll 1
+    for (int i = 0; i < p.top_groups; ++i) {
+        u32 top = __reduce_max_sync(~0u, group_key);
+        int winner = __ffs(__ballot_sync(~0u, group_key == top)) - 1;
+        kept |= 1u << winner;
+        if (lane == winner) group_key = 0;
+    }
 #pragma unroll
     for (int j = 0; j < J; ++j) {
         int expert = lane + 32 * j;
-        float value = LOWEST;
-        if (expert < p.experts) {
-            value = logits[j];
-            if (p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
-        }
-        logit[j] = finite(value);
-        highest = fmaxf(highest, logit[j]);
+        if (expert < p.experts && !(kept >> (expert / size) & 1)) key[j] = 0;
     }
-    for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
-    // scores without their common divisor, which keeps their order: one division at the end instead of one an expert
-#pragma unroll
-    for (int j = 0; j < J; ++j) {
-        float power = exponential(p.sigmoid ? -logit[j] : logit[j] - highest);
-        score[j] = lane + 32 * j >= p.experts ? 0.0f : p.sigmoid ? __fdividef(1.0f, 1.0f + power) : power;
-        sum += score[j];
-    }
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (p.sigmoid) sum = 1.0f;
+}
+
+// For tokens `token`, and `token` + `apart` if there is a second one, whose steps take their time together. `values`: room
+// for a token's E choices, for rules with groups, which are for one token. chosen: [token][MAX_TOP_K].
+template <int TOKENS, int J>
+DEVICE void select(
+    const Context& c, const float (&logits)[TOKENS][J], float* values, i64 token, u16* chosen, int apart = 0, int count = 1
+) {
+    const Params& p = c.p;
+    int lane = threadIdx.x % 32;
+    float score[TOKENS][J], sum[TOKENS];
+    u32 key[TOKENS][J];
     // softmax keeps the order of the logits, which still differ where scores round to the same number
     bool by_logits = !p.sigmoid && p.correction_bias == nullptr && (p.groups == 1 || p.group_scores == 1);
 #pragma unroll
-    for (int j = 0; j < J; ++j) {
-        int expert = lane + 32 * j;
-        key[j] = 0;
-        if (expert < p.experts) {
-            float choice = by_logits ? logit[j] : __fdividef(score[j], sum);
-            if (p.correction_bias != nullptr) choice = finite(choice + p.correction_bias[expert]);
-            if (p.groups > 1) values[expert] = choice;
-            key[j] = sortable(choice);
-        }
-    }
-    if (p.groups > 1) {
-        __syncwarp();
-        int size = p.experts / p.groups;
-        u32 group_key = 0;
-        if (lane < p.groups) {
-            float best = -INFINITE, second = -INFINITE;
-#pragma unroll 1
-            for (int i = 0; i < size; ++i) {
-                float value = values[lane * size + i];
-                second = fmaxf(second, fminf(best, value));
-                best = fmaxf(best, value);
-            }
-            group_key = sortable(p.group_scores == 2 ? best + second : best);
-        }
-        __syncwarp();  // the next token's choices are put where these were read
-        u32 kept = 0;
-#pragma unroll 1
-        for (int i = 0; i < p.top_groups; ++i) {
-            u32 top = __reduce_max_sync(~0u, group_key);
-            int winner = __ffs(__ballot_sync(~0u, group_key == top)) - 1;
-            kept |= 1u << winner;
-            if (lane == winner) group_key = 0;
-        }
+    for (int t = 0; t < TOKENS; ++t) {
+        float logit[J], highest = LOWEST;
 #pragma unroll
         for (int j = 0; j < J; ++j) {
             int expert = lane + 32 * j;
-            if (expert < p.experts && !(kept >> (expert / size) & 1)) key[j] = 0;
+            float value = LOWEST;
+            if (expert < p.experts) {
+                value = logits[t][j];
+                if (p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
+            }
+            logit[j] = finite(value);
+            highest = fmaxf(highest, logit[j]);
+        }
+        for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
+        // scores without their common divisor, which keeps their order: one division at the end instead of one an expert
+        sum[t] = 0;
+#pragma unroll
+        for (int j = 0; j < J; ++j) {
+            float power = exponential(p.sigmoid ? -logit[j] : logit[j] - highest);
+            score[t][j] = lane + 32 * j >= p.experts ? 0.0f : p.sigmoid ? __fdividef(1.0f, 1.0f + power) : power;
+            sum[t] += score[t][j];
+        }
+        for (int step = 16; step > 0; step /= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], step);
+        if (p.sigmoid) sum[t] = 1.0f;
+#pragma unroll
+        for (int j = 0; j < J; ++j) {
+            int expert = lane + 32 * j;
+            key[t][j] = 0;
+            if (expert < p.experts) {
+                float choice = by_logits ? logit[j] : __fdividef(score[t][j], sum[t]);
+                if (p.correction_bias != nullptr) choice = finite(choice + p.correction_bias[expert]);
+                if (TOKENS == 1 && p.groups > 1) values[expert] = choice;
+                key[t][j] = sortable(choice);
+            }
         }
     }
-    float weight = 0, total = 0;
+    if (TOKENS == 1 && p.groups > 1) keep_best_groups<J>(c, key[0], values);
+    float weight[TOKENS] = {}, total[TOKENS] = {};
 #pragma unroll 1
     for (int k = 0; k < p.top_k; ++k) {
-        u32 best = 0;
 #pragma unroll
-        for (int j = 0; j < J; ++j) best = max(best, key[j]);
-        u32 top = __reduce_max_sync(~0u, best);
-        u32 mine = MAX_EXPERTS;
+        for (int t = 0; t < TOKENS; ++t) {
+            u32 best = 0;
 #pragma unroll
-        for (int j = J - 1; j >= 0; --j)
-            if (key[j] == top) mine = lane + 32 * j;
-        u32 expert = __reduce_min_sync(~0u, mine);
-        float value = 0;
+            for (int j = 0; j < J; ++j) best = max(best, key[t][j]);
+            u32 top = __reduce_max_sync(~0u, best);
+            u32 mine = MAX_EXPERTS;
 #pragma unroll
-        for (int j = 0; j < J; ++j)
-            if (expert == lane + 32 * j) {
-                value = score[j];
-                key[j] = 0;
+            for (int j = J - 1; j >= 0; --j)
+                if (key[t][j] == top) mine = lane + 32 * j;
+            u32 expert = __reduce_min_sync(~0u, mine);
+            float value = 0;
+#pragma unroll
+            for (int j = 0; j < J; ++j)
+                if (expert == lane + 32 * j) {
+                    value = score[t][j];
+                    key[t][j] = 0;
+                }
+            value = __shfl_sync(~0u, value, expert % 32);
+            total[t] += value;
+            if (lane == k) {
+                weight[t] = value;
+                if (t < count) chosen[t * apart * MAX_TOP_K + k] = static_cast<u16>(expert);
             }
-        value = __shfl_sync(~0u, value, expert % 32);
-        total += value;
-        if (lane == k) {
-            weight = value;
-            chosen[k] = static_cast<u16>(expert);
         }
     }
-    // the rule's 1e-20, for scores that are not divided by their sum yet: all K may be zero
-    float divisor = p.renormalize ? total + 1e-20f * sum : sum;
-    if (lane < p.top_k) p.weights[token * c.entries_per_token() + lane] = weight * (p.scaling / divisor);
+#pragma unroll
+    for (int t = 0; t < TOKENS; ++t) {
+        // the rule's 1e-20, for scores that are not divided by their sum yet: all K may be zero
+        float divisor = p.renormalize ? total[t] + 1e-20f * sum[t] : sum[t];
+        if (lane < p.top_k && t < count)
+            p.weights[(token + t * apart) * c.entries_per_token() + lane] = weight[t] * (p.scaling / divisor);
+    }
 }
 
 // sigmoid(x . shared_gate), or 1, for the shared experts of a token
@@ -188,18 +209,26 @@ DEVICE void take_given(const Context& c, i64 token, u16* chosen) {
     }
 }
 
-template <int J>
+// TOKENS at once by a warp
+template <int TOKENS, int J>
 DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
+    constexpr int WARPS = CONSUMER_THREADS / 32, APART = WARPS;
     int warp = threadIdx.x / 32 - CONSUMER_FIRST / 32;
-    constexpr int WARPS = CONSUMER_THREADS / 32;
-    float logits[J], next[J];
-    if (warp < item.rows) load_logits<J>(c, next, item.first + warp);
-#pragma unroll 1
-    for (int token = warp; token < item.rows; token += WARPS) {
+    float logits[TOKENS][J], next[TOKENS][J];
+    auto load = [&](int token) {
 #pragma unroll
-        for (int j = 0; j < J; ++j) logits[j] = next[j];
-        if (token + WARPS < item.rows) load_logits<J>(c, next, item.first + token + WARPS);
-        select<J>(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K);
+        for (int t = 0; t < TOKENS; ++t) load_logits<J>(c, next[t], item.first + min(token + t * APART, item.rows - 1));
+    };
+    if (warp < item.rows) load(warp);
+#pragma unroll 1
+    for (int token = warp; token < item.rows; token += TOKENS * WARPS) {
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t)
+#pragma unroll
+            for (int j = 0; j < J; ++j) logits[t][j] = next[t][j];
+        if (token + TOKENS * WARPS < item.rows) load(token + TOKENS * WARPS);
+        int count = ceil_div(item.rows - token, APART);
+        select(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K, APART, count);
     }
 }
 
@@ -216,14 +245,16 @@ DEVICE void enter(const Context& c, const Item& item) {
     if (p.given_experts != nullptr)
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32)
             take_given(c, item.first + token, scratch.chosen + token * MAX_TOP_K);
+    else if (p.experts <= 128 && p.groups == 1 && item.rows > CONSUMER_THREADS / 32)
+        choose<2, 4>(c, item, scratch);
     else if (p.experts <= 64)
-        choose<2>(c, item, scratch);
+        choose<1, 2>(c, item, scratch);
     else if (p.experts <= 128)
-        choose<4>(c, item, scratch);
+        choose<1, 4>(c, item, scratch);
     else if (p.experts <= 256)
-        choose<8>(c, item, scratch);
+        choose<1, 8>(c, item, scratch);
     else
-        choose<18>(c, item, scratch);
+        choose<1, 18>(c, item, scratch);
     if (p.shared_experts > 0)
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32) weigh_shared(c, item.first + token);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);

@@ -195,9 +195,9 @@ struct Token {
 
     template <int J>
     DEVICE void pick(RouteScratch& scratch) const {
-        float logits[J];
-        load_logits<J>(c, logits, 0);
-        select<J>(c, logits, scratch.choices[0], 0, scratch.chosen);
+        float logits[1][J];
+        load_logits<J>(c, logits[0], 0);
+        select(c, logits, scratch.choices[0], 0, scratch.chosen);
     }
 
     // WHOLE: H is a multiple of a batch's columns, and no chunk has to be asked whether it exists
