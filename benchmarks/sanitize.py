@@ -49,6 +49,7 @@ def _hopper() -> Iterator[str]:
             "pairs": replace(own, sort=True, paired=True),
             "four blocks": replace(own, slots=4, column_blocks=4),
             "gathered": replace(own, sort=False, paired=False),
+            "32 tokens chosen for": replace(own, route_tokens=32, choose_tokens=32),
         }
         for name, tiles in cuts.items():
             for programs in (0, 6):

@@ -379,6 +379,26 @@ def test_a_down_item_behind_a_combine_item_leaves_its_entries_alone(half: Place)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("experts", [10, 64, 100, 128, 200])
+@pytest.mark.parametrize("with_biases", [False, True])
+def test_a_warp_chooses_the_same_for_two_tokens_at_once_as_for_one(experts: int, with_biases: bool) -> None:
+    """Items of 32 tokens, the last of 12: four of its warps have a second token, and four have none."""
+    layer = random_layer(experts, 128, 64, 3, place=BFLOAT16)
+    if with_biases:
+        layer = with_everything(layer)
+    workspace = _always(Workspace(layer, 300))
+    plan = workspace.hopper_plan(layer, 300)
+    assert plan is not None
+    x = random_tokens(layer, 300, seed=1)
+    one, two = torch.empty_like(x), torch.empty_like(x)
+    tiles = replace(plan.tiles(300), token_tile=32, route_tokens=32)
+    plan.launch(x, one, tiles=replace(tiles, choose_tokens=8))
+    plan.launch(x, two, tiles=replace(tiles, choose_tokens=32))
+    assert torch.equal(one, two)
+    assert relative_error(two, reference_moe(x, layer)) < BFLOAT16.tolerance
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("half", HALVES)
 def test_items_one_after_the_other_in_one_cta_keep_their_results_apart(half: Place) -> None:
     """One CTA works off all items, so that each puts its results where the item before had its own; every width."""
