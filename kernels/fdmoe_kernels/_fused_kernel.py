@@ -105,9 +105,9 @@ def _wait(
     The slot names the wait only while there is one, and from POLL spins on, 50 us: what the CTAs that others wait for
     release waits until the host has their lines, which must not queue behind those of all that wait for them.
 
-    A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA looks
-    at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the number of
-    CTAs: while all wait, about one looks at a time; while one waits alone, it looks every POLL * CTAs spins.
+    A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA
+    looks at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the
+    number of CTAs: while all wait, about one looks at a time; while one waits alone, it looks every POLL * CTAs spins.
     """
     seen = tl.atomic_add(control + counter, 0, sem="acquire")
     aborted = 0

@@ -45,6 +45,7 @@ _TENSOR = "TPC.TriageCompute.sm__pipe_tensor_cycles_active_realtime.avg.pct_of_p
 _INTERVAL = "profiler__pmsampler_interval_time"
 _STALL, _STALL_END = "smsp__average_warps_issue_stalled_", "_per_issue_active.ratio"
 _STALLS_SHOWN = 3
+_LONGEST_FIELD = 1 << 24  # characters of a launch's samples of one kind, of which csv takes 128 KiB by itself
 # of its highest: from then on, or until then, a stream of bytes or of products counts as flowing
 _FLOWS = 0.3
 # per cent of tensor cores' peak at the highest: from there on products are what a launch is made of, and not reading
@@ -185,6 +186,7 @@ def read_profile(path: Path) -> list[ProfileRow]:
 
 def read_launches(text: str) -> list[dict[str, str]]:
     """What ncu printed of each launch, by metric: `ncu --csv --page raw`, less its own words and the line of units."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
     lines = text.splitlines()
     start = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     return list(csv.DictReader(lines[start:]))[1:]

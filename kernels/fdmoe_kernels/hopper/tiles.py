@@ -86,16 +86,17 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
     blocks = math.ceil(experts / WEIGHT_ROWS)
     free = multiprocessors / (math.ceil(tokens / route_tokens) * blocks)
     steps = math.ceil(hidden_size / _DEPTH)
+    share = tokens / multiprocessors
     return HopperTiles(
         token_tile=token_tile,
         slots=4 if token_tile <= 32 else 2,
         route_tokens=route_tokens,
         route_splits=max(1, min(int(free), 8, steps)),
-        choose_tokens=min(route_tokens, _power_of_two(tokens / multiprocessors)),
+        choose_tokens=min(route_tokens, _power_of_two(share)),
         row_group=8,
         column_blocks=2 if tokens >= 4096 else 1,
         # an item a CTA and column block, or two where there are many tokens: an item's beginning costs 1.7 us
-        combine_tokens=max(min(16, math.ceil(tokens / multiprocessors)), min(64, math.ceil(tokens / multiprocessors / 2))),
+        combine_tokens=max(min(16, math.ceil(share)), min(64, math.ceil(share / 2))),
         sort=token_tile > 176,
         paired=token_tile > 176,
     )

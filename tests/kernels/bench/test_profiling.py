@@ -76,6 +76,13 @@ def test_several_launches_are_read_in_their_order() -> None:
     assert read_launches("==ERROR== no permission") == []
 
 
+def test_a_launch_of_many_samples_is_read() -> None:
+    many = launch("moe_layer", "; ".join(["5"] * 50_000), "; ".join(["10"] * 50_000), "; ".join(["99"] * 50_000))
+    (values,) = read_launches(printed(many))
+    row = row_of("m", 16384, values, ABOUT)
+    assert (row.begin_us, row.end_us, row.tensor_flowing) == (0.0, 0.0, 0.99)
+
+
 @pytest.mark.parametrize("broken", [{profiling._DRAM: "n/a"}, {profiling._TIME: "no data"}])
 def test_what_ncu_did_not_give_is_said(broken: dict[str, str]) -> None:
     with pytest.raises(ProfileError, match=r"^m, 16 tokens: ncu did not give"):
