@@ -47,7 +47,9 @@ BEATS: dict[Phase, list[tuple[Phase, Wait, int, int]]] = {
     Phase.UP: [(Phase.UP, Wait.ROUTE_TILES, 1, 0), (Phase.UP, Wait.NONE, 1, 1), (Phase.UP, Wait.NONE, 0, 0)],
     Phase.DOWN: [(Phase.DOWN, Wait.NONE, 0, 0), (Phase.DOWN, Wait.UP_TILES, 2, 1), (Phase.DOWN, Wait.NONE, 2, 2)],
     Phase.COMBINE: [
-        (Phase.COMBINE, Wait.NONE, 0, 0), (Phase.COMBINE, Wait.DOWN_TILES, 2, 0), (Phase.COMBINE, Wait.NONE, 2, 2)
+        (Phase.COMBINE, Wait.NONE, 0, 0),
+        (Phase.COMBINE, Wait.DOWN_TILES, 2, 0),
+        (Phase.COMBINE, Wait.NONE, 2, 2),
     ],
 }
 Store = tuple[int, int, int]  # line, word, value
