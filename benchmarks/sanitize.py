@@ -36,7 +36,7 @@ def _compare(what: str, layer: MoELayer, x: torch.Tensor, y: torch.Tensor, routi
 def _hopper() -> Iterator[str]:
     """Both ways that rows are read, single CTAs and pairs, few CTAs and all, sizes that no tile divides, and down items
     behind combine items."""
-    for experts, hidden, intermediate, tokens in ((8, 128, 64, 900), (5, 200, 328, 801), (8, 512, 64, 900)):
+    for experts, hidden, intermediate, tokens in ((8, 128, 64, 908), (5, 200, 328, 801), (8, 512, 64, 900)):
         layer = _layer(experts, hidden, intermediate)
         workspace = Workspace(layer, tokens, page=new_page(_DEVICE))
         plan = workspace.hopper_plan(layer, tokens)
@@ -50,6 +50,7 @@ def _hopper() -> Iterator[str]:
             "four blocks": replace(own, slots=4, column_blocks=4),
             "gathered": replace(own, sort=False, paired=False),
             "32 tokens chosen for": replace(own, route_tokens=32, choose_tokens=32),
+            "63 tokens combined": replace(own, combine_tokens=63),
         }
         for name, tiles in cuts.items():
             for programs in (0, 6):

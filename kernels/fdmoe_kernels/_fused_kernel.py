@@ -68,6 +68,10 @@ WAIT_DOWN = tl.constexpr(3)
 EXIT_DONE = tl.constexpr(1)
 EXIT_ABORTED = tl.constexpr(2)
 
+# Looks after which a wait is shown, 50 us: what the CTAs that others wait for release waits until the host has their
+# lines, which must not queue behind those of all that wait for them.
+SHOWN_AFTER = tl.constexpr(64)
+
 FAULT_NONE = tl.constexpr(0)
 FAULT_STALL = tl.constexpr(1)
 FAULT_ENDLESS = tl.constexpr(2)
@@ -102,8 +106,7 @@ def _wait(
 ):  # fmt: skip
     """Wait until `counter` reaches `target`; 1 if the launch was aborted meanwhile, else 0.
 
-    The slot names the wait only while there is one, and from POLL spins on, 50 us: what the CTAs that others wait for
-    release waits until the host has their lines, which must not queue behind those of all that wait for them.
+    The slot names the wait only while there is one, and once it has lasted for SHOWN_AFTER spins.
 
     A poll of the host's abort word is a PCIe read of 4 us, 500 us when 132 CTAs do it at once. So each waiting CTA
     looks at the device's abort word every 16 spins, and at the host's only in its turn, every POLL spins times the
@@ -118,7 +121,7 @@ def _wait(
             aborted = tl.atomic_add(control + ABORT, 0, sem="relaxed")
         if BEATS:
             in_turn = spins % (POLL * tl.num_programs(0)) == POLL * tl.program_id(0)
-            if in_turn | (spins == POLL):
+            if (spins == SHOWN_AFTER) | (in_turn & (spins > SHOWN_AFTER)):
                 _beat(page, launch, ticket, phase, expert, row_tile, column_tile, wait, target, seen, items, BEATS)
             if in_turn:
                 word = tl.atomic_add(page + PAGE_ABORT, 0, sem="relaxed", scope="sys")
@@ -128,7 +131,7 @@ def _wait(
                         tl.atomic_add(control + TICKET, CLOSED, sem="relaxed")
                     aborted = 1
         seen = tl.atomic_add(control + counter, 0, sem="acquire")
-    if (spins >= POLL) & (aborted == 0):
+    if (spins >= SHOWN_AFTER) & (aborted == 0):
         _beat(page, launch, ticket, phase, expert, row_tile, column_tile, WAIT_NONE, target, seen, items, BEATS)
     return aborted
 

@@ -22,7 +22,7 @@ from moe_layers import (
     with_everything,
 )
 
-from fdmoe_kernels import Fault, Routing, RoutingRule, Workspace, fused_moe, reference_moe
+from fdmoe_kernels import Fault, Routing, RoutingRule, Scores, Workspace, fused_moe, reference_moe
 from fdmoe_kernels import _fused_kernel as portable_kernel
 from fdmoe_kernels.hardware import device_name
 from fdmoe_kernels.hopper import build, scratch
@@ -34,12 +34,12 @@ HALVES = [
     pytest.param(Place("cuda", torch.bfloat16, 6e-3, ()), id="bfloat16"),
     pytest.param(Place("cuda", torch.float16, 1e-3, ()), id="float16"),
 ]
-PARAMS = build.sources()["params.cuh"]
+CONSTANTS = build.sources()["params.cuh"] + build.sources()["page.cuh"]
 
 
 def _constant(name: str) -> int:
-    """An integer constant of params.cuh, or an enumerator."""
-    found = re.search(rf"\b{name}\s*=\s*(0x[0-9a-f]+|\d+)", PARAMS)
+    """An integer constant of params.cuh or page.cuh, or an enumerator."""
+    found = re.search(rf"\b{name}\s*=\s*(0x[0-9a-f]+|\d+)", CONSTANTS)
     assert found, name
     return int(found[1], 0)
 
@@ -66,8 +66,8 @@ def test_its_constants_are_those_of_the_page_the_faults_and_the_portable_form() 
     assert _constant("TOTAL_LAUNCHES") == portable_kernel.LAUNCHES.value
     assert _constant("TOTAL_BYTES") == portable_kernel.MOVED.value
     assert _constant("TOTAL_EXPERT_TOKENS") == portable_kernel.ENTERED.value
-    assert f"constexpr int ALL_EXPERTS = {beat_page.ALL_EXPERTS};" in PARAMS
-    for name in ("PAGE_ABORT", "PAGE_EXIT", "PAGE_SLOTS"):
+    assert f"constexpr int ALL_EXPERTS = {beat_page.ALL_EXPERTS};" in CONSTANTS
+    for name in ("PAGE_ABORT", "PAGE_EXIT", "PAGE_SLOTS", "SHOWN_AFTER"):
         assert _constant(name) == getattr(portable_kernel, name).value, name
     for phase in beat_page.Phase:
         if phase is not beat_page.Phase.NONE:
@@ -101,7 +101,7 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
     # the parts fit the room there is for logits (HopperScratch.logit_rows)
     assert tiles.route_splits == 1 or tiles.route_splits * tokens <= max(tokens, ROUTE_TOKENS * multiprocessors)
     assert 1 <= tiles.column_blocks <= _constant("MAX_BLOCKS")
-    assert tiles.combine_tokens >= 1
+    assert 1 <= tiles.combine_tokens <= 64
 
 
 def test_a_width_is_gathered_in_one_pass_or_an_even_number_of_them() -> None:
@@ -379,23 +379,59 @@ def test_a_down_item_behind_a_combine_item_leaves_its_entries_alone(half: Place)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("experts", [10, 64, 100, 128, 200])
-@pytest.mark.parametrize("with_biases", [False, True])
-def test_a_warp_chooses_the_same_for_two_tokens_at_once_as_for_one(experts: int, with_biases: bool) -> None:
-    """Items of 32 tokens, the last of 12: four of its warps have a second token, and four have none."""
-    layer = random_layer(experts, 128, 64, 3, place=BFLOAT16)
-    if with_biases:
-        layer = with_everything(layer)
+@pytest.mark.parametrize("experts", [16, 64, 100, 128])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RoutingRule(1, True),
+        RoutingRule(3, True),
+        RoutingRule(16, False),
+        RoutingRule(3, True, Scores.SIGMOID, scaling=2.5),
+    ],
+    ids=["one", "softmax", "not renormalised", "sigmoid"],
+)
+def test_a_warp_chooses_the_same_for_two_tokens_at_once_as_for_one(experts: int, rule: RoutingRule) -> None:
+    """Items of 32 tokens, the last of 12: four of its warps have a second token, and four have none. Among them tokens
+    without a number, as a warp's first and as its second, infinite ones, and such as no expert stands out for."""
+    layer = random_layer(experts, 128, 64, rule.top_k, place=BFLOAT16, routing=rule, shared=1)
     workspace = _always(Workspace(layer, 300))
-    plan = workspace.hopper_plan(layer, 300)
+    clean = random_tokens(layer, 300, seed=1)
+    odd = clean.clone()
+    odd[[0, 41, 296], 3] = float("nan")
+    odd[[1, 42], 4] = float("inf")
+    odd[[2, 43, 292]] = 0
+    for each in (layer, with_everything(layer)):
+        plan = workspace.hopper_plan(each, 300)
+        assert plan is not None
+        tiles = replace(plan.tiles(300), token_tile=32, route_tokens=32)
+        for x in (clean, odd):
+            results = []
+            for choose_tokens in (8, 32):
+                y = torch.full_like(x, 7.0)
+                workspace.weights.fill_(7.0)
+                plan.launch(x, y, tiles=replace(tiles, choose_tokens=choose_tokens))
+                results.append((y.nan_to_num(8.0), workspace.weights.nan_to_num(8.0)))
+            for one, two in zip(*results, strict=True):
+                assert torch.equal(one, two)
+            if x is clean:
+                assert relative_error(y, reference_moe(x, each)) < BFLOAT16.tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("top_k", "shared"), [(2, 0), (8, 1), (16, 20)])
+@pytest.mark.parametrize("combine_tokens", [63, 64])
+def test_many_tokens_of_a_combine_item(combine_tokens: int, top_k: int, shared: int) -> None:
+    """An odd number of them, more entries than loads at once, and more than an item has room for at once."""
+    layer = random_layer(24, 192, 64, top_k, place=BFLOAT16, shared=shared)
+    workspace = _always(Workspace(layer, 700))
+    plan = workspace.hopper_plan(layer, 700)
     assert plan is not None
-    x = random_tokens(layer, 300, seed=1)
-    one, two = torch.empty_like(x), torch.empty_like(x)
-    tiles = replace(plan.tiles(300), token_tile=32, route_tokens=32)
-    plan.launch(x, one, tiles=replace(tiles, choose_tokens=8))
-    plan.launch(x, two, tiles=replace(tiles, choose_tokens=32))
-    assert torch.equal(one, two)
-    assert relative_error(two, reference_moe(x, layer)) < BFLOAT16.tolerance
+    x = random_tokens(layer, 700, seed=1)
+    y = torch.empty_like(x)
+    tiles = replace(plan.tiles(700), combine_tokens=combine_tokens)
+    for programs in (0, 5):
+        plan.launch(x, y.fill_(float("nan")), tiles=tiles, programs=programs)
+        assert relative_error(y, reference_moe(x, layer)) < BFLOAT16.tolerance
 
 
 @pytest.mark.gpu

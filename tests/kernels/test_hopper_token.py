@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,12 @@ from moe_layers import Place, random_layer, random_tokens, relative_error, with_
 from played_driver import play_hopper
 
 from fdmoe_kernels import Fault, MoELayer, Routing, RoutingRule, Scores, Workspace, fused_moe, reference_moe
-from fdmoe_kernels.hopper import plan
+from fdmoe_kernels.hopper import build, plan
 from fdmoe_watchdog import page as beat_page
 from fdmoe_watchdog.page import Exit, ExitWord, Line
 
 BFLOAT16 = Place("cpu", torch.bfloat16, 6e-3, ())
+SHOWN_AFTER = int(re.findall(r"SHOWN_AFTER = (\d+);", build.sources()["page.cuh"])[0])
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,36 @@ def test_a_stalled_launch_ends_by_the_abort_word_and_the_next_is_right() -> None
     assert workspace.expert_tokens().sum() == 0
     words[Line.ABORT * beat_page.LINE_WORDS] = 0
     assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+
+
+def test_a_wait_is_shown_once_it_lasts_and_taken_back_when_it_is_over(emulator: Emulator) -> None:
+    layer = random_layer(8, 64, 32, 2, place=BFLOAT16)
+    words = page_of(3)
+    workspace = Workspace(layer, 1, page=words)
+    words[Line.ABORT * beat_page.LINE_WORDS] = 1
+    emulator.lines(Fault.STALL)
+    launch(layer, workspace, programs=2, fault=Fault.STALL)
+    waits = [line.looks for line in emulator.lines(Fault.STALL) if line.wait]
+    assert waits, "the one that is stalled waits for good"
+    assert min(waits) == SHOWN_AFTER, "at this look, and not before"
+    # some CTAs wait for the routing, which is one item; as often as it takes for a wait that is long and ends well
+    slots = words[beat_page.FIRST_SLOT * beat_page.LINE_WORDS :].view(3, beat_page.LINE_WORDS)
+    deadline = time.monotonic() + 60
+    emulator.lines(Fault.NONE)
+    while time.monotonic() < deadline:
+        launch(layer, workspace, programs=3)
+        lines = emulator.lines(Fault.NONE)
+        assert all(line.looks >= SHOWN_AFTER for line in lines if line.wait)
+        by_cta = [[line.wait for line in lines if line.cta == cta] for cta in range(3)]
+        shown = sum(wait and not before for waits in by_cta for before, wait in pairwise(waits))
+        shown += sum(bool(waits[0]) for waits in by_cta)
+        others = sum(not line.wait for line in lines)
+        assert others == slots[:, 7].sum() + 3 + shown, (
+            "a line for each item, for each CTA that left, and for each wait"
+        )
+        if shown:
+            return
+    pytest.fail("no CTA waited long enough in a minute")
 
 
 @pytest.mark.usefixtures("emulator")

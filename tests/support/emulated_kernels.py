@@ -38,11 +38,22 @@ def token_kernel(directory: Path, fault: Fault) -> ctypes.CDLL:
     return loaded
 
 
+class Shown(ctypes.Structure):
+    """A line that a CTA's first warp has stored: what it waits for, and how often it has looked before."""
+
+    _fields_ = [("cta", ctypes.c_int), ("wait", ctypes.c_int), ("looks", ctypes.c_int)]
+
+
 @dataclass
 class Emulator(Listener):
     """A driver that runs launches of the kernel for one token, and refuses all others."""
 
     directory: Path = Path()
+
+    def lines(self, fault: Fault) -> list[Shown]:
+        """All that were stored since they were last asked for, by launches of the build with `fault`."""
+        found = (Shown * 10_000)()
+        return found[: token_kernel(self.directory, fault).lines_shown(found, len(found))]
 
     def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
         answer = super().cuLaunchKernel(*arguments)

@@ -41,7 +41,8 @@ from fdmoe_watchdog.tracker import COUNTED_POLLS, StallTimes, Tracker
 
 CTAS = 2
 READING_LOADS = (2 * FIRST_SLOT - Line.EXIT + CTAS) * LINE_WORDS
-# a CTA's lines while it is at one item and waits long enough to show it: phase, wait, target, seen
+# a CTA's lines while it is at one item: phase, wait, target, seen; a wait that is soon over is not among them, and what
+# follows it neither: those with a target
 BEATS: dict[Phase, list[tuple[Phase, Wait, int, int]]] = {
     Phase.ROUTE: [(Phase.ROUTE, Wait.NONE, 0, 0)],
     Phase.UP: [(Phase.UP, Wait.ROUTE_TILES, 1, 0), (Phase.UP, Wait.NONE, 1, 1), (Phase.UP, Wait.NONE, 0, 0)],
@@ -60,12 +61,13 @@ SETTINGS = RecoverySettings(stall_floor_s=0.05, stall_first_s=0.06, stall_ceilin
 
 @dataclass(frozen=True)
 class Run:
-    """One launch: the items of each CTA, the order of the stores within their lines, and whether the baseline has the
-    batch as well."""
+    """One launch: the items of each CTA, the order of the stores within their lines, whether the baseline has the batch
+    as well, and whether waits last so long that they are shown."""
 
     items: tuple[list[Phase], ...]
     order: list[int]
     baseline: bool
+    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Writers:
         the others may still be at theirs then."""
         stores = [self._cta(launch, cta, run) for cta in range(CTAS)]
         stored = [0] * CTAS
-        leaving = [_beats(run, cta) * LINE_WORDS for cta in range(CTAS)]
+        leaving = [sum(len(_beats(run, phase)) for phase in run.items[cta]) * LINE_WORDS for cta in range(CTAS)]
         while unfinished := [cta for cta in range(CTAS) if stored[cta] < len(stores[cta])]:
             able = [cta for cta in unfinished if cta or stored[0] < leaving[0] or stored[1] >= leaving[1]]
             cta = able[next(self._picks) % len(able)]
@@ -195,7 +197,7 @@ class Writers:
             ticket = done * CTAS + cta
             lines += [
                 [launch, ticket + 1, phase, done % 3, done << 32, wait << 32 | target, seen, done]
-                for _, wait, target, seen in BEATS[phase]
+                for _, wait, target, seen in _beats(run, phase)
             ]
         lines.append([launch, (len(run.items[cta]) + 1) * CTAS, Phase.LEFT, 0, 0, 0, 0, len(run.items[cta])])
         return [(FIRST_SLOT + cta, word, line[word]) for line in lines for word in run.order]
@@ -227,8 +229,9 @@ class Writers:
         return True
 
 
-def _beats(run: Run, cta: int) -> int:
-    return sum(len(BEATS[phase]) for phase in run.items[cta])
+def _beats(run: Run, phase: Phase) -> list[tuple[Phase, Wait, int, int]]:
+    """Those of an item."""
+    return [beat for beat in BEATS[phase] if run.waits or not beat[2]]
 
 
 class SlowPage(Page):
@@ -383,7 +386,8 @@ def _lines(slots: bytes) -> list[bytes]:
 
 _ITEMS = st.lists(st.sampled_from(list(BEATS)), min_size=1, max_size=3)
 _RUNS = st.builds(
-    Run, items=st.tuples(_ITEMS, _ITEMS), order=st.permutations(range(LINE_WORDS)), baseline=st.booleans()
+    Run, items=st.tuples(_ITEMS, _ITEMS), order=st.permutations(range(LINE_WORDS)), baseline=st.booleans(),
+    waits=st.booleans(),
 )  # fmt: skip
 _PAUSES = st.builds(
     Pause, load=st.integers(0, READING_LOADS - 1), stores=st.just(0) | st.integers(0, 150),

@@ -81,7 +81,7 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
     # most experts' tokens in one tile: the mean and three standard deviations of an even router
     wanted = min(average + 3 * math.sqrt(average), tokens)
     token_tile = next((width for width in WIDTHS if width >= wanted), WIDTHS[-1])
-    # a tile reads all of the router; eight warps choose for a token each
+    # a tile reads all of the router; eight warps choose for a token or two each at a time
     route_tokens = min(ROUTE_TOKENS, 1 << int(math.log2(token_tile)), max(16, _power_of_two(tokens / 32)))
     blocks = math.ceil(experts / WEIGHT_ROWS)
     free = multiprocessors / (math.ceil(tokens / route_tokens) * blocks)
@@ -95,8 +95,8 @@ def default_tiles(tokens: int, *, experts: int, top_k: int, hidden_size: int, mu
         choose_tokens=min(route_tokens, _power_of_two(share)),
         row_group=8,
         column_blocks=2 if tokens >= 4096 else 1,
-        # an item a CTA and column block, or two where there are many tokens: an item's beginning costs 1.7 us
-        combine_tokens=max(min(16, math.ceil(share)), min(64, math.ceil(share / 2))),
+        # an item a CTA and column block, or where there are many tokens two or more: an item's beginning costs 1.7 us
+        combine_tokens=max(min(16, math.ceil(share)), min(64, 2 * math.ceil(share / 4))),
         sort=token_tile > 176,
         paired=token_tile > 176,
     )

@@ -1,12 +1,14 @@
 // Stands in for device/ptx.cuh where there is no GPU: a thread of the machine for each of CUDA's, in g++'s C++. Slow, and
 // no proof of the memory model; everything else of the device code runs as it is written.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -123,13 +125,27 @@ inline u32 __float_as_uint(float value) { return std::bit_cast<u32>(value); }
 using std::fmaf, std::fmaxf, std::fminf;
 
 inline u32 shared_address(const void*) { return 0; }
+// what a wait is known by on a page's line: which, by whom, and after how many looks at what it waits for
+struct Shown {
+    int cta, wait, looks;
+};
+static std::vector<Shown> lines;  // of this build: an inline variable would be all builds'
+static std::mutex lines_lock;
+static thread_local int looks;
+
 inline int load_acquire(const int* at) {
+    ++looks;
     std::this_thread::yield();
     return __atomic_load_n(at, __ATOMIC_ACQUIRE);
 }
 inline int load_relaxed(const int* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 inline i64 load_host(const i64* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 inline void store_host(i64* at, i64 a, i64 b) {
+    if (threadIdx.x == 2) {  // of the scheduler's warp, the lane that stores what the CTA waits for
+        std::lock_guard locked(lines_lock);
+        lines.push_back({static_cast<int>(blockIdx.x), static_cast<int>(b >> 32), looks});
+        looks = 0;
+    }
     __atomic_store_n(at, a, __ATOMIC_RELAXED);
     __atomic_store_n(at + 1, b, __ATOMIC_RELAXED);
 }

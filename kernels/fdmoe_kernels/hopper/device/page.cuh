@@ -3,7 +3,7 @@
 #include "params.cuh"
 
 constexpr u32 POLL = 256;  // spins between two looks at the host's abort word while all CTAs wait, 0.2 ms
-// spins after which a wait is shown, 50 us: what the CTAs that others wait for release waits until the host has their
+// looks after which a wait is shown, 50 us: what the CTAs that others wait for release waits until the host has their
 // lines, which must not queue behind those of all that wait for them
 constexpr u32 SHOWN_AFTER = 64;
 

@@ -1,4 +1,5 @@
-// Routing's second half: from logits to experts, weights and the experts' lists. Eight warps, a token each at a time.
+// Routing's second half: from logits to experts, weights and the experts' lists. Eight warps, one or two tokens each at a
+// time.
 #pragma once
 #include "page.cuh"
 
@@ -212,12 +213,12 @@ DEVICE void take_given(const Context& c, i64 token, u16* chosen) {
 // TOKENS at once by a warp
 template <int TOKENS, int J>
 DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
-    constexpr int WARPS = CONSUMER_THREADS / 32, APART = WARPS;
+    constexpr int WARPS = CONSUMER_THREADS / 32;
     int warp = threadIdx.x / 32 - CONSUMER_FIRST / 32;
     float logits[TOKENS][J], next[TOKENS][J];
     auto load = [&](int token) {
 #pragma unroll
-        for (int t = 0; t < TOKENS; ++t) load_logits<J>(c, next[t], item.first + min(token + t * APART, item.rows - 1));
+        for (int t = 0; t < TOKENS; ++t) load_logits<J>(c, next[t], item.first + min(token + t * WARPS, item.rows - 1));
     };
     if (warp < item.rows) load(warp);
 #pragma unroll 1
@@ -227,8 +228,8 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
 #pragma unroll
             for (int j = 0; j < J; ++j) logits[t][j] = next[t][j];
         if (token + TOKENS * WARPS < item.rows) load(token + TOKENS * WARPS);
-        int count = ceil_div(item.rows - token, APART);
-        select(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K, APART, count);
+        int count = ceil_div(item.rows - token, WARPS);
+        select(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K, WARPS, count);
     }
 }
 

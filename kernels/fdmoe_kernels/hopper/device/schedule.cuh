@@ -8,7 +8,8 @@
 // and the other columns read them by the tensor copy engine. Where those are fewer than the CTAs, some more columns gather
 // rows for themselves, for to wait for the first would take as long.
 //
-// A column block is a part of H: its rows are combined while the next block is multiplied, out of L2.
+// A column block is a part of H: its rows are combined after the products of the next block by those that have no more of
+// them.
 // The oldest unfinished item never waits for a younger one, and a CTA works its items off in the order of their tickets,
 // so a launch ends with any number of CTAs, co-resident or not.
 //
@@ -98,7 +99,7 @@ struct Scheduler {
 
     // Wait until control word `counter` reaches `target`; true if the launch was aborted meanwhile.
     // The host's abort word is a PCIe read of 4 us: a waiting CTA looks at the device's word every 16 spins, and at the
-    // host's only in its turn. The line names the wait once nothing else is left to do here.
+    // host's only in its turn. The line names the wait once it lasts, and nothing else is left to do here.
     // Of a pair, the first decides, and the other waits for its word as well: both must do the same.
     DEVICE bool wait(const Item& item, int phase, int counter, int target, int reason, Letter& verdict, u32 verdict_parity) {
         const Params& p = c.p;

@@ -91,7 +91,10 @@ struct Token {
         bool shown = false;
         for (u32 spins = 1;; ++spins) {
             int seen = load_acquire(p.control + counter);
-            if (__all_sync(~0u, seen >= target)) return;
+            if (__all_sync(~0u, seen >= target)) {
+                if (shown) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
+                return;
+            }
             bool ended = spins % 16 == 0 && __any_sync(~0u, load_relaxed(p.control + ABORT));
             if (p.page != nullptr && spins % (POLL * gridDim.x) == POLL * (blockIdx.x + 1) - 1) {
                 int aborted = 0;
