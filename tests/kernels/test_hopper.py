@@ -98,7 +98,7 @@ def test_tiles_by_arithmetic_stay_within_what_the_kernel_can(
     assert 2 <= tiles.slots <= _constant("MAX_SLOTS")
     assert 1 <= tiles.route_tokens <= min(ROUTE_TOKENS, tiles.token_tile)
     assert 1 <= tiles.route_splits <= -(-hidden // 64)
-    # the parts fit the room there is for logits (HopperScratch.logit_rows)
+    # the parts fit the room there is for logits (Workspace.logit_rows)
     assert tiles.route_splits == 1 or tiles.route_splits * tokens <= max(tokens, ROUTE_TOKENS * multiprocessors)
     assert 1 <= tiles.column_blocks <= _constant("MAX_BLOCKS")
     assert 1 <= tiles.combine_tokens <= 64

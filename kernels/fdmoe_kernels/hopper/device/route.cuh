@@ -234,8 +234,7 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
 }
 
 // All logits of an item's tokens are there (or their routing was given): choose, and enter the tokens into the experts'
-// lists.
-// CONSUMER_THREADS threads.
+// lists. CONSUMER_THREADS threads.
 DEVICE void enter(const Context& c, const Item& item) {
     const Params& p = c.p;
     RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);

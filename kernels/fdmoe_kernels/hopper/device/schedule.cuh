@@ -10,6 +10,7 @@
 //
 // A column block is a part of H: its rows are combined after the products of the next block by those that have no more of
 // them.
+//
 // The oldest unfinished item never waits for a younger one, and a CTA works its items off in the order of their tickets,
 // so a launch ends with any number of CTAs, co-resident or not.
 //
