@@ -39,9 +39,9 @@ def token_kernel(directory: Path, fault: Fault) -> ctypes.CDLL:
 
 
 class Shown(ctypes.Structure):
-    """A line that a CTA's first warp has stored: what it waits for, and how often it has looked before."""
+    """A line that a CTA's first warp has stored: what it waits for and for how many, and how often it has looked."""
 
-    _fields_ = [("cta", ctypes.c_int), ("wait", ctypes.c_int), ("looks", ctypes.c_int)]
+    _fields_ = [(name, ctypes.c_int) for name in ("cta", "wait", "target", "looks")]
 
 
 @dataclass
@@ -54,6 +54,10 @@ class Emulator(Listener):
         """All that were stored since they were last asked for, by launches of the build with `fault`."""
         found = (Shown * 10_000)()
         return found[: token_kernel(self.directory, fault).lines_shown(found, len(found))]
+
+    def hold_logits(self, looks: int) -> None:
+        """The next launch's logits are not there before CTAs have looked for them so often."""
+        token_kernel(self.directory, Fault.NONE).hold_logits(looks)
 
     def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
         answer = super().cuLaunchKernel(*arguments)

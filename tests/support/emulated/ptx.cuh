@@ -90,7 +90,12 @@ inline u32 __reduce_min_sync(u32, u32 value) {
     for (u32 other : share(value)) result = std::min(result, other);
     return result;
 }
+static thread_local int looks;      // at what is waited for, since this thread's last line of the page
+static std::atomic<int> held_for;  // so many looks at the logits the CTAs that have them keep them back
 inline int __reduce_add_sync(u32, int value) {
+    ++looks;  // a look at the logits ends with it
+    if (threadIdx.x == 0 && held_for > 0) --held_for;
+    std::this_thread::yield();
     int result = 0;
     for (int other : share(value)) result += other;
     return result;
@@ -125,13 +130,12 @@ inline u32 __float_as_uint(float value) { return std::bit_cast<u32>(value); }
 using std::fmaf, std::fmaxf, std::fminf;
 
 inline u32 shared_address(const void*) { return 0; }
-// what a wait is known by on a page's line: which, by whom, and after how many looks at what it waits for
+// what a wait is known by on a page's line: which, by whom, for how many, and after how many looks
 struct Shown {
-    int cta, wait, looks;
+    int cta, wait, target, looks;
 };
 static std::vector<Shown> lines;  // of this build: an inline variable would be all builds'
 static std::mutex lines_lock;
-static thread_local int looks;
 
 inline int load_acquire(const int* at) {
     ++looks;
@@ -139,11 +143,15 @@ inline int load_acquire(const int* at) {
     return __atomic_load_n(at, __ATOMIC_ACQUIRE);
 }
 inline int load_relaxed(const int* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+inline void store_relaxed(int* at, int value) {  // a logit
+    while (held_for > 0) std::this_thread::yield();
+    __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
 inline i64 load_host(const i64* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 inline void store_host(i64* at, i64 a, i64 b) {
     if (threadIdx.x == 2) {  // of the scheduler's warp, the lane that stores what the CTA waits for
         std::lock_guard locked(lines_lock);
-        lines.push_back({static_cast<int>(blockIdx.x), static_cast<int>(b >> 32), looks});
+        lines.push_back({static_cast<int>(blockIdx.x), static_cast<int>(b >> 32), static_cast<int>(b), looks});
         looks = 0;
     }
     __atomic_store_n(at, a, __ATOMIC_RELAXED);

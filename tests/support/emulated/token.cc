@@ -30,4 +30,6 @@ extern "C" int lines_shown(Shown* into, int most) {
     lines.clear();
     return count;
 }
+// the next logits are kept back until a CTA has looked for them so often
+extern "C" void hold_logits(int looks) { held_for = looks; }
 extern "C" int params_bytes() { return sizeof(Params); }

@@ -187,6 +187,9 @@ DEVICE i64 load_host(const i64* pointer) {
 DEVICE void store_host(i64* pointer, i64 a, i64 b) {
     asm volatile("st.relaxed.sys.global.v2.b64 [%0], {%1, %2};" ::"l"(pointer), "l"(a), "l"(b) : "memory");
 }
+DEVICE void store_relaxed(int* pointer, int value) {
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
+}
 DEVICE void add_release(int* pointer, int value) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(pointer), "r"(value) : "memory");
 }

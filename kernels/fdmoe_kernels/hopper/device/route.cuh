@@ -74,11 +74,12 @@ DEVICE void keep_best_groups(const Context& c, u32 (&key)[J], const float* value
     }
 }
 
-// For tokens `token`, and `token` + `apart` if there is a second one, whose steps take their time together. `values`: room
-// for a token's E choices, for rules with groups, which are for one token. chosen: [token][MAX_TOP_K].
-template <int TOKENS, int J>
+// For a token, and one `apart` from it if there is a second one, whose steps take their time together. `values`: room for
+// a token's E choices, for rules with groups, which are for one token. chosen: [token][MAX_TOP_K]. Lane k calls
+// weigh(0 or 1, weight) with the token's weight of its k-th expert.
+template <int TOKENS, int J, class Weigh>
 DEVICE void select(
-    const Context& c, const float (&logits)[TOKENS][J], float* values, i64 token, u16* chosen, int apart = 0, int count = 1
+    const Context& c, const float (&logits)[TOKENS][J], float* values, u16* chosen, Weigh weigh, int apart = 0, int count = 1
 ) {
     const Params& p = c.p;
     int lane = threadIdx.x % 32;
@@ -157,8 +158,7 @@ DEVICE void select(
     for (int t = 0; t < TOKENS; ++t) {
         // the rule's 1e-20, for scores that are not divided by their sum yet: all K may be zero
         float divisor = p.renormalize ? total[t] + 1e-20f * sum[t] : sum[t];
-        if (lane < p.top_k && t < count)
-            p.weights[(token + t * apart) * c.entries_per_token() + lane] = weight[t] * (p.scaling / divisor);
+        if (lane < p.top_k && t < count) weigh(t, weight[t] * (p.scaling / divisor));
     }
 }
 
@@ -229,7 +229,11 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
             for (int j = 0; j < J; ++j) logits[t][j] = next[t][j];
         if (token + TOKENS * WARPS < item.rows) load(token + TOKENS * WARPS);
         int count = ceil_div(item.rows - token, WARPS);
-        select(c, logits, scratch.choices[warp], item.first + token, scratch.chosen + token * MAX_TOP_K, WARPS, count);
+        auto weigh = [&](int t, float weight) {
+            i64 at = static_cast<i64>(item.first + token) + t * WARPS;
+            c.p.weights[at * c.entries_per_token() + threadIdx.x % 32] = weight;
+        };
+        select(c, logits, scratch.choices[warp], scratch.chosen + token * MAX_TOP_K, weigh, WARPS, count);
     }
 }
 

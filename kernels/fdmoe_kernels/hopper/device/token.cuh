@@ -3,10 +3,10 @@
 //
 //     [ route | up | down ]
 //
-// A route item is a row of the router a warp. Every CTA then chooses the experts by itself, from the same logits: to be
-// told would take as long. An up item is `token_pairs` intermediate columns a warp, gate and up row each. A down item is
-// some rows of H; its warps share a row's experts and inner dimension, so that the row is summed where it is computed, and
-// there is nothing left to combine.
+// A route item is a row of the router a warp, whose logit is put where the form for many tokens counts the expert's
+// entries. Every CTA then chooses the experts by itself, from the same logits: to be told would take as long. An up item is
+// `token_pairs` intermediate columns a warp, gate and up row each. A down item is some rows of H; its warps share a row's
+// experts and inner dimension, so that the row is summed where it is computed, and there is nothing left to combine.
 //
 // Tickets, waits, beats and the abort are those of the other form (schedule.cuh), by warp 0 for all of its CTA.
 #pragma once
@@ -48,7 +48,7 @@ struct Token {
     u16* act;     // [entries, I]
     int warp, lane, entries, blocks, chunks;
     int route_items, up_items, down_items, items = 0;
-    bool chosen = false, activated = false;
+    bool chosen = false, parted = false, activated = false;
 
     DEVICE Token(const Context& context, TokenShared& shared, u8* memory) : c(context), s(shared) {
         const Params& p = c.p;
@@ -85,12 +85,14 @@ struct Token {
         return *reinterpret_cast<const Vector*>(vector + column);
     }
 
-    // Warp 0: until control word `counter` reaches `target`; the rest of the CTA waits at its barrier. See Scheduler::wait.
-    DEVICE void wait(const Item& item, int counter, int target, int reason) {
+    // Warp 0: until what `look` sees reaches `target`; the rest of the CTA waits at its barrier. See Scheduler::wait. The
+    // line counts in items, PER to each.
+    template <int PER, class Look>
+    DEVICE void wait(const Item& item, int reason, int target, Look look) {
         const Params& p = c.p;
         bool shown = false;
         for (u32 spins = 1;; ++spins) {
-            int seen = load_acquire(p.control + counter);
+            int seen = look();
             if (__all_sync(~0u, seen >= target)) {
                 if (shown) beat(c, item, item.phase, WAIT_NONE, 0, 0, items);
                 return;
@@ -110,7 +112,7 @@ struct Token {
                 return;
             }
             if (!shown && spins >= SHOWN_AFTER) {
-                beat(c, item, item.phase, reason, target, seen, items);
+                beat(c, item, item.phase, reason, ceil_div(target, PER), seen / PER, items);
                 shown = true;
             }
         }
@@ -147,12 +149,19 @@ struct Token {
         return over_lanes(sum);
     }
 
+    // A logit as a word that is not 0, which all are until they are written; one NaN of all becomes its neighbour.
+    DEVICE static int posted(float logit) { return static_cast<int>(max(sortable(logit), 1u)); }
+    DEVICE static float read(int word) {
+        u32 bits = static_cast<u32>(word);
+        return __uint_as_float(bits & 0x80000000u ? bits ^ 0x80000000u : ~bits);
+    }
+
     DEVICE void route(int index) {
         const Params& p = c.p;
         int expert = index * TOKEN_WARPS + warp;
         if (expert < p.experts) {
             float logit = row_times_x(p.router_at + static_cast<i64>(expert) * p.hidden);
-            if (lane == 0) p.logits[expert] = logit;
+            if (lane == 0) store_relaxed(p.control + p.counts_at + expert, posted(logit));
         }
     }
 
@@ -161,21 +170,20 @@ struct Token {
         const Params& p = c.p;
         RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);
         if (warp == 0) {
-            if (route_items > 0) wait(item, ROUTE_DONE, route_items, WAIT_ROUTE);
+            if (p.given_experts != nullptr)
+                take_given(c, 0, scratch.chosen);
+            else if (p.experts <= 128)
+                pick<4>(item, scratch);
+            else
+                pick<18>(item, scratch);
             if (!s.aborted) {
-                if (p.given_experts != nullptr)
-                    take_given(c, 0, scratch.chosen);
-                else if (p.experts <= 128)
-                    pick<4>(scratch);
-                else
-                    pick<18>(scratch);
                 if (p.shared_experts > 0) weigh_shared(c, 0);
                 __syncwarp();
                 int expert = lane < p.top_k ? scratch.chosen[lane % MAX_TOP_K] : p.experts + lane - p.top_k;
                 bool absent = lane < entries && expert >= MAX_EXPERTS;
                 if (lane < entries) {
                     s.experts[lane] = absent ? -1 : expert;
-                    s.weights[lane] = __ldcg(p.weights + lane);
+                    if (p.given_experts != nullptr || lane >= p.top_k) s.weights[lane] = __ldcg(p.weights + lane);
                 }
                 absent = __any_sync(~0u, absent);
                 if (lane == 0) s.all = !absent;
@@ -183,7 +191,13 @@ struct Token {
         }
         __syncthreads();
         chosen = true;
-        if (s.aborted) return;
+    }
+
+    // What the down items read, by each warp whose up item is done, while others still wait for weights.
+    DEVICE void make_parts() {
+        const Params& p = c.p;
+        if (parted) return;
+        parted = true;
         for (int i = threadIdx.x; i < entries * chunks; i += THREADS) {
             int entry = i / chunks, column = i % chunks * CHUNK_COLUMNS, expert = s.experts[entry];
             Part part;
@@ -193,14 +207,28 @@ struct Token {
             part.weight = s.weights[entry];
             parts[i] = part;
         }
-        __syncthreads();
     }
 
+    // Warp 0, J experts a lane. The logits say by themselves that they are there: no release has to wait for them, and no
+    // load comes after it was heard of.
     template <int J>
-    DEVICE void pick(RouteScratch& scratch) const {
+    DEVICE void pick(const Item& item, RouteScratch& scratch) {
+        const Params& p = c.p;
+        int words[J];
+        wait<TOKEN_WARPS>(item, WAIT_ROUTE, p.experts, [&] {
+            int there = 0;
+#pragma unroll
+            for (int j = 0; j < J; ++j)
+                words[j] = load_relaxed(p.control + p.counts_at + min(lane + 32 * j, p.experts - 1));
+#pragma unroll
+            for (int j = 0; j < J; ++j) there += lane + 32 * j < p.experts && words[j] != 0;
+            return __reduce_add_sync(~0u, there);
+        });
+        if (s.aborted) return;
         float logits[1][J];
-        load_logits<J>(c, logits[0], 0);
-        select(c, logits, scratch.choices[0], 0, scratch.chosen);
+#pragma unroll
+        for (int j = 0; j < J; ++j) logits[0][j] = read(words[j]);
+        select(c, logits, scratch.choices[0], scratch.chosen, [&](int, float weight) { s.weights[lane] = weight; });
     }
 
     // WHOLE: H is a multiple of a batch's columns, and no chunk has to be asked whether it exists
@@ -310,7 +338,7 @@ struct Token {
     // All of the CTA: what the up items left, past L1, into shared memory.
     DEVICE void gather_activations(const Item& item) {
         const Params& p = c.p;
-        if (warp == 0) wait(item, DOWN_DONE, up_items, WAIT_UP);
+        if (warp == 0) wait<1>(item, WAIT_UP, up_items, [&] { return load_acquire(p.control + DOWN_DONE); });
         __syncthreads();
         activated = true;
         if (s.aborted) return;
@@ -356,13 +384,14 @@ struct Token {
         if (threadIdx.x < entries && s.experts[threadIdx.x] >= 0) c.s.counts[s.experts[threadIdx.x]] = 1;
     }
 
-    DEVICE void run() {
+    // ticket: thread 0's first one
+    DEVICE void run(int ticket) {
         const Params& p = c.p;
         for (int i = threadIdx.x * 8; i < p.hidden; i += THREADS * 8)
             *reinterpret_cast<Vector*>(x + i) = load_vector(p.x + i);
         if (threadIdx.x == 0) {
             s.aborted = 0;
-            s.ticket = atomicAdd(p.control + TICKET, 1);
+            s.ticket = ticket;
         }
         __syncthreads();
         while (true) {
@@ -391,11 +420,16 @@ struct Token {
             item.faulty = item.phase == PHASE_UP && index == 0;
 #endif
             go_wrong(p, item, 20);
+            if (item.phase == PHASE_DOWN && !parted) {
+                make_parts();
+                __syncthreads();
+            }
             work(item, index);
+            if (item.phase == PHASE_UP) make_parts();
             __syncthreads();
             if (s.aborted) break;
             if (threadIdx.x == 0) {
-                int counter = item.phase == PHASE_ROUTE ? ROUTE_DONE : item.phase == PHASE_UP ? DOWN_DONE : NEVER;
+                int counter = item.phase == PHASE_UP ? DOWN_DONE : NEVER;
 #if FAULT == 1
                 if (item.faulty) counter = NEVER;
 #endif
@@ -412,20 +446,23 @@ struct Token {
         const Params& p = c.p;
         Item item = {};
         item.phase = PHASE_LEFT;
+        int left = 0;
         __syncthreads();
-        if (threadIdx.x == 0) c.s.left = add_acquire_release(p.control + EXITS, 1);
+        if (threadIdx.x == 0) left = add_acquire_release(p.control + EXITS, 1);
+        if (chosen && !s.aborted) count_experts();  // while the answer is on its way
+        if (threadIdx.x == 0) c.s.left = left;
         // after the count, whose release would wait until the host has the line
         if (warp == 0) beat(c, item, PHASE_LEFT, WAIT_NONE, 0, 0, items);
         __syncthreads();
         if (c.s.left != gridDim.x - 1) return;
-        if (load_relaxed(p.control + ABORT) == 0) count_experts();
-        __syncthreads();
         if (threadIdx.x >= CONSUMER_FIRST) close_launch(c, route_items, up_items, down_items, 0);
     }
 };
 
 DEVICE void token_layer(const Params& p, u8* memory) {
+    int ticket = 0;
+    if (threadIdx.x == 0) ticket = atomicAdd(p.control + TICKET, 1);  // on its way beside x
     Context c = {p, *reinterpret_cast<Shared*>(memory), 0, 0, p.totals[TOTAL_LAUNCHES] + 1};
     u8* rest = memory + round_up(sizeof(Shared), 1024);
-    Token(c, *reinterpret_cast<TokenShared*>(rest), rest + TOKEN_SHARED_BYTES).run();
+    Token(c, *reinterpret_cast<TokenShared*>(rest), rest + TOKEN_SHARED_BYTES).run(ticket);
 }
