@@ -143,8 +143,8 @@ def test_control_words_are_zero_again_and_the_page_tells_what_was_done(place: Pl
     free = multiprocessors(layer.device) * tiles.programs // route_tiles
     parts = min(-(-64 // tiles.route_depth), tiles.route_splits, free)
     portable = 2 * route_tiles * parts, 2 * -(-20 // tiles.combine_tokens)
-    # the logits of tiles of 16 tokens, the choice for tiles of 8, and combine items of a token in the Hopper form
-    assert (route, combine) == {"hopper": (2 * (2 + 3), 2 * 20), "portable": portable}[workspace.form(layer, 20)]
+    # the logits of tiles of 16 tokens, the choice for tiles of 8, and combine items of two tokens in the Hopper form
+    assert (route, combine) == {"hopper": (2 * (2 + 3), 2 * 10), "portable": portable}[workspace.form(layer, 20)]
 
 
 def test_launch_numbers_go_beyond_32_bits(place: Place) -> None:
