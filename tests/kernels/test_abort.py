@@ -87,7 +87,7 @@ def _stall_and_abort(page: Page, words: torch.Tensor, place: Place) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [16, 100, 900])  # with 900, in pairs of CTAs
+@pytest.mark.parametrize("tokens", [1, 16, 100, 900])  # one has a kernel of its own; 900 are in pairs of CTAs
 def test_the_abort_word_ends_a_launch_of_every_size_of_grid(tokens: int, in_memory: Path) -> None:
     place = Place("cuda", torch.bfloat16, 6e-3, ())
     with _mapped_page(in_memory, place, slots=264) as (page, words):

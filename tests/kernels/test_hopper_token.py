@@ -153,8 +153,32 @@ def test_a_stalled_launch_ends_by_the_abort_word_and_the_next_is_right() -> None
     launch(layer, workspace, programs=2, fault=Fault.STALL)
     assert words[Line.EXIT * beat_page.LINE_WORDS + ExitWord.EXIT] == 1 << 8 | Exit.ABORTED
     assert workspace.expert_tokens().sum() == 0
+    assert not workspace.control.any()
     words[Line.ABORT * beat_page.LINE_WORDS] = 0
     assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+
+
+def test_a_launch_whose_routing_does_not_end_is_aborted(emulator: Emulator) -> None:
+    layer = random_layer(13, 64, 32, 2, place=BFLOAT16)
+    words = page_of(3)
+    workspace = Workspace(layer, 1, page=words)
+    words[Line.ABORT * beat_page.LINE_WORDS] = 1
+    emulator.hold_logits(1 << 30)
+    launch(layer, workspace, programs=3)
+    assert words[Line.EXIT * beat_page.LINE_WORDS + ExitWord.EXIT] == 1 << 8 | Exit.ABORTED
+    assert not workspace.control.any(), "logits that came too late are no next launch's"
+    words[Line.ABORT * beat_page.LINE_WORDS] = 0
+    assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
+
+
+@pytest.mark.parametrize("experts", [1, 12, 13, 64, 128, 576])
+def test_a_line_says_how_many_route_items_are_missing(experts: int, emulator: Emulator) -> None:
+    items = [len(range(first, min(first + 12, experts))) for first in range(0, experts, 12)]
+    assert emulator.route_items_seen(experts, experts) == len(items)
+    assert emulator.route_items_seen(experts, 0) == 0
+    for logits in items:
+        assert emulator.route_items_seen(experts, experts - logits) == len(items) - 1
+    assert emulator.route_items_seen(experts, experts - 1) == len(items) - 1, "one logit is missing"
 
 
 def test_a_wait_is_shown_once_it_lasts_and_taken_back_when_it_is_over(emulator: Emulator) -> None:
@@ -168,7 +192,7 @@ def test_a_wait_is_shown_once_it_lasts_and_taken_back_when_it_is_over(emulator: 
     waits = [line.looks for line in emulator.lines(Fault.STALL) if line.wait]
     assert waits, "the one that is stalled waits for good"
     assert min(waits) == SHOWN_AFTER, "at this look, and not before"
-    # one CTA waits for what the other two have of the routing, and that wait ends well
+    # whoever has none of the routing waits for it, and that wait ends well
     slots = words[beat_page.FIRST_SLOT * beat_page.LINE_WORDS :].view(3, beat_page.LINE_WORDS)
     emulator.lines(Fault.NONE)
     emulator.hold_logits(2 * SHOWN_AFTER)

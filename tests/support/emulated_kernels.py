@@ -56,8 +56,12 @@ class Emulator(Listener):
         return found[: token_kernel(self.directory, fault).lines_shown(found, len(found))]
 
     def hold_logits(self, looks: int) -> None:
-        """The next launch's logits are not there before CTAs have looked for them so often."""
+        """The next launch's logits are not there before CTAs have looked for them so often, or it is aborted."""
         token_kernel(self.directory, Fault.NONE).hold_logits(looks)
+
+    def route_items_seen(self, experts: int, logits: int) -> int:
+        """What a CTA's line says of `logits` of all logits that it has seen, in route items."""
+        return int(token_kernel(self.directory, Fault.NONE).route_items_seen(experts, logits))
 
     def cuLaunchKernel(self, *arguments: int) -> tuple[int]:
         answer = super().cuLaunchKernel(*arguments)

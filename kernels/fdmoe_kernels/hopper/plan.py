@@ -190,8 +190,6 @@ class Plan:
             grid = min(grid, self._most_programs)
         with self._filling:
             self._fill_in(x, out, routing, tiles, paired=tiles.paired and grid > 1 and not one)
-            if one:
-                self._params.route_splits = 1
             if torch.cuda.current_device() == self._device_index:
                 make_current(self._device_index)
                 self._launch(function, grid)

@@ -115,7 +115,10 @@ auto max(A a, B b) {
     return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(b) : static_cast<C>(a);
 }
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL); }
-inline int atomicExch(int* at, int value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
+inline int atomicExch(int* at, int value) {  // the launch is aborted
+    held_for = 0;
+    return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL);
+}
 template <class T>
 T __ldcg(const T* at) {
     return *static_cast<const volatile T*>(at);

@@ -32,4 +32,6 @@ extern "C" int lines_shown(Shown* into, int most) {
 }
 // the next logits are kept back until a CTA has looked for them so often
 extern "C" void hold_logits(int looks) { held_for = looks; }
+// what a line says of logits that are there, in route items
+extern "C" int route_items_seen(int experts, int logits) { return Token::items_seen<TOKEN_WARPS>(experts, logits); }
 extern "C" int params_bytes() { return sizeof(Params); }

@@ -36,7 +36,7 @@ struct Params {
     Place* places;      // [T, K + S]: where each routed entry is in its expert's list
     u16* act;           // [sorted rows, I]
     u16* sorted;        // [sorted rows, H]: rows of x, and of a tile whose up items are done what the down items give
-    int* control;       // counters, zero between launches
+    int* control;       // counters, zero between launches; the logits of one token are where the experts' are
     i64* totals;        // never reset: items of each phase, launches, bytes moved, tokens per expert
     i64* page;          // the beat page, or null
     const u16 *router_at, *gate_up_at, *down_at;  // the weights themselves: [E, H], [E + S, 2I, H], [E + S, H, I]

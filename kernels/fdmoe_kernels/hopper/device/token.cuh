@@ -85,6 +85,12 @@ struct Token {
         return *reinterpret_cast<const Vector*>(vector + column);
     }
 
+    // Of items that are PER each, the last with what is left, those that lack nothing if what lacks lacks as a whole.
+    template <int PER>
+    DEVICE static int items_seen(int target, int seen) {
+        return ceil_div(target, PER) - ceil_div(target - seen, PER);
+    }
+
     // Warp 0: until what `look` sees reaches `target`; the rest of the CTA waits at its barrier. See Scheduler::wait. The
     // line counts in items, PER to each.
     template <int PER, class Look>
@@ -109,10 +115,11 @@ struct Token {
             }
             if (ended) {
                 if (lane == 0) s.aborted = 1;
+                __syncwarp();  // it is read next
                 return;
             }
             if (!shown && spins >= SHOWN_AFTER) {
-                beat(c, item, item.phase, reason, ceil_div(target, PER), seen / PER, items);
+                beat(c, item, item.phase, reason, ceil_div(target, PER), items_seen<PER>(target, seen), items);
                 shown = true;
             }
         }
@@ -193,7 +200,7 @@ struct Token {
         chosen = true;
     }
 
-    // What the down items read, by each warp whose up item is done, while others still wait for weights.
+    // What the down items read: after an up item, by each warp that is done with it, while others still wait for weights.
     DEVICE void make_parts() {
         const Params& p = c.p;
         if (parted) return;
@@ -402,8 +409,11 @@ struct Token {
             if (index >= route_items) {
                 item.phase = PHASE_UP;
                 // whoever leaves has chosen, too, for the last one closes the launch
-                if (!chosen && index < CLOSED) choose(item);
-                if (s.aborted || index >= CLOSED) break;
+                if (!chosen && index < CLOSED) {
+                    choose(item);
+                    if (s.aborted) break;
+                }
+                if (index >= CLOSED) break;
                 index -= route_items;
                 if (index >= up_items) {
                     item.phase = PHASE_DOWN;
