@@ -144,28 +144,17 @@ def test_it_beats_counts_and_says_how_it_ended() -> None:
     assert slots[:, 7].sum() == route + up + down, "each item was somebody's"
 
 
-@pytest.mark.usefixtures("emulator")
-def test_a_stalled_launch_ends_by_the_abort_word_and_the_next_is_right() -> None:
-    layer = random_layer(8, 64, 32, 2, place=BFLOAT16)
-    words = page_of(2)
-    workspace = Workspace(layer, 1, page=words)
-    words[Line.ABORT * beat_page.LINE_WORDS] = 1
-    launch(layer, workspace, programs=2, fault=Fault.STALL)
-    assert words[Line.EXIT * beat_page.LINE_WORDS + ExitWord.EXIT] == 1 << 8 | Exit.ABORTED
-    assert workspace.expert_tokens().sum() == 0
-    assert not workspace.control.any()
-    words[Line.ABORT * beat_page.LINE_WORDS] = 0
-    assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance
-
-
-def test_a_launch_whose_routing_does_not_end_is_aborted(emulator: Emulator) -> None:
+@pytest.mark.parametrize("fault", [Fault.STALL, Fault.NONE], ids=["up", "routing"])
+def test_a_launch_that_does_not_end_is_aborted_and_the_next_is_right(fault: Fault, emulator: Emulator) -> None:
     layer = random_layer(13, 64, 32, 2, place=BFLOAT16)
     words = page_of(3)
     workspace = Workspace(layer, 1, page=words)
     words[Line.ABORT * beat_page.LINE_WORDS] = 1
-    emulator.hold_logits(1 << 30)
-    launch(layer, workspace, programs=3)
+    if fault is Fault.NONE:
+        emulator.hold_logits(1 << 30)
+    launch(layer, workspace, programs=3, fault=fault)
     assert words[Line.EXIT * beat_page.LINE_WORDS + ExitWord.EXIT] == 1 << 8 | Exit.ABORTED
+    assert workspace.expert_tokens().sum() == 0
     assert not workspace.control.any(), "logits that came too late are no next launch's"
     words[Line.ABORT * beat_page.LINE_WORDS] = 0
     assert relative_error(launch(layer, workspace), expected(layer)) < BFLOAT16.tolerance

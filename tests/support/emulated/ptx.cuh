@@ -90,7 +90,7 @@ inline u32 __reduce_min_sync(u32, u32 value) {
     for (u32 other : share(value)) result = std::min(result, other);
     return result;
 }
-static thread_local int looks;      // at what is waited for, since this thread's last line of the page
+static thread_local int looks;     // at what is waited for, since this thread's last line of the page
 static std::atomic<int> held_for;  // so many looks at the logits the CTAs that have them keep them back
 inline int __reduce_add_sync(u32, int value) {
     ++looks;  // a look at the logits ends with it
@@ -115,7 +115,7 @@ auto max(A a, B b) {
     return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(b) : static_cast<C>(a);
 }
 inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_ACQ_REL); }
-inline int atomicExch(int* at, int value) {  // the launch is aborted
+inline int atomicExch(int* at, int value) {  // who does this aborts the launch
     held_for = 0;
     return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL);
 }

@@ -12,6 +12,7 @@ DEVICE u32 sortable(float value) {
     u32 bits = __float_as_uint(value);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+DEVICE float from_sortable(u32 bits) { return __uint_as_float(bits & 0x80000000u ? bits ^ 0x80000000u : ~bits); }
 
 // NaN counts as the lowest value and infinity as the largest finite one: each token gets K distinct experts
 DEVICE float finite(float value) { return value == value ? fminf(fmaxf(value, LOWEST), -LOWEST) : LOWEST; }

@@ -85,7 +85,7 @@ struct Token {
         return *reinterpret_cast<const Vector*>(vector + column);
     }
 
-    // Of items that are PER each, the last with what is left, those that lack nothing if what lacks lacks as a whole.
+    // Items that are done, of PER each and the last of the rest, if those that are not lack all of theirs.
     template <int PER>
     DEVICE static int items_seen(int target, int seen) {
         return ceil_div(target, PER) - ceil_div(target - seen, PER);
@@ -158,10 +158,6 @@ struct Token {
 
     // A logit as a word that is not 0, which all are until they are written; one NaN of all becomes its neighbour.
     DEVICE static int posted(float logit) { return static_cast<int>(max(sortable(logit), 1u)); }
-    DEVICE static float read(int word) {
-        u32 bits = static_cast<u32>(word);
-        return __uint_as_float(bits & 0x80000000u ? bits ^ 0x80000000u : ~bits);
-    }
 
     DEVICE void route(int index) {
         const Params& p = c.p;
@@ -203,7 +199,6 @@ struct Token {
     // What the down items read: after an up item, by each warp that is done with it, while others still wait for weights.
     DEVICE void make_parts() {
         const Params& p = c.p;
-        if (parted) return;
         parted = true;
         for (int i = threadIdx.x; i < entries * chunks; i += THREADS) {
             int entry = i / chunks, column = i % chunks * CHUNK_COLUMNS, expert = s.experts[entry];
@@ -234,7 +229,7 @@ struct Token {
         if (s.aborted) return;
         float logits[1][J];
 #pragma unroll
-        for (int j = 0; j < J; ++j) logits[0][j] = read(words[j]);
+        for (int j = 0; j < J; ++j) logits[0][j] = from_sortable(static_cast<u32>(words[j]));
         select(c, logits, scratch.choices[0], scratch.chosen, [&](int, float weight) { s.weights[lane] = weight; });
     }
 
@@ -435,7 +430,7 @@ struct Token {
                 __syncthreads();
             }
             work(item, index);
-            if (item.phase == PHASE_UP) make_parts();
+            if (item.phase == PHASE_UP && !parted) make_parts();
             __syncthreads();
             if (s.aborted) break;
             if (threadIdx.x == 0) {
