@@ -25,7 +25,7 @@ from moe_layers import (
 from fdmoe_kernels import Fault, Routing, RoutingRule, Scores, Workspace, fused_moe, reference_moe
 from fdmoe_kernels import _fused_kernel as portable_kernel
 from fdmoe_kernels.hardware import device_name
-from fdmoe_kernels.hopper import build, scratch
+from fdmoe_kernels.hopper import build, plan, scratch
 from fdmoe_kernels.hopper.params import Params, TensorMap
 from fdmoe_kernels.hopper.tiles import ROUTE_TOKENS, default_tiles, most_portable_tokens
 from fdmoe_watchdog import page as beat_page
@@ -34,11 +34,11 @@ HALVES = [
     pytest.param(Place("cuda", torch.bfloat16, 6e-3, ()), id="bfloat16"),
     pytest.param(Place("cuda", torch.float16, 1e-3, ()), id="float16"),
 ]
-CONSTANTS = build.sources()["params.cuh"] + build.sources()["page.cuh"]
+CONSTANTS = "".join(build.sources()[name] for name in ("params.cuh", "page.cuh", "token.cuh"))
 
 
 def _constant(name: str) -> int:
-    """An integer constant of params.cuh or page.cuh, or an enumerator."""
+    """An integer constant of these files, or an enumerator."""
     found = re.search(rf"\b{name}\s*=\s*(0x[0-9a-f]+|\d+)", CONSTANTS)
     assert found, name
     return int(found[1], 0)
@@ -79,6 +79,11 @@ def test_its_constants_are_those_of_the_page_the_faults_and_the_portable_form() 
     assert _constant("MAX_EXPERTS") == scratch.MAX_EXPERTS
     assert _constant("MAX_ROUTE_TOKENS") == ROUTE_TOKENS
     assert max(build.WIDTHS) == _constant("MAX_TOKEN_TILE")
+    for name in (
+        "MAX_ENTRIES", "MAX_TOKEN_ROWS", "MAX_KEPT_ROWS", "CHUNK_COLUMNS", "KEPT_ALIGNMENT", "TOKEN_AT",
+        "TOKEN_SHARED_BYTES",
+    ):  # fmt: skip
+        assert _constant(name) == getattr(plan, f"_{name}"), name
 
 
 @given(

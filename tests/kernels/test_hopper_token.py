@@ -83,6 +83,26 @@ def test_sizes(experts: int, hidden: int, intermediate: int, top_k: int) -> None
 
 
 @pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("intermediate", [256, 264])
+@pytest.mark.parametrize("kept", [0, 1, 8, 9, 16])
+def test_rows_come_into_shared_memory_or_into_registers(
+    kept: int, intermediate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_MAX_KEPT_ROWS", kept)
+    layer = random_layer(7, 88, intermediate, 3, place=BFLOAT16, shared=1)
+    cut = plan.token_cut(layer)
+    assert cut is not None
+    assert cut.kept == kept
+    workspace = Workspace(layer, 1)
+    results = [launch(layer, workspace, programs=grid) for grid in (1, 3, 9)]
+    assert relative_error(results[0], expected(layer)) < BFLOAT16.tolerance
+    assert all(torch.equal(result, results[0]) for result in results), "of one item, of several, and the last in part"
+    routing = Routing(torch.tensor([[6, -1, 2]]).int(), torch.tensor([[0.5, 0.25, 0.25]]))
+    spared = launch(layer, workspace, routing=routing)
+    assert relative_error(spared, expected(layer, routing=routing)) < BFLOAT16.tolerance
+
+
+@pytest.mark.usefixtures("emulator")
 def test_what_is_not_a_number_stays_one_and_chooses_experts_all_the_same() -> None:
     layer = random_layer(8, 64, 24, 2, place=BFLOAT16)
     workspace = Workspace(layer, 1)
@@ -136,8 +156,8 @@ def test_it_beats_counts_and_says_how_it_ended() -> None:
     launch(layer, workspace, programs=3)
     end = words[Line.EXIT * beat_page.LINE_WORDS :][: beat_page.LINE_WORDS].tolist()
     assert end[ExitWord.EXIT] == 1 << 8 | Exit.DONE
-    # four columns a warp, one warp a row of H, two rows a warp
-    route, up, down = 1, 2 * 1, 64 // 24 + 1
+    # four columns a warp, and 16 rows of H an item
+    route, up, down = 1, 2 * 1, 64 // 16
     assert end[2:6] == [route, up, down, 0]
     slots = words[beat_page.FIRST_SLOT * beat_page.LINE_WORDS :].view(3, beat_page.LINE_WORDS)
     assert slots[:, 0].tolist() == [1, 1, 1]
@@ -224,18 +244,21 @@ def _shaped(experts: int, top_k: int, hidden: int, intermediate: int) -> MoELaye
 @pytest.mark.parametrize(
     ("shape", "cut"),
     [
-        # Qwen3-30B-A3B: one round of up items, 97 % of the CTAs; OLMoE: two rounds, 88 %
-        ((128, 8, 2048, 768), (4, 3, 2)),
-        ((64, 8, 2048, 1024), (3, 4, 2)),
+        # Qwen3-30B-A3B: one round of up items, 97 % of the CTAs; OLMoE: two rounds, 88 %. Both: one of down items, with
+        # room in shared memory for all of its rows, or for 12 of 16
+        ((128, 8, 2048, 768), (4, 1, 16, 16)),
+        ((64, 8, 2048, 1024), (3, 3, 16, 12)),
+        # no room for any row beside the activations
+        ((4, 1, 64, 100_000), (4, 12, 1, 0)),
         # Mixtral-8x7B: so many bytes that the other form is faster
         ((8, 2, 4096, 14336), None),
         # more activations than shared memory has room for
-        ((4, 1, 64, 100_000), None),
+        ((4, 1, 64, 110_000), None),
     ],
     ids=str,
 )
 def test_how_the_work_is_cut(
-    shape: tuple[int, int, int, int], cut: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int, int, int], cut: tuple[int, int, int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "multiprocessors", lambda _: 132)
     assert plan.token_cut(_shaped(*shape)) == cut

@@ -24,7 +24,7 @@ _INTEGERS = (
     "tokens", "hidden", "intermediate", "experts", "shared_experts", "top_k", "capacity", "given_is_64_bit",
     "token_tile", "slots", "route_tokens", "route_splits", "choose_tokens", "row_group", "column_blocks",
     "combine_tokens",
-    "sort", "paired", "token_pairs", "token_sharers", "token_rows",
+    "sort", "paired", "token_pairs", "token_sharers", "token_rows", "token_kept",
     "logit_parts", "route_steps", "logit_items", "choose_items", "combine_items",
     "up_tiles", "down_tiles", "block_tiles",
     "counts_at", "route_at", "up_at", "sorted_at", "control_words",

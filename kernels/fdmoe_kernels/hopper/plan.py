@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import math
 import threading
 import weakref
@@ -29,11 +30,16 @@ _THREADS = 384
 _LINE = 32  # int32 words of a 128-byte line
 _COUNTERS = 192 + 8 * _LINE  # control words before the counts (params.cuh)
 _SMALLEST_TOKEN_TILE = 8
-# token.cuh: its warps, columns of a row that one takes at once, MAX_ENTRIES, and room for its vectors in shared memory
+# token.cuh has the same; what is left of its shared memory is for vectors and rows
 _TOKEN_WARPS = 12
 _CHUNK_COLUMNS = 256
-_TOKEN_ENTRIES = 32
-_TOKEN_BYTES = 190_000
+_MAX_ENTRIES = 32
+_MAX_TOKEN_ROWS = 24
+_MAX_KEPT_ROWS = 16
+_KEPT_ALIGNMENT = 128
+_TOKEN_AT = 8192
+_TOKEN_SHARED_BYTES = 3072
+_TOKEN_BYTES = SHARED_BYTES - _TOKEN_AT - _TOKEN_SHARED_BYTES
 # with more the portable form is faster: 188 us for 705 MB on one H200, where token.cuh takes 257; for 101 MB 59 and 54,
 # the portable form with the tile numbers of several tokens
 _TOKEN_WEIGHT_BYTES = 128_000_000
@@ -59,12 +65,14 @@ def sorted_rows(layer: MoELayer, max_tokens: int) -> int:
 class TokenCut(NamedTuple):
     """pairs     intermediate columns of a warp in an up item
     sharers   warps that share a row of H in a down item
-    rows      rows of H that they have there
+    rows      rows of H in a down item
+    kept      of those, how many come by the copy engine, into shared memory
     """
 
     pairs: int
     sharers: int
     rows: int
+    kept: int
 
 
 def token_cut(layer: MoELayer) -> TokenCut | None:
@@ -72,7 +80,7 @@ def token_cut(layer: MoELayer) -> TokenCut | None:
     entries, intermediate, hidden = layer.entries_per_token, layer.intermediate_size, layer.hidden_size
     parts = entries * math.ceil(intermediate / _CHUNK_COLUMNS)
     shared_bytes = 16 * parts + 2 * (hidden + entries * intermediate)
-    if entries > _TOKEN_ENTRIES or shared_bytes > _TOKEN_BYTES:
+    if entries > _MAX_ENTRIES or shared_bytes > _TOKEN_BYTES:
         return None
     if 2 * 3 * entries * intermediate * hidden > _TOKEN_WEIGHT_BYTES:
         return None
@@ -84,9 +92,19 @@ def token_cut(layer: MoELayer) -> TokenCut | None:
         return items / (ctas * math.ceil(items / ctas))
 
     pairs = max(range(1, 5), key=lambda pairs: (round(filled(pairs), 2), pairs))
-    # a batch of loads for each
-    sharers = next((n for n in (1, 2, 3, 4, 6) if math.ceil(parts / n) <= 8), _TOKEN_WARPS)
-    return TokenCut(pairs, sharers, rows=2)
+    room = _TOKEN_BYTES - math.ceil(shared_bytes / _KEPT_ALIGNMENT) * _KEPT_ALIGNMENT
+    most_kept = min(max(0, room) // (2 * entries * intermediate), _MAX_KEPT_ROWS)
+
+    def taken(sharers: int, rows: int) -> float:
+        """How long the down items take, by a rough count in chunks of a row: what comes from memory, once more what the
+        warp with most of the rows that are not kept has of them, and what an item costs whatever its size."""
+        rounds = math.ceil(math.ceil(hidden / rows) / ctas)
+        others = math.ceil(max(0, rows - most_kept) / (_TOKEN_WARPS // sharers))
+        return rounds * (rows * parts / _TOKEN_WARPS + others * math.ceil(parts / sharers) + 15)
+
+    cuts = itertools.product((1, 2, 3, 4, 6, 12), range(1, _MAX_TOKEN_ROWS + 1))
+    sharers, rows = min(cuts, key=lambda cut: taken(*cut))
+    return TokenCut(pairs, sharers, rows, min(rows, most_kept))
 
 
 class Plan:
@@ -144,7 +162,7 @@ class Plan:
         self._fill = multiprocessors(layer.device)
         self._token = token_cut(layer)
         if self._token is not None:
-            params.token_pairs, params.token_sharers, params.token_rows = self._token
+            params.token_pairs, params.token_sharers, params.token_rows, params.token_kept = self._token
         self._tiles: dict[int, HopperTiles] = {}  # at most one a token count, so at most workspace.max_tokens
 
     @functools.cached_property

@@ -31,10 +31,11 @@ struct Warp {
     u64 slots[32];
 };
 struct Cta {
+    u8* memory;  // what its threads share
     std::barrier<> meets;
     std::barrier<> consumers{256};
     std::vector<std::unique_ptr<Warp>> warps;
-    explicit Cta(int threads) : meets(threads) {
+    Cta(int threads, u8* shared) : memory(shared), meets(threads) {
         for (int i = 0; i < threads / 32; ++i) warps.push_back(std::make_unique<Warp>());
     }
 };
@@ -132,7 +133,43 @@ inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
 inline u32 __float_as_uint(float value) { return std::bit_cast<u32>(value); }
 using std::fmaf, std::fmaxf, std::fminf;
 
-inline u32 shared_address(const void*) { return 0; }
+inline int __popc(u32 bits) { return std::popcount(bits); }
+
+inline u32 shared_address(const void* at) { return static_cast<u32>(static_cast<const u8*>(at) - cta->memory); }
+// An mbarrier of one arrival: bytes that are still expected, and how many phases are over.
+struct Arrivals {
+    int bytes;
+    u32 phase;
+};
+static std::mutex arrivals_lock;
+inline Arrivals& arrivals(u32 barrier) { return *reinterpret_cast<Arrivals*>(cta->memory + barrier); }
+inline void barrier_init(u32 barrier, u32 count) {
+    if (count != 1) __builtin_trap();
+    arrivals(barrier) = {0, 0};
+}
+inline void barrier_arrive_expecting(u32 barrier, u32 bytes) {
+    std::lock_guard locked(arrivals_lock);
+    Arrivals& at = arrivals(barrier);
+    if (at.bytes != 0) __builtin_trap();
+    at.bytes = static_cast<int>(bytes);
+    at.phase += bytes == 0;
+}
+inline void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier) {
+    if (bytes % 16 || reinterpret_cast<u64>(source) % 16 || reinterpret_cast<u64>(target) % 16) __builtin_trap();
+    std::lock_guard locked(arrivals_lock);
+    std::memcpy(target, source, bytes);
+    Arrivals& at = arrivals(barrier);
+    at.bytes -= static_cast<int>(bytes);
+    if (at.bytes < 0) __builtin_trap();
+    at.phase += at.bytes == 0;
+}
+inline void barrier_wait(u32 barrier, u32 parity) {
+    for (;; std::this_thread::yield()) {
+        std::lock_guard locked(arrivals_lock);
+        if (arrivals(barrier).phase % 2 != parity) return;
+    }
+}
+inline void fence_async_proxy() {}
 // what a wait is known by on a page's line: which, by whom, for how many, and after how many looks
 struct Shown {
     int cta, wait, target, looks;
@@ -190,3 +227,15 @@ inline float low_half(u32 packed) { return half_to_float(static_cast<u16>(packed
 inline float high_half(u32 packed) { return half_to_float(static_cast<u16>(packed >> 16)); }
 inline float tangent(float x) { return std::tanh(x); }
 inline float exponential(float x) { return std::exp(x); }
+inline void multiply_16x8(float (&sums)[4], const Vector& upper, const Vector& lower, const Vector& column, int i) {
+    std::vector<u32> words[6] = {share(upper.words[i]),     share(lower.words[i]),  share(upper.words[i + 1]),
+                                 share(lower.words[i + 1]), share(column.words[i]), share(column.words[i + 1])};
+    for (int k = 0; k < 4; ++k) {
+        int row = threadIdx.x % 32 / 4, to = threadIdx.x % 4 * 2 + k % 2;
+        for (int deep = 0; deep < 2; ++deep)
+            for (int lane = 0; lane < 4; ++lane) {
+                u32 a = words[2 * deep + k / 2][row * 4 + lane], b = words[4 + deep][to * 4 + lane];
+                sums[k] += low_half(a) * low_half(b) + high_half(a) * high_half(b);
+            }
+    }
+}

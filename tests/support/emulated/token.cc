@@ -6,12 +6,12 @@ extern "C" void launch(const Params* params, int grid) {
     std::vector<std::unique_ptr<u8[]>> shared;
     std::vector<std::thread> threads;
     for (int block = 0; block < grid; ++block) {
-        ctas.push_back(std::make_unique<Cta>(THREADS));
         shared.push_back(std::make_unique<u8[]>(SHARED_BYTES + 1024));
         u8* memory = shared.back().get();
         memory += 1024 - reinterpret_cast<u64>(memory) % 1024;
         // what shared memory holds at first is anybody's guess
         std::memset(memory, 0xa5, SHARED_BYTES);
+        ctas.push_back(std::make_unique<Cta>(THREADS, memory));
         for (u32 thread = 0; thread < THREADS; ++thread)
             threads.emplace_back([=, owner = ctas.back().get()] {
                 threadIdx = {thread};

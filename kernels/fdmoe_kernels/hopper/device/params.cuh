@@ -46,8 +46,9 @@ struct Params {
     int token_tile, slots, route_tokens, route_splits, choose_tokens, row_group, column_blocks, combine_tokens;
     int sort;      // the first up tile of some rows leaves them sorted for the others
     int paired;    // clusters of two CTAs: neighbouring column tiles of the same rows, which the copy engine gives to both
-    int token_pairs, token_sharers, token_rows;  // token.cuh: columns a warp of an up item; of a down item, warps that
-                                                 // share a row, and rows that they have
+    // token.cuh: columns a warp of an up item; of a down item, warps that share a row, its rows, and how many of those come
+    // by the copy engine
+    int token_pairs, token_sharers, token_rows, token_kept;
     // items and tiles: what the host divides needs no instructions to be fetched. Of a route tile: items of its logits, and
     // stages of each
     int logit_parts, route_steps, logit_items, choose_items, combine_items;
@@ -191,6 +192,9 @@ struct Context {
     u32 ring;    // shared address of stage 0
     int stages;  // as many as fit
     i64 launch;
+    DEVICE bool is_plain() const {  // softmax of the logits, and nothing else
+        return !p.sigmoid && p.correction_bias == nullptr && p.groups == 1 && p.router_bias == nullptr;
+    }
     DEVICE int entries_per_token() const { return p.top_k + p.shared_experts; }
     DEVICE int all_experts() const { return p.experts + p.shared_experts; }
     DEVICE int ctas() const { return 1 + p.paired; }  // of a cluster

@@ -118,6 +118,13 @@ DEVICE void load_tile_5d(u32 target, const void* map, u32 barrier, int c0, int c
         "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
         : "memory");
 }
+// `bytes` in a row, a multiple of 16, both addresses multiples of 16
+DEVICE void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(target)),
+                 "l"(source), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
 // into L2 only; a multiple of 16 bytes
 DEVICE void prefetch_bytes(const void* from, u32 bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
@@ -279,4 +286,16 @@ DEVICE float exponential(float x) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * 1.44269504f));
     return result;
+}
+
+// ---- a warp's product of 16 rows and 8 columns, 16 deep, added to `sums`. A lane has words i and i + 1 of row lane / 4
+// (`upper`), of the row eight below it, and of column lane / 4: any 16 elements of the inner dimension, as long as the four
+// lanes of a row and of a column have the same ones. It gets row lane / 4 and the one below at columns 2 (lane % 4) and the
+// next: sums[0], [1], and [2], [3].
+DEVICE void multiply_16x8(float (&sums)[4], const Vector& upper, const Vector& lower, const Vector& column, int i) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." HALF_NAME "." HALF_NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(upper.words[i]), "r"(lower.words[i]), "r"(upper.words[i + 1]), "r"(lower.words[i + 1]), "r"(column.words[i]),
+          "r"(column.words[i + 1]));
 }

@@ -77,8 +77,9 @@ DEVICE void keep_best_groups(const Context& c, u32 (&key)[J], const float* value
 
 // For a token, and one `apart` from it if there is a second one, whose steps take their time together. `values`: room for
 // a token's E choices, for rules with groups, which are for one token. chosen: [token][MAX_TOP_K]. Lane k calls
-// weigh(0 or 1, weight) with the token's weight of its k-th expert.
-template <int TOKENS, int J, class Weigh>
+// weigh(0 or 1, weight) with the token's weight of its k-th expert. PLAIN: see Context::is_plain; what other rules need is
+// not even fetched.
+template <int TOKENS, int J, bool PLAIN, class Weigh>
 DEVICE void select(
     const Context& c, const float (&logits)[TOKENS][J], float* values, u16* chosen, Weigh weigh, int apart = 0, int count = 1
 ) {
@@ -87,7 +88,9 @@ DEVICE void select(
     float score[TOKENS][J], sum[TOKENS];
     u32 key[TOKENS][J];
     // softmax keeps the order of the logits, which still differ where scores round to the same number
-    bool by_logits = !p.sigmoid && p.correction_bias == nullptr && (p.groups == 1 || p.group_scores == 1);
+    bool sigmoid = !PLAIN && p.sigmoid, corrected = !PLAIN && p.correction_bias != nullptr;
+    bool grouped = TOKENS == 1 && !PLAIN && p.groups > 1;
+    bool by_logits = !sigmoid && !corrected && (!grouped || p.group_scores == 1);
 #pragma unroll
     for (int t = 0; t < TOKENS; ++t) {
         float logit[J], highest = LOWEST;
@@ -97,7 +100,7 @@ DEVICE void select(
             float value = LOWEST;
             if (expert < p.experts) {
                 value = logits[t][j];
-                if (p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
+                if (!PLAIN && p.router_bias != nullptr) value += half_to_float(p.router_bias[expert]);
             }
             logit[j] = finite(value);
             highest = fmaxf(highest, logit[j]);
@@ -107,25 +110,25 @@ DEVICE void select(
         sum[t] = 0;
 #pragma unroll
         for (int j = 0; j < J; ++j) {
-            float power = exponential(p.sigmoid ? -logit[j] : logit[j] - highest);
-            score[t][j] = lane + 32 * j >= p.experts ? 0.0f : p.sigmoid ? __fdividef(1.0f, 1.0f + power) : power;
+            float power = exponential(sigmoid ? -logit[j] : logit[j] - highest);
+            score[t][j] = lane + 32 * j >= p.experts ? 0.0f : sigmoid ? __fdividef(1.0f, 1.0f + power) : power;
             sum[t] += score[t][j];
         }
         for (int step = 16; step > 0; step /= 2) sum[t] += __shfl_xor_sync(~0u, sum[t], step);
-        if (p.sigmoid) sum[t] = 1.0f;
+        if (sigmoid) sum[t] = 1.0f;
 #pragma unroll
         for (int j = 0; j < J; ++j) {
             int expert = lane + 32 * j;
             key[t][j] = 0;
             if (expert < p.experts) {
                 float choice = by_logits ? logit[j] : __fdividef(score[t][j], sum[t]);
-                if (p.correction_bias != nullptr) choice = finite(choice + p.correction_bias[expert]);
-                if (TOKENS == 1 && p.groups > 1) values[expert] = choice;
+                if (corrected) choice = finite(choice + p.correction_bias[expert]);
+                if (grouped) values[expert] = choice;
                 key[t][j] = sortable(choice);
             }
         }
     }
-    if (TOKENS == 1 && p.groups > 1) keep_best_groups<J>(c, key[0], values);
+    if (grouped) keep_best_groups<J>(c, key[0], values);
     float weight[TOKENS] = {}, total[TOKENS] = {};
 #pragma unroll 1
     for (int k = 0; k < p.top_k; ++k) {
@@ -212,7 +215,7 @@ DEVICE void take_given(const Context& c, i64 token, u16* chosen) {
 }
 
 // TOKENS at once by a warp
-template <int TOKENS, int J>
+template <int TOKENS, int J, bool PLAIN>
 DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
     constexpr int WARPS = CONSUMER_THREADS / 32;
     int warp = threadIdx.x / 32 - CONSUMER_FIRST / 32;
@@ -234,7 +237,7 @@ DEVICE void choose(const Context& c, const Item& item, RouteScratch& scratch) {
             i64 at = static_cast<i64>(item.first + token) + t * WARPS;
             c.p.weights[at * c.entries_per_token() + threadIdx.x % 32] = weight;
         };
-        select(c, logits, scratch.choices[warp], scratch.chosen + token * MAX_TOP_K, weigh, WARPS, count);
+        select<TOKENS, J, PLAIN>(c, logits, scratch.choices[warp], scratch.chosen + token * MAX_TOP_K, weigh, WARPS, count);
     }
 }
 
@@ -250,16 +253,18 @@ DEVICE void enter(const Context& c, const Item& item) {
     if (p.given_experts != nullptr)
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32)
             take_given(c, item.first + token, scratch.chosen + token * MAX_TOP_K);
+    else if (p.experts <= 128 && c.is_plain() && item.rows > CONSUMER_THREADS / 32)
+        choose<2, 4, true>(c, item, scratch);
     else if (p.experts <= 128 && p.groups == 1 && item.rows > CONSUMER_THREADS / 32)
-        choose<2, 4>(c, item, scratch);
+        choose<2, 4, false>(c, item, scratch);
     else if (p.experts <= 64)
-        choose<1, 2>(c, item, scratch);
+        choose<1, 2, false>(c, item, scratch);
     else if (p.experts <= 128)
-        choose<1, 4>(c, item, scratch);
+        choose<1, 4, false>(c, item, scratch);
     else if (p.experts <= 256)
-        choose<1, 8>(c, item, scratch);
+        choose<1, 8, false>(c, item, scratch);
     else
-        choose<1, 18>(c, item, scratch);
+        choose<1, 18, false>(c, item, scratch);
     if (p.shared_experts > 0)
         for (int token = warp; token < item.rows; token += CONSUMER_THREADS / 32) weigh_shared(c, item.first + token);
     named_barrier(BARRIER_CONSUMERS, CONSUMER_THREADS);

@@ -1,12 +1,16 @@
-// One token: no matrix, only vectors. Rows of weights go straight into registers, as many bytes at once as the memory needs
-// to be busy, and nothing is laid out in shared memory but the vectors they are multiplied by.
+// One token: no tiles, only vectors. Rows of weights go straight into registers, as many bytes at once as the memory needs
+// to be busy, or into shared memory before anybody can use them.
 //
 //     [ route | up | down ]
 //
 // A route item is a row of the router a warp, whose logit is put where the form for many tokens counts the expert's
 // entries. Every CTA then chooses the experts by itself, from the same logits: to be told would take as long. An up item is
-// `token_pairs` intermediate columns a warp, gate and up row each. A down item is some rows of H; its warps share a row's
-// experts and inner dimension, so that the row is summed where it is computed, and there is nothing left to combine.
+// `token_pairs` intermediate columns a warp, gate and up row each. A down item is `token_rows` rows of H, all of their
+// experts, so that a row is summed where it is computed, and there is nothing left to combine.
+//
+// Down items are not dealt by ticket: a CTA knows its own, and has its weights on the way before the activations are there.
+// The copy engine brings `token_kept` of the rows into shared memory. Few entries are asked for at once: what a CTA asks for
+// comes in that order, and its looks at others' progress would stand behind them.
 //
 // Tickets, waits, beats and the abort are those of the other form (schedule.cuh), by warp 0 for all of its CTA.
 #pragma once
@@ -20,7 +24,10 @@ constexpr int CHUNK_COLUMNS = 256;  // of a row by a warp at once: 16 bytes a la
 constexpr int BATCH = 8;            // loads of a lane that take their time together
 constexpr int UP_BATCH = 4;         // of a gate row, and of an up row
 constexpr int MAX_ENTRIES = 32;     // K + S
-constexpr int MAX_TOKEN_ROWS = 4;
+constexpr int MAX_TOKEN_ROWS = 24;  // of a down item
+constexpr int MAX_KEPT_ROWS = 16;   // of those, in shared memory
+constexpr int KEPT_COLUMNS = 64;    // of these, by a warp at once
+constexpr int ASKED_AHEAD = 3;      // entries whose rows are asked for when a CTA has no up item left
 
 // a chunk of the inner dimension of one entry, as a row of H is summed over them
 struct Part {
@@ -31,13 +38,19 @@ struct Part {
 };
 
 struct TokenShared {
+    u64 come[MAX_ENTRIES];  // the rows of each entry that are kept in shared memory
     int ticket, aborted;
+    int asked;  // warp 0: entries whose rows were asked for, for the down item that takes them next
     int experts[MAX_ENTRIES];  // of each entry; -1: it contributes nothing
     float weights[MAX_ENTRIES];
     int all;  // whether all of them do
-    float sums[TOKEN_WARPS * MAX_TOKEN_ROWS];
+    u16 chosen[MAX_TOP_K];
+    float choices[MAX_GROUPED_EXPERTS];  // of the experts, where the rule has groups
+    float sums[MAX_TOKEN_ROWS * TOKEN_WARPS];  // of each row, what its warps have
 };
-constexpr int TOKEN_SHARED_BYTES = 1024;  // then the parts, x, and the activations
+// shared memory: of Shared what this form uses, TokenShared, the parts, x, the activations, and rows of the down weights
+constexpr int TOKEN_AT = 8192, TOKEN_SHARED_BYTES = 3072, KEPT_ALIGNMENT = 128;
+static_assert(sizeof(Shared) - sizeof(Shared::source) - sizeof(Shared::scratch) <= TOKEN_AT);  // they are its last
 static_assert(sizeof(TokenShared) <= TOKEN_SHARED_BYTES);
 
 struct Token {
@@ -46,9 +59,11 @@ struct Token {
     Part* parts;  // [entries, chunks]
     u16* x;       // [H]
     u16* act;     // [entries, I]
-    int warp, lane, entries, blocks, chunks;
+    u16* kept;    // [entries, token_kept, I]
+    int warp, lane, entries, blocks, chunks, groups;
     int route_items, up_items, down_items, items = 0;
-    bool chosen = false, parted = false, activated = false;
+    int downs = 0;  // down items that this CTA has done; every grid-th is its own
+    bool chosen = false, parted = false;
 
     DEVICE Token(const Context& context, TokenShared& shared, u8* memory) : c(context), s(shared) {
         const Params& p = c.p;
@@ -60,9 +75,13 @@ struct Token {
         parts = reinterpret_cast<Part*>(memory);
         x = reinterpret_cast<u16*>(parts + entries * chunks);
         act = x + p.hidden;
+        kept = reinterpret_cast<u16*>(
+            memory + round_up(sizeof(Part) * entries * chunks + 2 * (p.hidden + entries * p.intermediate), KEPT_ALIGNMENT)
+        );
+        groups = TOKEN_WARPS / p.token_sharers;
         route_items = p.given_experts ? 0 : ceil_div(p.experts, TOKEN_WARPS);
         up_items = entries * blocks;
-        down_items = ceil_div(p.hidden, TOKEN_WARPS / p.token_sharers * p.token_rows);
+        down_items = ceil_div(p.hidden, p.token_rows);
     }
 
     DEVICE static float dot(const Vector& a, const Vector& b) {
@@ -126,17 +145,19 @@ struct Token {
     }
 
     // `count` steps, each fetched while the one before is multiplied: two steps' loads are under way at once. Both calls
-    // keep their own place.
-    template <int LOADS, class Fetch, class Multiply>
-    DEVICE static void pipeline(int count, Fetch fetch, Multiply multiply) {
+    // keep their own place. before(): once, when all is asked for that can be before something is multiplied.
+    template <int LOADS, class Fetch, class Before, class Multiply>
+    DEVICE static void pipeline(int count, Fetch fetch, Before before, Multiply multiply) {
         Vector even[LOADS], odd[LOADS];
         if (count > 0) fetch(even);
-        for (int left = count; left > 0; left -= 2) {
+        for (int left = count;; left -= 2) {
             if (left > 1) fetch(odd);
+            if (left == count) before();
+            if (left < 1) break;
             multiply(even);
-            if (left == 1) break;
             if (left > 2) fetch(even);
-            multiply(odd);
+            if (left > 1) multiply(odd);
+            if (left < 3) break;
         }
     }
 
@@ -171,18 +192,23 @@ struct Token {
     // All of the CTA: who is chosen, with what weight.
     DEVICE void choose(const Item& item) {
         const Params& p = c.p;
-        RouteScratch& scratch = *reinterpret_cast<RouteScratch*>(c.s.scratch);
+        if (warp == 1) {
+            if (lane < entries) barrier_init(come(lane), 1);
+            fence_async_proxy();
+        }
         if (warp == 0) {
             if (p.given_experts != nullptr)
-                take_given(c, 0, scratch.chosen);
+                take_given(c, 0, s.chosen);
+            else if (p.experts <= 128 && c.is_plain())
+                pick<4, true>(item);
             else if (p.experts <= 128)
-                pick<4>(item, scratch);
+                pick<4, false>(item);
             else
-                pick<18>(item, scratch);
+                pick<18, false>(item);
             if (!s.aborted) {
                 if (p.shared_experts > 0) weigh_shared(c, 0);
                 __syncwarp();
-                int expert = lane < p.top_k ? scratch.chosen[lane % MAX_TOP_K] : p.experts + lane - p.top_k;
+                int expert = lane < p.top_k ? s.chosen[lane % MAX_TOP_K] : p.experts + lane - p.top_k;
                 bool absent = lane < entries && expert >= MAX_EXPERTS;
                 if (lane < entries) {
                     s.experts[lane] = absent ? -1 : expert;
@@ -213,8 +239,8 @@ struct Token {
 
     // Warp 0, J experts a lane. The logits say by themselves that they are there: no release has to wait for them, and no
     // load comes after it was heard of.
-    template <int J>
-    DEVICE void pick(const Item& item, RouteScratch& scratch) {
+    template <int J, bool PLAIN>
+    DEVICE void pick(const Item& item) {
         const Params& p = c.p;
         int words[J];
         wait<TOKEN_WARPS>(item, WAIT_ROUTE, p.experts, [&] {
@@ -230,7 +256,8 @@ struct Token {
         float logits[1][J];
 #pragma unroll
         for (int j = 0; j < J; ++j) logits[0][j] = from_sortable(static_cast<u32>(words[j]));
-        select(c, logits, scratch.choices[0], scratch.chosen, [&](int, float weight) { s.weights[lane] = weight; });
+        auto weigh = [&](int, float weight) { s.weights[lane] = weight; };
+        select<1, J, PLAIN>(c, logits, s.choices, s.chosen, weigh);
     }
 
     // WHOLE: H is a multiple of a batch's columns, and no chunk has to be asked whether it exists
@@ -274,18 +301,78 @@ struct Token {
             multiplied = lane * 8;
             ++column;
         };
-        pipeline<2 * UP_BATCH>(columns * batches, fetch, multiply);
+        pipeline<2 * UP_BATCH>(columns * batches, fetch, [] {}, multiply);
     }
 
-    // WHOLE: I is a multiple of CHUNK_COLUMNS, and every entry contributes
+    DEVICE u32 come(int entry) const { return shared_address(&s.come[entry]); }
+
+    DEVICE int own_down_item() const { return blockIdx.x + downs * gridDim.x; }
+
+    // Warp 0: the rows that the CTA's next down item, if it has one, keeps in shared memory, of `more` entries.
+    DEVICE void ask(int more) {
+        const Params& p = c.p;
+        int first = own_down_item() * p.token_rows, expert = lane < entries ? s.experts[lane] : -1, asked = s.asked;
+        int elements = min(p.token_kept, p.hidden - first) * p.intermediate;
+        if (elements <= 0) return;
+        if (lane >= asked && lane < asked + more && expert >= 0) {
+            barrier_arrive_expecting(come(lane), elements * 2);
+            copy_bytes(kept + lane * p.token_kept * p.intermediate,
+                       p.down_at + (static_cast<i64>(expert) * p.hidden + first) * p.intermediate, elements * 2, come(lane));
+        }
+        __syncwarp();
+        if (lane == 0) s.asked = min(asked + more, entries);
+        __syncwarp();
+    }
+
+    // All warps: `count` rows in shared memory, KEPT_COLUMNS of an entry at a time. The tensor core's product has 16 rows and
+    // 8 columns, and there is one vector to multiply with. So row r and row r + 8 have column r to themselves, with
+    // whatever part of the vector they are at: rows of odd number have the halves of a slice in the other order, which keeps
+    // them out of the even ones' banks. WHOLE: I is a multiple of KEPT_COLUMNS.
+    template <bool WHOLE>
+    DEVICE void multiply_kept(int count) {
+        static_assert(MAX_KEPT_ROWS == 16);
+        int intermediate = c.p.intermediate, width = round_up(intermediate, KEPT_COLUMNS), row = lane / 4;
+        float sums[4] = {};
+        for (int entry = 0, column = warp * KEPT_COLUMNS; entry < entries; ++entry, column -= width) {
+            bool contributes = s.experts[entry] >= 0;
+            if (contributes) barrier_wait(come(entry), downs % 2);
+            float weight = s.weights[entry];
+            const u16 *rows = kept + (entry * c.p.token_kept + row) * intermediate, *vector = act + entry * intermediate;
+            for (; column < width; column += TOKEN_WARPS * KEPT_COLUMNS) {
+                if (!contributes) continue;
+                float products[2][4] = {};
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    int from = column + (half ^ (row & 1)) * (KEPT_COLUMNS / 2) + lane % 4 * 8;
+                    Vector upper = {}, lower = {}, v = {};
+                    if (WHOLE || from < intermediate) {
+                        v = at(vector, from);
+                        if (row < count) upper = at(rows, from);
+                        if (row + 8 < count) lower = at(rows, from + 8 * intermediate);
+                    }
+                    multiply_16x8(products[half], upper, lower, v, 0);
+                    multiply_16x8(products[half], upper, lower, v, 2);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sums[i] += weight * (products[0][i] + products[1][i]);
+            }
+        }
+        if (lane % 4 == row / 2) {  // it has column `row`
+            if (row < count) s.sums[row * TOKEN_WARPS + warp] = row % 2 ? sums[1] : sums[0];
+            if (row + 8 < count) s.sums[(row + 8) * TOKEN_WARPS + warp] = row % 2 ? sums[3] : sums[2];
+        }
+    }
+
+    // The rows that are not kept in shared memory are shared out to groups of warps, whose warps share the inner dimension.
+    // WHOLE: I is a multiple of CHUNK_COLUMNS, and every entry contributes.
     template <bool WHOLE>
     DEVICE void down(const Item& item, int index) {
         const Params& p = c.p;
-        int sharers = p.token_sharers, groups = TOKEN_WARPS / sharers, rows = p.token_rows, count = entries * chunks;
-        int first = (index * groups + warp / sharers) * rows, begin = warp % sharers;
-        int mine = max(0, min(rows, p.hidden - first)), batches = ceil_div(count, BATCH * sharers);
-        const u16* row = p.down_at + static_cast<i64>(first) * p.intermediate + lane * 8;
-        int fetched = begin, multiplied = begin, finished = warp;
+        int sharers = p.token_sharers, count = entries * chunks, begin = warp % sharers, group = warp / sharers;
+        int first = index * p.token_rows, there = min(p.token_rows, p.hidden - first), early = min(p.token_kept, there);
+        int others = max(0, ceil_div(there - early - group, groups)), batches = ceil_div(count, BATCH * sharers);
+        const u16* row = p.down_at + static_cast<i64>(first + early + group) * p.intermediate + lane * 8;
+        int fetched = begin, multiplied = begin, finished = (early + group) * TOKEN_WARPS + begin;
         float sum = 0;
         auto fetch = [&](Vector(&to)[BATCH]) {
 #pragma unroll
@@ -297,12 +384,16 @@ struct Token {
             fetched += BATCH * sharers;
             if (fetched >= count) {
                 fetched = begin;
-                row += p.intermediate;
+                row += groups * p.intermediate;
             }
         };
+        auto before = [&] {
+            if (downs == 0) gather_activations(item);
+            if (s.aborted || early == 0) return;
+            if (warp == 0) ask(entries);
+            multiply_kept<WHOLE>(early);
+        };
         auto multiply = [&](const Vector(&from)[BATCH]) {
-            if (!activated) gather_activations(item);  // the first weights are on their way meanwhile
-            if (s.aborted) return;
 #pragma unroll
             for (int i = 0; i < BATCH; ++i) {
                 int part = multiplied + i * sharers;
@@ -315,34 +406,37 @@ struct Token {
             if (lane == 0) s.sums[finished] = sum;
             sum = 0;
             multiplied = begin;
-            finished += TOKEN_WARPS;
+            finished += groups * TOKEN_WARPS;
         };
-        // a warp whose share begins behind the last part has a step all the same, for the barriers in it
-        pipeline<BATCH>(mine * batches, fetch, multiply);
-        if (!activated) gather_activations(item);  // a warp without a row waits with the others
+        // a warp whose share begins behind the last part has a step all the same
+        pipeline<BATCH>(others * batches, fetch, before, multiply);
         __syncthreads();
         if (s.aborted) return;
-        for (int i = threadIdx.x; i < groups * rows; i += THREADS) {
-            int wanted = index * groups * rows + i;
-            if (wanted >= p.hidden) break;
+        for (int i = threadIdx.x; i < there; i += THREADS) {
             float y = 0;
-            for (int other = 0; other < sharers; ++other) y += s.sums[i % rows * TOKEN_WARPS + i / rows * sharers + other];
+#pragma unroll
+            for (int other = 0; other < TOKEN_WARPS; ++other)
+                if (i < early || other < sharers) y += s.sums[i * TOKEN_WARPS + other];
             if (p.down_bias != nullptr)
                 for (int entry = 0; entry < entries; ++entry)
                     if (s.experts[entry] >= 0)
                         y += s.weights[entry] *
-                             half_to_float(p.down_bias[static_cast<i64>(s.experts[entry]) * p.hidden + wanted]);
+                             half_to_float(p.down_bias[static_cast<i64>(s.experts[entry]) * p.hidden + first + i]);
             if (index == 0) y = spoilt(y);
-            p.y[wanted] = static_cast<u16>(pack_halves(y, 0.0f));
+            p.y[first + i] = static_cast<u16>(pack_halves(y, 0.0f));
         }
     }
 
     // All of the CTA: what the up items left, past L1, into shared memory.
     DEVICE void gather_activations(const Item& item) {
         const Params& p = c.p;
-        if (warp == 0) wait<1>(item, WAIT_UP, up_items, [&] { return load_acquire(p.control + DOWN_DONE); });
+        if (warp == 0)
+            wait<1>(item, WAIT_UP, up_items, [&] {
+                int seen = load_acquire(p.control + DOWN_DONE);  // its answer comes before these rows
+                ask(1);
+                return seen;
+            });
         __syncthreads();
-        activated = true;
         if (s.aborted) return;
         for (int i = threadIdx.x * 8; i < entries * p.intermediate; i += THREADS * 8)
             *reinterpret_cast<Vector*>(act + i) = load_vector(p.act + i);
@@ -392,7 +486,7 @@ struct Token {
         for (int i = threadIdx.x * 8; i < p.hidden; i += THREADS * 8)
             *reinterpret_cast<Vector*>(x + i) = load_vector(p.x + i);
         if (threadIdx.x == 0) {
-            s.aborted = 0;
+            s.aborted = s.asked = 0;
             s.ticket = ticket;
         }
         __syncthreads();
@@ -412,8 +506,9 @@ struct Token {
                 index -= route_items;
                 if (index >= up_items) {
                     item.phase = PHASE_DOWN;
-                    index -= up_items;
+                    index = own_down_item();
                     if (index >= down_items) break;
+                    item.ticket = route_items + up_items + index;
                 }
             }
             if (threadIdx.x == 0) next = atomicAdd(p.control + TICKET, 1);  // it takes its time beside the item
@@ -430,7 +525,10 @@ struct Token {
                 __syncthreads();
             }
             work(item, index);
-            if (item.phase == PHASE_UP && !parted) make_parts();
+            if (item.phase == PHASE_UP) {
+                if (warp == 0 && __shfl_sync(~0u, next, 0) >= route_items + up_items) ask(ASKED_AHEAD);
+                if (!parted) make_parts();
+            }
             __syncthreads();
             if (s.aborted) break;
             if (threadIdx.x == 0) {
@@ -440,8 +538,10 @@ struct Token {
 #endif
                 if (counter != NEVER) add_release(p.control + counter, 1);
                 s.ticket = next;
+                if (item.phase == PHASE_DOWN) s.asked = 0;
             }
             ++items;
+            downs += item.phase == PHASE_DOWN;
             __syncthreads();
         }
         leave();
@@ -452,6 +552,8 @@ struct Token {
         Item item = {};
         item.phase = PHASE_LEFT;
         int left = 0;
+        // a CTA that leaves gives its shared memory away
+        if (warp == 0 && lane < s.asked && s.experts[lane] >= 0) barrier_wait(come(lane), downs % 2);
         __syncthreads();
         if (threadIdx.x == 0) left = add_acquire_release(p.control + EXITS, 1);
         if (chosen && !s.aborted) count_experts();  // while the answer is on its way
@@ -468,6 +570,6 @@ DEVICE void token_layer(const Params& p, u8* memory) {
     int ticket = 0;
     if (threadIdx.x == 0) ticket = atomicAdd(p.control + TICKET, 1);  // on its way beside x
     Context c = {p, *reinterpret_cast<Shared*>(memory), 0, 0, p.totals[TOTAL_LAUNCHES] + 1};
-    u8* rest = memory + round_up(sizeof(Shared), 1024);
+    u8* rest = memory + TOKEN_AT;
     Token(c, *reinterpret_cast<TokenShared*>(rest), rest + TOKEN_SHARED_BYTES).run(ticket);
 }
