@@ -83,21 +83,20 @@ def test_sizes(experts: int, hidden: int, intermediate: int, top_k: int) -> None
 
 
 @pytest.mark.usefixtures("emulator")
-@pytest.mark.parametrize("intermediate", [256, 264])
-@pytest.mark.parametrize("kept", [0, 1, 8, 9, 16])
+@pytest.mark.parametrize(("kept", "intermediate"), [(0, 72), (1, 72), (9, 256), (16, 72)])
 def test_rows_come_into_shared_memory_or_into_registers(
     kept: int, intermediate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "_MAX_KEPT_ROWS", kept)
-    layer = random_layer(7, 88, intermediate, 3, place=BFLOAT16, shared=1)
+    layer = random_layer(7, 104, intermediate, 2, place=BFLOAT16, shared=1)
     cut = plan.token_cut(layer)
     assert cut is not None
     assert cut.kept == kept
     workspace = Workspace(layer, 1)
-    results = [launch(layer, workspace, programs=grid) for grid in (1, 3, 9)]
+    results = [launch(layer, workspace, programs=grid) for grid in (1, 3)]
     assert relative_error(results[0], expected(layer)) < BFLOAT16.tolerance
     assert all(torch.equal(result, results[0]) for result in results), "of one item, of several, and the last in part"
-    routing = Routing(torch.tensor([[6, -1, 2]]).int(), torch.tensor([[0.5, 0.25, 0.25]]))
+    routing = Routing(torch.tensor([[-1, 2]]).int(), torch.tensor([[0.5, 0.25]]))
     spared = launch(layer, workspace, routing=routing)
     assert relative_error(spared, expected(layer, routing=routing)) < BFLOAT16.tolerance
 

@@ -29,6 +29,7 @@ struct Index {
 struct Warp {
     std::barrier<> meets{32};
     u64 slots[32];
+    u32 factors[32][6];
 };
 struct Cta {
     u8* memory;  // what its threads share
@@ -228,14 +229,18 @@ inline float high_half(u32 packed) { return half_to_float(static_cast<u16>(packe
 inline float tangent(float x) { return std::tanh(x); }
 inline float exponential(float x) { return std::exp(x); }
 inline void multiply_16x8(float (&sums)[4], const Vector& upper, const Vector& lower, const Vector& column, int i) {
-    std::vector<u32> words[6] = {share(upper.words[i]),     share(lower.words[i]),  share(upper.words[i + 1]),
-                                 share(lower.words[i + 1]), share(column.words[i]), share(column.words[i + 1])};
-    for (int k = 0; k < 4; ++k) {
-        int row = threadIdx.x % 32 / 4, to = threadIdx.x % 4 * 2 + k % 2;
+    Warp& warp = *cta->warps[threadIdx.x / 32];
+    int lane = threadIdx.x % 32;
+    u32 own[6] = {upper.words[i],     lower.words[i],  upper.words[i + 1],
+                  lower.words[i + 1], column.words[i], column.words[i + 1]};
+    std::copy_n(own, 6, warp.factors[lane]);
+    warp.meets.arrive_and_wait();
+    for (int k = 0; k < 4; ++k)
         for (int deep = 0; deep < 2; ++deep)
-            for (int lane = 0; lane < 4; ++lane) {
-                u32 a = words[2 * deep + k / 2][row * 4 + lane], b = words[4 + deep][to * 4 + lane];
+            for (int other = 0; other < 4; ++other) {
+                u32 a = warp.factors[lane / 4 * 4 + other][2 * deep + k / 2];
+                u32 b = warp.factors[(lane % 4 * 2 + k % 2) * 4 + other][4 + deep];
                 sums[k] += low_half(a) * low_half(b) + high_half(a) * high_half(b);
             }
-    }
+    warp.meets.arrive_and_wait();
 }
