@@ -59,6 +59,16 @@ def _hopper() -> Iterator[str]:
                 yield _compare(f"hopper, H {hidden}, {name}, {programs or 'all'} CTAs", layer, x, y)
 
 
+def _one_token() -> Iterator[str]:
+    """Rows of one token beyond those that are kept in shared memory, on all CTAs and several items of each."""
+    layer = Model(2816, 4352, 3, 1, renormalize=True).random_layer(torch.bfloat16, _DEVICE)
+    workspace = Workspace(layer, 1, page=new_page(_DEVICE))
+    x = random_tokens(layer, 1)
+    for programs in (0, 50):
+        y = fused_moe(x, layer, workspace, programs=programs)
+        yield _compare(f"one token, H 2816, {programs or 'all'} CTAs", layer, x, y)
+
+
 def _forms() -> Iterator[str]:
     """The public op: one token, the portable form, fp16 and float32, and routings made elsewhere."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -125,7 +135,7 @@ def _with_everything(experts: int, hidden: int, intermediate: int, routing: Rout
 
 def main() -> None:
     torch.manual_seed(0)
-    for what in (_hopper, _forms, _rules):
+    for what in (_one_token, _forms, _rules, _hopper):
         for line in what():
             print(line, flush=True)
     print("all right")

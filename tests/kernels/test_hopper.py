@@ -133,6 +133,7 @@ def _always(workspace: Workspace) -> Workspace:
         (384, 2880, 416, 4, (1, 300)),
         (3, 64, 64, 1, (700,)),
         (60, 256, 176, 16, (4, 257)),
+        (3, 2816, 4352, 1, (1,)),  # rows of one token in registers, whose warps do not take as many steps
     ],
     ids=str,
 )

@@ -102,6 +102,16 @@ def test_rows_come_into_shared_memory_or_into_registers(
 
 
 @pytest.mark.usefixtures("emulator")
+def test_warps_that_share_rows_in_registers_need_not_take_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 17 parts of a row for two warps: nine and eight, where a step is of eight
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 4)
+    layer = random_layer(20, 88, 256, 16, place=BFLOAT16, shared=1)
+    assert plan.token_cut(layer) == (3, 2, 22, 16)
+    answer = launch(layer, Workspace(layer, 1), programs=1)
+    assert relative_error(answer, expected(layer)) < BFLOAT16.tolerance
+
+
+@pytest.mark.usefixtures("emulator")
 def test_what_is_not_a_number_stays_one_and_chooses_experts_all_the_same() -> None:
     layer = random_layer(8, 64, 24, 2, place=BFLOAT16)
     workspace = Workspace(layer, 1)

@@ -29,6 +29,7 @@ def token_kernel(directory: Path, fault: Fault) -> ctypes.CDLL:
         (folder / file.name).write_text(file.read_text())
     library = folder / "token.so"
     flags = ("-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-DFAULT={int(fault)}")
+    flags += ("-fsanitize=bounds-strict", "-fsanitize-undefined-trap-on-error")  # an index outside of its array
     made = subprocess.run(
         (COMPILER, *flags, "-o", library, folder / "token.cc"), capture_output=True, text=True, check=False
     )

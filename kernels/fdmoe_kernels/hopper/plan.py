@@ -40,8 +40,8 @@ _KEPT_ALIGNMENT = 128
 _TOKEN_AT = 8192
 _TOKEN_SHARED_BYTES = 3072
 _TOKEN_BYTES = SHARED_BYTES - _TOKEN_AT - _TOKEN_SHARED_BYTES
-# with more the portable form is faster: 188 us for 705 MB on one H200, where token.cuh takes 257; for 101 MB 59 and 54,
-# the portable form with the tile numbers of several tokens
+# with more the portable form is faster: 188 us for 705 MB on one H200, where an older token.cuh took 257; for 101 MB it
+# takes 59, with the tile numbers of several tokens, and token.cuh 48
 _TOKEN_WEIGHT_BYTES = 128_000_000
 
 

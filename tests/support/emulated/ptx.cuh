@@ -31,12 +31,20 @@ struct Warp {
     u64 slots[32];
     u32 factors[32][6];
 };
+struct Copy {
+    void* target;
+    const void* source;
+    u32 bytes, barrier;
+};
 struct Cta {
     u8* memory;  // what its threads share
+    u32 memory_bytes;
+    std::mutex copying;
+    std::vector<Copy> copies;  // on their way
     std::barrier<> meets;
     std::barrier<> consumers{256};
     std::vector<std::unique_ptr<Warp>> warps;
-    Cta(int threads, u8* shared) : memory(shared), meets(threads) {
+    Cta(int threads, u8* shared, u32 bytes) : memory(shared), memory_bytes(bytes), meets(threads) {
         for (int i = 0; i < threads / 32; ++i) warps.push_back(std::make_unique<Warp>());
     }
 };
@@ -142,32 +150,36 @@ struct Arrivals {
     int bytes;
     u32 phase;
 };
-static std::mutex arrivals_lock;
 inline Arrivals& arrivals(u32 barrier) { return *reinterpret_cast<Arrivals*>(cta->memory + barrier); }
 inline void barrier_init(u32 barrier, u32 count) {
     if (count != 1) __builtin_trap();
     arrivals(barrier) = {0, 0};
 }
 inline void barrier_arrive_expecting(u32 barrier, u32 bytes) {
-    std::lock_guard locked(arrivals_lock);
-    Arrivals& at = arrivals(barrier);
-    if (at.bytes != 0) __builtin_trap();
-    at.bytes = static_cast<int>(bytes);
-    at.phase += bytes == 0;
+    std::lock_guard locked(cta->copying);
+    if (bytes == 0 || arrivals(barrier).bytes != 0) __builtin_trap();
+    arrivals(barrier).bytes = static_cast<int>(bytes);
 }
+// What is copied is there as late as can be: when somebody waits for it.
 inline void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier) {
     if (bytes % 16 || reinterpret_cast<u64>(source) % 16 || reinterpret_cast<u64>(target) % 16) __builtin_trap();
-    std::lock_guard locked(arrivals_lock);
-    std::memcpy(target, source, bytes);
-    Arrivals& at = arrivals(barrier);
-    at.bytes -= static_cast<int>(bytes);
-    if (at.bytes < 0) __builtin_trap();
-    at.phase += at.bytes == 0;
+    if (shared_address(target) + bytes > cta->memory_bytes) __builtin_trap();
+    std::lock_guard locked(cta->copying);
+    cta->copies.push_back({target, source, bytes, barrier});
 }
 inline void barrier_wait(u32 barrier, u32 parity) {
     for (;; std::this_thread::yield()) {
-        std::lock_guard locked(arrivals_lock);
-        if (arrivals(barrier).phase % 2 != parity) return;
+        std::lock_guard locked(cta->copying);
+        Arrivals& at = arrivals(barrier);
+        if (at.phase % 2 != parity) return;
+        std::erase_if(cta->copies, [&](const Copy& copy) {
+            if (copy.barrier != barrier) return false;
+            std::memcpy(copy.target, copy.source, copy.bytes);
+            at.bytes -= static_cast<int>(copy.bytes);
+            if (at.bytes < 0) __builtin_trap();
+            at.phase += at.bytes == 0;
+            return true;
+        });
     }
 }
 inline void fence_async_proxy() {}

@@ -12,7 +12,8 @@
 // The copy engine brings `token_kept` of the rows into shared memory. Few entries are asked for at once: what a CTA asks for
 // comes in that order, and its looks at others' progress would stand behind them.
 //
-// Tickets, waits, beats and the abort are those of the other form (schedule.cuh), by warp 0 for all of its CTA.
+// Tickets, waits, beats and the abort are those of the other form (schedule.cuh), by warp 0 for all of its CTA. Down items
+// take a ticket only to see that the launch was closed.
 #pragma once
 #include "activation.cuh"
 #include "combine.cuh"
@@ -308,7 +309,8 @@ struct Token {
 
     DEVICE int own_down_item() const { return blockIdx.x + downs * gridDim.x; }
 
-    // Warp 0: the rows that the CTA's next down item, if it has one, keeps in shared memory, of `more` entries.
+    // Warp 0: the rows that the CTA's down item after those that are done, if it has one, keeps in shared memory, of `more`
+    // entries.
     DEVICE void ask(int more) {
         const Params& p = c.p;
         int first = own_down_item() * p.token_rows, expert = lane < entries ? s.experts[lane] : -1, asked = s.asked;
@@ -327,7 +329,7 @@ struct Token {
     // All warps: `count` rows in shared memory, KEPT_COLUMNS of an entry at a time. The tensor core's product has 16 rows and
     // 8 columns, and there is one vector to multiply with. So row r and row r + 8 have column r to themselves, with
     // whatever part of the vector they are at: rows of odd number have the halves of a slice in the other order, which keeps
-    // them out of the even ones' banks. WHOLE: I is a multiple of KEPT_COLUMNS.
+    // them out of the even ones' banks where I is a multiple of KEPT_COLUMNS. WHOLE: it is.
     template <bool WHOLE>
     DEVICE void multiply_kept(int count) {
         static_assert(MAX_KEPT_ROWS == 16);
@@ -370,7 +372,7 @@ struct Token {
         const Params& p = c.p;
         int sharers = p.token_sharers, count = entries * chunks, begin = warp % sharers, group = warp / sharers;
         int first = index * p.token_rows, there = min(p.token_rows, p.hidden - first), early = min(p.token_kept, there);
-        int others = max(0, ceil_div(there - early - group, groups)), batches = ceil_div(count, BATCH * sharers);
+        int others = max(0, ceil_div(there - early - group, groups)), batches = max(1, ceil_div(count - begin, BATCH * sharers));
         const u16* row = p.down_at + static_cast<i64>(first + early + group) * p.intermediate + lane * 8;
         int fetched = begin, multiplied = begin, finished = (early + group) * TOKEN_WARPS + begin;
         float sum = 0;
@@ -408,7 +410,7 @@ struct Token {
             multiplied = begin;
             finished += groups * TOKEN_WARPS;
         };
-        // a warp whose share begins behind the last part has a step all the same
+        // a warp whose share begins behind the last part has a step all the same, for its sums, which are 0
         pipeline<BATCH>(others * batches, fetch, before, multiply);
         __syncthreads();
         if (s.aborted) return;
