@@ -142,8 +142,6 @@ inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
 inline u32 __float_as_uint(float value) { return std::bit_cast<u32>(value); }
 using std::fmaf, std::fmaxf, std::fminf;
 
-inline int __popc(u32 bits) { return std::popcount(bits); }
-
 inline u32 shared_address(const void* at) { return static_cast<u32>(static_cast<const u8*>(at) - cta->memory); }
 // An mbarrier of one arrival: bytes that are still expected, and how many phases are over.
 struct Arrivals {
