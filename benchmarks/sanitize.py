@@ -1,8 +1,9 @@
 """`PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -P benchmarks/sanitize.py`
 
-Launches of every form of the kernel on small shapes, each compared with the float32 reference, for compute-sanitizer to
-look at: with torch's cache of memory, an access beyond a tensor would still be inside what torch holds. What it says of
-calls to cuGetProcAddress_v2 are questions of cuda.bindings for functions that the driver does not have.
+Launches of every form of the kernel on shapes that are small, but for one, each compared with the float32 reference,
+for compute-sanitizer to look at: with torch's cache of memory, an access beyond a tensor would still be inside what
+torch holds. What it says of calls to cuGetProcAddress_v2 are questions of cuda.bindings for functions that the driver
+does not have.
 """
 
 from __future__ import annotations

@@ -293,9 +293,10 @@ DEVICE float exponential(float x) {
 // lanes of a row and of a column have the same ones. It gets row lane / 4 and the one below at columns 2 (lane % 4) and the
 // next: sums[0], [1], and [2], [3].
 DEVICE void multiply_16x8(float (&sums)[4], const Vector& upper, const Vector& lower, const Vector& column, int i) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." HALF_NAME "." HALF_NAME ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32." HALF_NAME "." HALF_NAME ".f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(upper.words[i]), "r"(lower.words[i]), "r"(upper.words[i + 1]), "r"(lower.words[i + 1]), "r"(column.words[i]),
-          "r"(column.words[i + 1]));
+        : "r"(upper.words[i]), "r"(lower.words[i]), "r"(upper.words[i + 1]), "r"(lower.words[i + 1]),
+          "r"(column.words[i]), "r"(column.words[i + 1]));
 }

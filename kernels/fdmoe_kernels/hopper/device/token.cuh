@@ -193,9 +193,9 @@ struct Token {
     // All of the CTA: who is chosen, with what weight.
     DEVICE void choose(const Item& item) {
         const Params& p = c.p;
-        if (warp == 1) {
+        if (warp == 1) {  // it has nothing else to do; as the launch begins, the others would wait for it
             if (lane < entries) barrier_init(come(lane), 1);
-            fence_async_proxy();
+            fence_async_proxy();  // the copy engine arrives at them
         }
         if (warp == 0) {
             if (p.given_experts != nullptr)
@@ -335,6 +335,7 @@ struct Token {
         static_assert(MAX_KEPT_ROWS == 16);
         int intermediate = c.p.intermediate, width = round_up(intermediate, KEPT_COLUMNS), row = lane / 4;
         float sums[4] = {};
+        // an entry's slices are dealt on from where those of the one before ended
         for (int entry = 0, column = warp * KEPT_COLUMNS; entry < entries; ++entry, column -= width) {
             bool contributes = s.experts[entry] >= 0;
             if (contributes) barrier_wait(come(entry), downs % 2);
@@ -372,7 +373,8 @@ struct Token {
         const Params& p = c.p;
         int sharers = p.token_sharers, count = entries * chunks, begin = warp % sharers, group = warp / sharers;
         int first = index * p.token_rows, there = min(p.token_rows, p.hidden - first), early = min(p.token_kept, there);
-        int others = max(0, ceil_div(there - early - group, groups)), batches = max(1, ceil_div(count - begin, BATCH * sharers));
+        int others = max(0, ceil_div(there - early - group, groups));
+        int batches = max(1, ceil_div(count - begin, BATCH * sharers));
         const u16* row = p.down_at + static_cast<i64>(first + early + group) * p.intermediate + lane * 8;
         int fetched = begin, multiplied = begin, finished = (early + group) * TOKEN_WARPS + begin;
         float sum = 0;
