@@ -1,4 +1,4 @@
-"""`PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -P benchmarks/sanitize.py`
+"""`PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python -P benchmarks/sanitize.py [PART ...]`
 
 Launches of every form of the kernel on shapes that are small, but for one, each compared with the float32 reference,
 for compute-sanitizer to look at: with torch's cache of memory, an access beyond a tensor would still be inside what
@@ -8,6 +8,7 @@ does not have.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -134,10 +135,18 @@ def _with_everything(experts: int, hidden: int, intermediate: int, routing: Rout
     )
 
 
+_PARTS = {"one-token": _one_token, "forms": _forms, "rules": _rules, "hopper": _hopper}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Launches for compute-sanitizer to look at.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(_PARTS)}; all without one")
+    parts = parser.parse_args().parts or list(_PARTS)
+    if unknown := [part for part in parts if part not in _PARTS]:
+        parser.error(f"no part is called {unknown[0]!r}; parts are {', '.join(_PARTS)}")
     torch.manual_seed(0)
-    for what in (_one_token, _forms, _rules, _hopper):
-        for line in what():
+    for part in parts:
+        for line in _PARTS[part]():
             print(line, flush=True)
     print("all right")
 

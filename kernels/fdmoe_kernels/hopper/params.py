@@ -12,8 +12,8 @@ class TensorMap(ctypes.Structure):
 
 
 _MAPS = (
-    "router", "gate_up", "down", "sorted_8", "sorted_16", "sorted_32", "sorted_64", "act_8", "act_16", "act_32",
-    "done_8", "done_16", "done_32", "done_64",
+    "router", "gate_up", "down", "sorted_8", "sorted_16", "sorted_32", "sorted_64", "sorted_128",
+    "act_8", "act_16", "act_32", "act_64", "act_128", "done_8", "done_16", "done_32", "done_64",
 )  # fmt: skip
 _POINTERS = (
     "x", "y", "router_bias", "correction_bias", "gate_up_bias", "down_bias", "shared_gate", "given_experts",

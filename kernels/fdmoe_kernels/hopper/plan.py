@@ -123,10 +123,11 @@ class Plan:
         experts, hidden, intermediate = layer.all_experts, layer.hidden_size, layer.intermediate_size
         self._weights = {ahead: _weight_maps(layer, ahead=ahead) for ahead in (False, True)}
         self._ahead: bool | None = None
+        self._cut: tuple[int, HopperTiles, bool, bool] | None = None  # what `_fill_in_cut` has filled in
         rows = sorted_rows(layer, workspace.max_tokens)
         for name, buffer, columns, counts in (
-            ("sorted", scratch.sorted, 64, (8, 16, 32, 64)),
-            ("act", scratch.act, 64, (8, 16, 32)),
+            ("sorted", scratch.sorted, 64, (8, 16, 32, 64, 128)),
+            ("act", scratch.act, 64, (8, 16, 32, 64, 128)),
             ("done", scratch.act, 32, (8, 16, 32, 64)),
         ):
             size = buffer.shape[1]
@@ -219,7 +220,20 @@ class Plan:
         self, x: torch.Tensor, out: torch.Tensor, routing: Routing | None, tiles: HopperTiles, *, paired: bool
     ) -> None:
         params, tokens = self._params, x.shape[0]
-        params.x, params.y, params.tokens = x.data_ptr(), out.data_ptr(), tokens
+        params.x, params.y = x.data_ptr(), out.data_ptr()
+        params.given_experts = params.given_weights = 0
+        if routing is not None:
+            params.given_experts, params.given_weights = routing.experts.data_ptr(), routing.weights.data_ptr()
+            params.given_is_64_bit = routing.experts.dtype == torch.int64
+        cut = (tokens, tiles, paired, routing is None)
+        if cut != self._cut:  # most launches are like the one before, and a fifth of a host's work is here
+            self._cut = None
+            self._fill_in_cut(tokens, tiles, paired=paired, routes=routing is None)
+            self._cut = cut
+
+    def _fill_in_cut(self, tokens: int, tiles: HopperTiles, *, paired: bool, routes: bool) -> None:
+        params = self._params
+        params.tokens = tokens
         params.token_tile, params.slots = tiles.token_tile, tiles.slots
         params.route_tokens = min(tiles.route_tokens, tiles.token_tile)  # they share the ring's rows
         splits = min(tiles.route_splits, self._logit_rows // tokens)
@@ -231,7 +245,7 @@ class Plan:
         params.sort, params.paired = tiles.sort, paired
         route_tiles = math.ceil(tokens / params.route_tokens)
         params.logit_parts = params.route_splits * math.ceil(params.experts / WEIGHT_ROWS)
-        params.logit_items = route_tiles * params.logit_parts if routing is None else 0
+        params.logit_items = route_tiles * params.logit_parts if routes else 0
         params.choose_items = math.ceil(tokens / params.choose_tokens)
         params.combine_items = math.ceil(tokens / params.combine_tokens)
         ctas = 1 + paired
@@ -244,10 +258,6 @@ class Plan:
         params.up_at = params.route_at + route_tiles
         params.sorted_at = params.up_at + row_tiles
         params.control_words = params.sorted_at + row_tiles
-        params.given_experts = params.given_weights = 0
-        if routing is not None:
-            params.given_experts, params.given_weights = routing.experts.data_ptr(), routing.weights.data_ptr()
-            params.given_is_64_bit = routing.experts.dtype == torch.int64
 
     def _launch(self, function: int, grid: int) -> None:
         driver = self._driver

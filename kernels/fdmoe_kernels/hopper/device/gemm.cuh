@@ -16,19 +16,19 @@ DEVICE u64 tile_descriptor(u32 address) {
 // the rows of a stage, as they lie in shared memory, to their sorted places
 DEVICE void save_rows(const Context& c, u32 rows, const Item& item, int step) {
     const Params& p = c.p;
-    for (int i = 0, box; i < item.padded; i += box) {
-        box = box_rows(item.padded - i);
-        store_tile_2d(&p.sorted_8 + box / 16, rows + i * 128, step * DEPTH, item.sorted_row + i);
+    for (int i = 0; i < item.padded;) {
+        int box = box_of(item.padded - i);
+        store_tile_2d(&p.sorted_8 + box, rows + i * 128, step * DEPTH, item.sorted_row + i);
+        i += 8 << box;
     }
     stores_commit();
 }
 
-// What a stage held is read by this warp, and stored by its first lane if it is saved. A pair's rows come to both CTAs at
-// once, so both must have read theirs.
-DEVICE void release(const Context& c, int stage) {
-    if (threadIdx.x % 32 != 0) return;
-    barrier_arrive(c.empty(stage));
-    if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, c.empty(stage));
+// A warp's first lane: what the stage of this barrier held is read by the warp, and stored by the lane if it is saved. A
+// pair's rows come to both CTAs at once, so both must have read theirs.
+DEVICE void release(const Context& c, u32 empty) {
+    barrier_arrive(empty);
+    if (c.p.paired) barrier_arrive_in(c.rank() ^ 1, empty);
 }
 
 // A warpgroup's results: bytes of one token, half of a tile's columns, and of the parts in which they lie
@@ -56,46 +56,58 @@ struct Debt {
     DEVICE void settle(const Context& c, const Position& at) {
         if (done == 0) return;
         stores_wait_read<0>();
-        if (stage) release(c, at.before(c.stages));
+        if (stage) release(c, c.empty(at.before(c.stages)));
         tell();
     }
 };
 constexpr int TELL_AT = 2;  // the step of a pair whose products are under way while its stores are waited for
 
+// An instruction more in this loop is one for each of eight warps, while the chip is at its power limit.
 template <int N>
 DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const Item& item, int group, Debt& debt) {
-    int before = 0, steps = item.k_steps, tell_at = c.p.paired ? min(TELL_AT, steps - 1) : 0;
-    bool gathered = !item.by_tile;
+    u32 before = 0;  // the barrier that gives the stage before back
+    int steps = item.k_steps, tell_at = c.p.paired ? min(TELL_AT, steps - 1) : 0;
+    bool gathered = !item.by_tile, first = threadIdx.x % 32 == 0;
     bool saves = item.save && threadIdx.x == CONSUMER_FIRST;
+    int busy = saves || debt.done != 0;      // this thread has more to do than multiply
+    int release_from = first ? 1 : 1 << 30;  // the step
+    u64 first_weights = tile_descriptor(c.weights_at(0) + group * (WEIGHT_BYTES / 2));
+    u32 rows_from_weights = (WEIGHT_BYTES - group * (WEIGHT_BYTES / 2)) >> 4;
     for (int step = 0; step < steps; ++step) {
-        barrier_wait(c.full(at.stage), at.parity);
+        u32 full = c.full(at.stage);
+        barrier_wait(full, at.parity);
         if (gathered) fence_async_proxy();
-        u64 weights = tile_descriptor(c.weights_at(at.stage) + group * (WEIGHT_BYTES / 2));
-        u64 rows = tile_descriptor(c.rows_at(at.stage));
+        u64 weights = first_weights + at.stage * (c.stage_bytes() >> 4);
+        u64 rows = weights + rows_from_weights;
         products_begin();
 #pragma unroll
         for (int k = 0; k < DEPTH / 16; ++k) product<N>(sums, weights + 2 * k, rows + 2 * k);
         products_commit();
-        if (saves) save_rows(c, c.rows_at(at.stage), item, step);
-        if (debt.done != 0) {
-            if (step == 0 && debt.stage) {
-                if (saves)
-                    stores_wait_read<1>();
-                else
-                    stores_wait_read<0>();
-                release(c, at.before(c.stages));
+        if (busy) {
+            if (saves) save_rows(c, c.rows_at(at.stage), item, step);
+            if (debt.done != 0) {
+                if (step == 0 && debt.stage) {
+                    if (saves)
+                        stores_wait_read<1>();
+                    else
+                        stores_wait_read<0>();
+                    release(c, c.empty(at.before(c.stages)));
+                }
+                if (step == tell_at) {
+                    debt.tell();
+                    busy = saves;
+                }
             }
-            if (step == tell_at) debt.tell();
         }
         products_wait<1>();
-        if (saves) stores_wait_read<1>();
-        if (step > 0) release(c, before);
-        before = at.stage;
+        stores_wait_read<1>();  // of what is saved; who saves nothing has no more than one store under way
+        if (step >= release_from) release(c, before);
+        before = c.empty_of(full);
         at.next(c.stages);
     }
     products_wait<0>();
     if (saves) stores_wait_read<0>();
-    if (!keeps_stage<N>(item.phase)) release(c, before);
+    if (first && !keeps_stage<N>(item.phase)) release(c, before);
     debt.stage = keeps_stage<N>(item.phase);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
@@ -104,7 +116,7 @@ DEVICE void multiply(float (&sums)[N / 2], const Context& c, Position& at, const
 DEVICE void drain(const Context& c, Position& at, int steps) {
     for (int step = 0; step < steps; ++step) {
         barrier_wait(c.full(at.stage), at.parity);
-        release(c, at.stage);
+        if (threadIdx.x % 32 == 0) release(c, c.empty(at.stage));
         at.next(c.stages);
     }
 }
@@ -136,12 +148,10 @@ DEVICE void store_results(const Context& c, const Item& item, int group, int sta
     stores_commit();
 }
 
+// What gate and up values become where there are biases, a limit, or another activation than SiLU; `own` is this thread's
+// intermediate column.
 template <int N>
-DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, int group, int stage) {
-    const Params& p = c.p;
-    int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
-    int column = item.column_tile * UP_COLUMNS + group * 32;
-    int own = column + warp * 8 + lane / 4;
+DEVICE void activate_tile(float (&sums)[N / 2], u32 (&halves)[N / 8], const Params& p, const Item& item, int own) {
     float gate_bias = 0, up_bias = 0;
     if (p.gate_up_bias != nullptr && own < p.intermediate) {
         const u16* bias = p.gate_up_bias + static_cast<i64>(item.expert) * 2 * p.intermediate + own;
@@ -157,12 +167,26 @@ DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, 
         gate_bias = up_bias = 0;
     }
     float alpha = 0.5f * p.alpha, up_offset = p.up_offset + up_bias;
-    u32 halves[N / 8];
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
         float first = activate(sums[4 * j] + gate_bias, sums[4 * j + 2], alpha, up_offset);
         float second = activate(sums[4 * j + 1] + gate_bias, sums[4 * j + 3], alpha, up_offset);
         halves[j] = pack_halves(first, second);
+    }
+}
+
+template <int N>
+DEVICE void finish_up(float (&sums)[N / 2], const Context& c, const Item& item, int group, int stage) {
+    int thread = threadIdx.x % GROUP_THREADS, warp = thread / 32, lane = thread % 32;
+    int column = item.column_tile * UP_COLUMNS + group * 32;
+    int own = column + warp * 8 + lane / 4;
+    u32 halves[N / 8];
+    if (c.is_silu()) {
+#pragma unroll
+        for (int j = 0; j < N / 8; ++j)
+            halves[j] = pack_halves(silu(sums[4 * j], sums[4 * j + 2]), silu(sums[4 * j + 1], sums[4 * j + 3]));
+    } else {
+        activate_tile<N>(sums, halves, c.p, item, own);
     }
     named_barrier(BARRIER_GROUP + group, GROUP_THREADS);  // all have read the stage, and what was stored before is read
 #pragma unroll

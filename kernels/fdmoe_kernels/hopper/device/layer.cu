@@ -11,7 +11,9 @@ DEVICE void consume(const Context& c) {
     const Params& p = c.p;
     ItemReader reader(c);
     Position at = {0, 0};
-    int thread = threadIdx.x - CONSUMER_FIRST, group = thread / GROUP_THREADS, lane = thread % 32;
+    int thread = threadIdx.x - CONSUMER_FIRST, lane = thread % 32;
+    // the warp's, and the compiler knows it: where tiles are is then worked out in uniform registers
+    int group = __reduce_or_sync(~0u, thread / GROUP_THREADS);
     int items = 0;
     Debt debt;
     while (true) {

@@ -64,31 +64,35 @@ DEVICE void load_weights(const Context& c) {
     }
 }
 
-// a width is put together of boxes of 32, 16 or 8 rows, whose maps follow the one for 8
-DEVICE int box_rows(int rows) { return rows >= 32 ? 32 : rows >= 16 ? 16 : 8; }
+// a width is put together of boxes of 8 << box rows, whose maps follow the one for 8
+DEVICE int box_of(int rows) { return rows >= 128 ? 4 : rows >= 64 ? 3 : rows >= 32 ? 2 : rows >= 16 ? 1 : 0; }
 
-// Rows that lie together: one thread asks the tensor copy engine. Of a pair, each CTA asks for one half, and the copy engine
-// gives it to both.
+// Rows that lie together: one thread asks the tensor copy engine. Of a pair, each CTA asks for a half or about that, in as
+// few boxes as it takes, and the copy engine gives it to both.
+//
+// One warp is enough. The other does not even look at the stages, and loses its place in the ring: the items whose rows are
+// gathered are before all of these, so it has nothing to do there any more.
 DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int padded, int steps, int thread) {
     const Params& p = c.p;
     const TensorMap* maps = phase == PHASE_DOWN ? &p.act_8 : &p.sorted_8;
+    if (!__any_sync(~0u, thread == 0)) return;  // a vote: the compiler then knows that the warp goes one way
     if (thread == 0) fence_async_proxy_global();
-    int half = round_up(padded, 16) / 2;
-    int begin = c.rank() * half, end = p.paired && begin == 0 ? half : padded;
+    int half = round_up(ceil_div(padded, 2), 64);
+    int begin = c.rank() * half, end = p.paired && begin == 0 ? min(half, padded) : padded;
     for (int step = 0; step < steps; ++step) {
         barrier_wait(c.empty(at.stage), at.parity ^ 1);
         u32 full = c.full(at.stage);
-        if (thread != 0 || padded == 0) {
-            barrier_arrive(full);
-        } else {
+        if (thread == 0) {
+            barrier_arrive_times(full, GATHER_THREADS - 1);
             barrier_arrive_expecting(full, padded * 128);
-            for (int i = begin, box; i < end; i += box) {
-                box = box_rows(end - i);
+            for (int i = begin; i < end;) {
+                int box = box_of(end - i);
                 u32 target = c.rows_at(at.stage) + i * 128;
                 if (p.paired)
-                    load_tile_2d_in_both(target, maps + box / 16, full, step * DEPTH, row + i);
+                    load_tile_2d_in_both(target, maps + box, full, step * DEPTH, row + i);
                 else
-                    load_tile_2d(target, maps + box / 16, full, step * DEPTH, row + i);
+                    load_tile_2d(target, maps + box, full, step * DEPTH, row + i);
+                i += 8 << box;
             }
         }
         at.next(c.stages);

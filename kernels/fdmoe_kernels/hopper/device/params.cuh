@@ -18,9 +18,9 @@ struct Params {
     TensorMap router;   // [E, H]
     TensorMap gate_up;  // [E + S, 2, I / 8, 8, H]: eight gate rows, then eight up rows, and so on
     TensorMap down;     // [E + S, H, I]
-    TensorMap sorted_8, sorted_16, sorted_32, sorted_64;  // `sorted`, by so many rows
-    TensorMap act_8, act_16, act_32;                      // `act`, likewise
-    TensorMap done_8, done_16, done_32, done_64;          // and as a warpgroup stores it: 32 columns
+    TensorMap sorted_8, sorted_16, sorted_32, sorted_64, sorted_128;  // `sorted`, by so many rows
+    TensorMap act_8, act_16, act_32, act_64, act_128;                 // `act`, likewise
+    TensorMap done_8, done_16, done_32, done_64;                      // and as a warpgroup stores it: 32 columns
     const u16* x;       // [T, H]
     u16* y;             // [T, H]
     const u16* router_bias;         // [E] or null
@@ -143,7 +143,7 @@ struct Letter {
 };
 
 struct Shared {
-    u64 full[MAX_STAGES], empty[MAX_STAGES];
+    u64 full[MAX_STAGES], empty[MAX_STAGES];  // one behind the other: Context::empty_of
     u64 known[MAX_SLOTS], ready[MAX_SLOTS], done[MAX_SLOTS], over[MAX_SLOTS];
     Item items[MAX_SLOTS];
     u64 quiet;  // all that this CTA had to tell others is told
@@ -195,6 +195,9 @@ struct Context {
     DEVICE bool is_plain() const {  // softmax of the logits, and nothing else
         return !p.sigmoid && p.correction_bias == nullptr && p.groups == 1 && p.router_bias == nullptr;
     }
+    DEVICE bool is_silu() const {  // SiLU of the gate times up, and nothing else
+        return p.gate_up_bias == nullptr && !(p.limit < INFINITE) && p.alpha == 1 && p.up_offset == 0;
+    }
     DEVICE int entries_per_token() const { return p.top_k + p.shared_experts; }
     DEVICE int all_experts() const { return p.experts + p.shared_experts; }
     DEVICE int ctas() const { return 1 + p.paired; }  // of a cluster
@@ -205,4 +208,5 @@ struct Context {
     DEVICE u32 rows_at(int stage) const { return weights_at(stage) + WEIGHT_BYTES; }
     DEVICE u32 full(int stage) const { return shared_address(&s.full[stage]); }
     DEVICE u32 empty(int stage) const { return shared_address(&s.empty[stage]); }
+    DEVICE static u32 empty_of(u32 full) { return full + static_cast<u32>(sizeof(Shared::full)); }  // the same stage's
 };

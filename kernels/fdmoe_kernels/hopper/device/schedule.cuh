@@ -92,10 +92,11 @@ struct Scheduler {
         }
     }
 
-    // The same while there is nothing else to do. With many tokens the chip is at its power limit, and an item takes 10 us.
+    // The same while there is nothing else to do. With many tokens the chip is at its power limit, which looks count
+    // against as well, and an item takes 10 us.
     DEVICE void look() {
         tell_done();
-        if (c.p.paired) __nanosleep(50);
+        if (c.p.paired) __nanosleep(200);
     }
 
     // Wait until control word `counter` reaches `target`; true if the launch was aborted meanwhile.
