@@ -18,6 +18,7 @@ DISTRIBUTIONS := watchdog kernels fdmoe_ops
 ALONE := tests/dashboards/test_live.py tests/dashboards/test_runbooks.py tests/tree/
 BESIDE := $(filter-out tests/dashboards/ tests/tree/ tests/watchdog/ tests/support/,$(sort $(wildcard tests/*/))) \
   $(filter-out $(ALONE),$(wildcard tests/dashboards/test_*.py))
+SEVERAL := --numprocesses auto --maxprocesses 8
 REQUIREMENTS := constraints.txt requirements-dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml)
 
 ifeq ($(strip $(VENV)),)
@@ -44,7 +45,7 @@ serve: $(READY)  ## serve the demo layers on 127.0.0.1:8080, the watchdog on :94
 
 test: $(READY) test-watchdog  ## all tests that need no GPU; the watchdog's where torch does not exist
 ifeq ($(strip $(ARGS)),)
-	$(MODULE) pytest --numprocesses auto --maxprocesses 8 $(BESIDE)
+	$(MODULE) pytest $(SEVERAL) $(BESIDE)
 	$(MODULE) pytest $(ALONE) tests/watchdog/status_page/test_browser.py
 else
 	$(MODULE) pytest $(ARGS)
@@ -56,7 +57,7 @@ test-gpu: $(READY)  ## the tests that need a CUDA GPU
 test-watchdog: $(WATCHDOG_VENV)/.ready
 	@if $(WATCHDOG_VENV)/bin/python -c 'import torch' 2>/dev/null; then \
 	  echo 'error: $(WATCHDOG_VENV) has torch; the watchdog must do without' >&2; exit 1; fi
-	$(WATCHDOG_VENV)/bin/python -P -m pytest tests/watchdog
+	$(WATCHDOG_VENV)/bin/python -P -m pytest $(SEVERAL) tests/watchdog
 
 lint: $(READY)  ## ruff, mypy --strict, import-linter
 	$(MODULE) ruff check .
@@ -92,5 +93,5 @@ endif
 $(WATCHDOG_VENV)/.ready: constraints.txt watchdog/pyproject.toml
 	$(new_environment)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ./watchdog \
-	  pytest pytest-timeout hypothesis
+	  pytest pytest-timeout pytest-xdist hypothesis
 	@touch $@

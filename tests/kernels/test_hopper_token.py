@@ -1,4 +1,4 @@
-"""The Hopper form's kernel for one token: its device code on the CPU, a thread for each of CUDA's."""
+"""The Hopper form's kernel for one token: its device code on the CPU, a thread for each warp."""
 
 from __future__ import annotations
 

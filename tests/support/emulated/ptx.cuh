@@ -1,9 +1,11 @@
-// Stands in for device/ptx.cuh where there is no GPU: a thread of the machine for each of CUDA's, in g++'s C++. Slow, and
-// no proof of the memory model; everything else of the device code runs as it is written.
+// Stands in for device/ptx.cuh where there is no GPU: a thread of the machine for each warp, whose lanes take turns, in
+// g++'s C++. Slow, and no proof of the memory model; everything else of the device code runs as it is written.
 #pragma once
+#include <ucontext.h>
+
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -26,10 +28,80 @@ typedef long long i64;
 struct Index {
     u32 x;
 };
+struct Warp;
+struct Cta;
+inline thread_local Index threadIdx, blockIdx, gridDim;
+inline thread_local Cta* cta;
+inline thread_local Warp* warp;
+static thread_local int looks;  // at what is waited for, since this thread's last line of the page
+
+// A warp's lanes, each on a stack of its own.
 struct Warp {
-    std::barrier<> meets{32};
-    u64 slots[32];
-    u32 factors[32][6];
+    static constexpr std::size_t STACK_BYTES = 256 << 10;
+    ucontext_t home, lanes[32];
+    bool ended[32] = {};
+    std::unique_ptr<u8[]> stacks = std::make_unique_for_overwrite<u8[]>(32 * STACK_BYTES);
+    void run(void (*entry)()) {
+        warp = this;
+        for (int lane = 0; lane < 32; ++lane) {
+            getcontext(&lanes[lane]);
+            lanes[lane].uc_stack = {stacks.get() + lane * STACK_BYTES, 0, STACK_BYTES};
+            lanes[lane].uc_link = nullptr;
+            makecontext(&lanes[lane], entry, 0);
+        }
+        swapcontext(&home, &lanes[0]);
+    }
+    // the lane whose turn it is after this one, or this one if all others have ended
+    ucontext_t* next() {
+        int lane = threadIdx.x % 32, to = lane;
+        do to = (to + 1) % 32;
+        while (ended[to] && to != lane);
+        if (to <= lane) std::this_thread::yield();  // all have had theirs
+        threadIdx.x += to - lane;
+        return &lanes[to];
+    }
+    // all others' turns
+    void give_way() {
+        Index own = threadIdx;
+        int own_looks = looks;
+        ucontext_t* to = next();
+        if (to != &lanes[own.x % 32]) swapcontext(&lanes[own.x % 32], to);
+        threadIdx = own;
+        looks = own_looks;
+    }
+    [[noreturn]] void end() {
+        int lane = threadIdx.x % 32;
+        ended[lane] = true;
+        ucontext_t* to = next();
+        setcontext(to == &lanes[lane] ? &home : to);
+        __builtin_unreachable();
+    }
+};
+inline void give_way() { warp->give_way(); }
+
+// Where so many threads wait for each other.
+class Meeting {
+    const int size_;
+    std::atomic<int> arrived_ = 0;
+    std::atomic<u32> past_ = 0;
+
+public:
+    explicit Meeting(int size) : size_(size) {}
+    u32 past() const { return past_; }
+    void meet() {
+        u32 before = past_;
+        if (++arrived_ == size_) {
+            arrived_ = 0;
+            ++past_;
+        }
+        while (past_ == before) give_way();
+    }
+};
+// What lanes tell each other: all may still read what was told last while they tell the next.
+struct Exchange {
+    Meeting meeting{32};
+    std::array<u64, 32> told[2];
+    std::array<std::array<u32, 6>, 32> factors[2];
 };
 struct Copy {
     void* target;
@@ -41,15 +113,13 @@ struct Cta {
     u32 memory_bytes;
     std::mutex copying;
     std::vector<Copy> copies;  // on their way
-    std::barrier<> meets;
-    std::barrier<> consumers{256};
-    std::vector<std::unique_ptr<Warp>> warps;
-    Cta(int threads, u8* shared, u32 bytes) : memory(shared), memory_bytes(bytes), meets(threads) {
-        for (int i = 0; i < threads / 32; ++i) warps.push_back(std::make_unique<Warp>());
-    }
+    Meeting all;
+    Meeting consumers{256};
+    std::vector<Exchange> exchanges;
+    Cta(int threads, u8* shared, u32 bytes)
+        : memory(shared), memory_bytes(bytes), all(threads), exchanges(threads / 32) {}
+    Exchange& exchange() { return exchanges[threadIdx.x / 32]; }
 };
-inline thread_local Index threadIdx, blockIdx, gridDim;
-inline thread_local Cta* cta;
 
 template <class T>
 u64 bits_of(T value) {
@@ -65,13 +135,13 @@ T value_of(u64 bits) {
 }
 // all lanes' values to all lanes
 template <class T>
-std::vector<T> share(T value) {
-    Warp& warp = *cta->warps[threadIdx.x / 32];
-    warp.slots[threadIdx.x % 32] = bits_of(value);
-    warp.meets.arrive_and_wait();
-    std::vector<T> all;
-    for (u64 bits : warp.slots) all.push_back(value_of<T>(bits));
-    warp.meets.arrive_and_wait();
+std::array<T, 32> share(T value) {
+    Exchange& exchange = cta->exchange();
+    auto& told = exchange.told[exchange.meeting.past() % 2];
+    told[threadIdx.x % 32] = bits_of(value);
+    exchange.meeting.meet();
+    std::array<T, 32> all;
+    for (int i = 0; i < 32; ++i) all[i] = value_of<T>(told[i]);
     return all;
 }
 template <class T>
@@ -100,19 +170,17 @@ inline u32 __reduce_min_sync(u32, u32 value) {
     for (u32 other : share(value)) result = std::min(result, other);
     return result;
 }
-static thread_local int looks;     // at what is waited for, since this thread's last line of the page
 static std::atomic<int> held_for;  // so many looks at the logits the CTAs that have them keep them back
 inline int __reduce_add_sync(u32, int value) {
     ++looks;  // a look at the logits ends with it
     if (threadIdx.x == 0 && held_for > 0) --held_for;
-    std::this_thread::yield();
     int result = 0;
     for (int other : share(value)) result += other;
     return result;
 }
-inline void __syncwarp() { cta->warps[threadIdx.x / 32]->meets.arrive_and_wait(); }
-inline void __syncthreads() { cta->meets.arrive_and_wait(); }
-inline void named_barrier(int, int) { cta->consumers.arrive_and_wait(); }
+inline void __syncwarp() { cta->exchange().meeting.meet(); }
+inline void __syncthreads() { cta->all.meet(); }
+inline void named_barrier(int, int) { cta->consumers.meet(); }
 
 template <class A, class B>
 auto min(A a, B b) {
@@ -133,7 +201,7 @@ template <class T>
 T __ldcg(const T* at) {
     return *static_cast<const volatile T*>(at);
 }
-inline void __nanosleep(u32) { std::this_thread::yield(); }
+inline void __nanosleep(u32) { give_way(); }
 inline int __ffs(u32 bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float x) { return std::exp(x); }
@@ -166,7 +234,7 @@ inline void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier)
     cta->copies.push_back({target, source, bytes, barrier});
 }
 inline void barrier_wait(u32 barrier, u32 parity) {
-    for (;; std::this_thread::yield()) {
+    for (;; give_way()) {
         std::lock_guard locked(cta->copying);
         Arrivals& at = arrivals(barrier);
         if (at.phase % 2 != parity) return;
@@ -190,12 +258,12 @@ static std::mutex lines_lock;
 
 inline int load_acquire(const int* at) {
     ++looks;
-    std::this_thread::yield();
+    give_way();
     return __atomic_load_n(at, __ATOMIC_ACQUIRE);
 }
 inline int load_relaxed(const int* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
 inline void store_relaxed(int* at, int value) {  // a logit
-    while (held_for > 0) std::this_thread::yield();
+    while (held_for > 0) give_way();
     __atomic_store_n(at, value, __ATOMIC_RELAXED);
 }
 inline i64 load_host(const i64* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
@@ -239,18 +307,17 @@ inline float high_half(u32 packed) { return half_to_float(static_cast<u16>(packe
 inline float tangent(float x) { return std::tanh(x); }
 inline float exponential(float x) { return std::exp(x); }
 inline void multiply_16x8(float (&sums)[4], const Vector& upper, const Vector& lower, const Vector& column, int i) {
-    Warp& warp = *cta->warps[threadIdx.x / 32];
+    Exchange& exchange = cta->exchange();
+    auto& factors = exchange.factors[exchange.meeting.past() % 2];
     int lane = threadIdx.x % 32;
-    u32 own[6] = {upper.words[i],     lower.words[i],  upper.words[i + 1],
-                  lower.words[i + 1], column.words[i], column.words[i + 1]};
-    std::copy_n(own, 6, warp.factors[lane]);
-    warp.meets.arrive_and_wait();
+    factors[lane] = {upper.words[i],     lower.words[i],  upper.words[i + 1],
+                     lower.words[i + 1], column.words[i], column.words[i + 1]};
+    exchange.meeting.meet();
     for (int k = 0; k < 4; ++k)
         for (int deep = 0; deep < 2; ++deep)
             for (int other = 0; other < 4; ++other) {
-                u32 a = warp.factors[lane / 4 * 4 + other][2 * deep + k / 2];
-                u32 b = warp.factors[(lane % 4 * 2 + k % 2) * 4 + other][4 + deep];
+                u32 a = factors[lane / 4 * 4 + other][2 * deep + k / 2];
+                u32 b = factors[(lane % 4 * 2 + k % 2) * 4 + other][4 + deep];
                 sums[k] += low_half(a) * low_half(b) + high_half(a) * high_half(b);
             }
-    warp.meets.arrive_and_wait();
 }

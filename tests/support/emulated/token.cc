@@ -1,10 +1,17 @@
 // The kernel for one token, by threads of this machine (ptx.cuh beside this file).
 #include "token.cuh"
 
+static const Params* launched;
+static void one_lane() {
+    token_layer(*launched, cta->memory);
+    warp->end();
+}
+
 extern "C" void launch(const Params* params, int grid) {
     std::vector<std::unique_ptr<Cta>> ctas;
     std::vector<std::unique_ptr<u8[]>> shared;
     std::vector<std::thread> threads;
+    launched = params;
     for (int block = 0; block < grid; ++block) {
         shared.push_back(std::make_unique<u8[]>(SHARED_BYTES + 1024));
         u8* memory = shared.back().get();
@@ -12,13 +19,13 @@ extern "C" void launch(const Params* params, int grid) {
         // what shared memory holds at first is anybody's guess
         std::memset(memory, 0xa5, SHARED_BYTES);
         ctas.push_back(std::make_unique<Cta>(THREADS, memory, SHARED_BYTES));
-        for (u32 thread = 0; thread < THREADS; ++thread)
+        for (u32 first = 0; first < THREADS; first += 32)
             threads.emplace_back([=, owner = ctas.back().get()] {
-                threadIdx = {thread};
+                threadIdx = {first};
                 blockIdx = {static_cast<u32>(block)};
                 gridDim = {static_cast<u32>(grid)};
                 cta = owner;
-                token_layer(*params, memory);
+                Warp().run(one_lane);
             });
     }
     for (std::thread& thread : threads) thread.join();
