@@ -90,7 +90,7 @@ $(READY): $(REQUIREMENTS)
 	@touch $@
 endif
 
-$(WATCHDOG_VENV)/.ready: constraints.txt watchdog/pyproject.toml
+$(WATCHDOG_VENV)/.ready: constraints.txt watchdog/pyproject.toml Makefile
 	$(new_environment)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ./watchdog \
 	  pytest pytest-timeout pytest-xdist hypothesis

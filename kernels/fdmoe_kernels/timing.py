@@ -25,7 +25,8 @@ class Timer(Protocol):
     """How calls are timed and counted: by CudaTimer, and by tests without a GPU."""
 
     def latency_us(self, variants: Mapping[str, Run], *, runs: int, budget_s: float) -> dict[str, float]:
-        """Median microseconds of each variant over at most `runs` runs that take about `budget_s` in all."""
+        """Median microseconds of each variant over at most `runs` runs that take about `budget_s` in all; what a device
+        takes to wake up is not of it."""
 
     def captured(self, run: Run) -> Run:
         """`run` as the replay of a CUDA graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 import threading
 import time
@@ -16,7 +17,18 @@ import torch
 from moe_layers import Place, random_layer, random_tokens, relative_error
 from played_driver import Listener, play_hopper
 
-from fdmoe_kernels import BuildError, Fault, MoELayer, RoutingRule, Workspace, fused, fused_moe, reference_moe, warmup
+from fdmoe_kernels import (
+    BuildError,
+    Fault,
+    MoELayer,
+    Routing,
+    RoutingRule,
+    Workspace,
+    fused,
+    fused_moe,
+    reference_moe,
+    warmup,
+)
 from fdmoe_kernels.hopper import build, driver, plan, scratch
 from fdmoe_kernels.hopper.params import TensorMap
 from fdmoe_kernels.hopper.tiles import HOPPER, HopperRow
@@ -106,6 +118,33 @@ def test_l2_fetches_ahead_for_pairs_and_not_where_the_memory_is_the_bottleneck(
         params = listener.params[-1]
         assert {weights.words[0] for weights in (params.router, params.gate_up, params.down)} == marks
         assert params.act_8.words[0] == 8
+
+
+def test_a_launch_has_the_arguments_of_the_first_whatever_was_launched_before(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is filled in is kept for the next launch, if that is cut alike."""
+    monkeypatch.setattr(plan, "multiprocessors", lambda _: 5)
+    layer = _layer()
+
+    def launch(workspace: Workspace, tokens: int, programs: int, given: bool) -> bytes:
+        x = random_tokens(layer, tokens, seed=0)
+        routing = Routing(torch.zeros(tokens, 2, dtype=torch.int64), torch.ones(tokens, 2)) if given else None
+        fused_moe(x, layer, workspace, routing=routing, programs=programs)
+        params = listener.params[-1]
+        assert (params.x, bool(params.given_experts)) == (x.data_ptr(), given)
+        assert routing is None or params.given_experts == routing.experts.data_ptr()
+        params.x = params.y = params.given_experts = params.given_weights = params.given_is_64_bit = 0
+        return bytes(params)
+
+    kinds = [(1000, 0, False), (1000, 0, True), (1000, 1, False), (999, 0, False), (1, 0, False), (1, 0, True)]
+    memory = Workspace(layer, 1000)
+    first = {kind: launch(memory.with_page(None), *kind) for kind in kinds}
+    assert len(set(first.values())) == len(kinds)
+    again = memory.with_page(None)
+    for kind, other in itertools.product(kinds, kinds):
+        assert launch(again, *kind) == first[kind]
+        assert launch(again, *other) == first[other]
 
 
 def test_a_page_with_fewer_slots_than_multiprocessors_bounds_the_launch(listener: Listener) -> None:

@@ -111,13 +111,14 @@ struct Copy {
 struct Cta {
     u8* memory;  // what its threads share
     u32 memory_bytes;
+    const void* arguments;  // of the launch
     std::mutex copying;
     std::vector<Copy> copies;  // on their way
     Meeting all;
     Meeting consumers{256};
     std::vector<Exchange> exchanges;
-    Cta(int threads, u8* shared, u32 bytes)
-        : memory(shared), memory_bytes(bytes), all(threads), exchanges(threads / 32) {}
+    Cta(int threads, u8* shared, u32 bytes, const void* launched)
+        : memory(shared), memory_bytes(bytes), arguments(launched), all(threads), exchanges(threads / 32) {}
     Exchange& exchange() { return exchanges[threadIdx.x / 32]; }
 };
 

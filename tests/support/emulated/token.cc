@@ -1,9 +1,8 @@
 // The kernel for one token, by threads of this machine (ptx.cuh beside this file).
 #include "token.cuh"
 
-static const Params* launched;
 static void one_lane() {
-    token_layer(*launched, cta->memory);
+    token_layer(*static_cast<const Params*>(cta->arguments), cta->memory);
     warp->end();
 }
 
@@ -11,14 +10,13 @@ extern "C" void launch(const Params* params, int grid) {
     std::vector<std::unique_ptr<Cta>> ctas;
     std::vector<std::unique_ptr<u8[]>> shared;
     std::vector<std::thread> threads;
-    launched = params;
     for (int block = 0; block < grid; ++block) {
         shared.push_back(std::make_unique<u8[]>(SHARED_BYTES + 1024));
         u8* memory = shared.back().get();
         memory += 1024 - reinterpret_cast<u64>(memory) % 1024;
         // what shared memory holds at first is anybody's guess
         std::memset(memory, 0xa5, SHARED_BYTES);
-        ctas.push_back(std::make_unique<Cta>(THREADS, memory, SHARED_BYTES));
+        ctas.push_back(std::make_unique<Cta>(THREADS, memory, SHARED_BYTES, params));
         for (u32 first = 0; first < THREADS; first += 32)
             threads.emplace_back([=, owner = ctas.back().get()] {
                 threadIdx = {first};

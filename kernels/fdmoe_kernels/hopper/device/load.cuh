@@ -95,6 +95,7 @@ DEVICE void load_rows(const Context& c, Position& at, int phase, int row, int pa
                 i += 8 << box;
             }
         }
+        __syncwarp();  // a lane that fell a round behind would wait for a phase that is over
         at.next(c.stages);
     }
 }
