@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from emulated_kernels import COMPILER, Emulator, tensor_map
 from moe_layers import Place, random_layer, random_tokens, relative_error, with_everything
-from played_driver import play_hopper
 
 from fdmoe_kernels import Fault, MoELayer, Routing, RoutingRule, Scores, Workspace, reference_moe
 from fdmoe_kernels.hopper import plan
@@ -19,22 +15,6 @@ from fdmoe_watchdog import page as beat_page
 from fdmoe_watchdog.page import Exit, ExitWord, Line
 
 BFLOAT16 = Place("cpu", torch.bfloat16, 6e-3, ())
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which(COMPILER) is None:
-        pytest.skip(f"{COMPILER} is not installed (Debian and Ubuntu: apt-get install g++)")
-    return tmp_path_factory.mktemp("layer")
-
-
-@pytest.fixture
-def emulator(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    emulator = Emulator(directory=libraries)
-    play_hopper(monkeypatch, emulator)
-    monkeypatch.setattr(plan, "multiprocessors", lambda _: 2)
-    monkeypatch.setattr(plan, "_tensor_map", tensor_map)
-    return emulator
 
 
 def planned(layer: MoELayer, workspace: Workspace) -> plan.Plan:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from emulated_kernels import COMPILER, Emulator
+from emulated_kernels import Emulator
 from moe_layers import Place, random_layer, random_tokens, relative_error, with_everything
-from played_driver import play_hopper
 
 from fdmoe_kernels import Fault, MoELayer, Routing, RoutingRule, Scores, Workspace, fused_moe, reference_moe
 from fdmoe_kernels._fused_kernel import SHOWN_AFTER as PORTABLE_SHOWN_AFTER
@@ -21,21 +18,6 @@ from fdmoe_watchdog.page import Exit, ExitWord, Line, Wait
 
 BFLOAT16 = Place("cpu", torch.bfloat16, 6e-3, ())
 SHOWN_AFTER = PORTABLE_SHOWN_AFTER.value  # test_hopper.py compares both
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which(COMPILER) is None:
-        pytest.skip(f"{COMPILER} is not installed (Debian and Ubuntu: apt-get install g++)")
-    return tmp_path_factory.mktemp("token")
-
-
-@pytest.fixture
-def emulator(libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    emulator = Emulator(directory=libraries)
-    play_hopper(monkeypatch, emulator)
-    monkeypatch.setattr(plan, "multiprocessors", lambda _: 2)
-    return emulator
 
 
 def launch(layer: MoELayer, workspace: Workspace, **more: object) -> torch.Tensor:
