@@ -58,7 +58,6 @@ def tensor_map(
     made.words[2 : 2 + len(sizes)] = sizes
     made.words[8 : 8 + len(strides)] = strides
     made.words[12] = sum(count << 16 * i for i, count in enumerate(box[:4]))
-    made.words[13] = box[0] * 2
     assert box[4:] in ((), (1,))
     return made
 

@@ -143,7 +143,7 @@ struct Cta {
     const void* arguments;  // of the launch
     std::mutex copying;
     std::vector<Copy> copies;  // on their way
-    Cta* peers[2] = {};         // of the cluster
+    Cta* peers[2] = {};     // of the cluster
     Meeting* cluster = nullptr;
     Meeting all;
     Meeting named[4] = {Meeting(0), Meeting(128), Meeting(128), Meeting(256)};
@@ -297,10 +297,9 @@ inline void send_in(u32 rank, u32 address, u32 barrier, int value) {
     std::memcpy(shared_bytes(address_in(rank, address)), &value, sizeof(int));
     arrive(address_in(rank, barrier), 0, 0, sizeof(int));
 }
-inline void copy_later(u32 barrier, std::function<std::pair<u32, int>()> work) {
-    Cta& owner = owner_of(barrier);
-    std::lock_guard locked(owner.copying);
-    owner.copies.push_back({barrier & WITHIN, std::move(work)});
+inline void copy_later(Cta& to, u32 barrier, std::function<std::pair<u32, int>()> work) {
+    std::lock_guard locked(to.copying);
+    to.copies.push_back({barrier, std::move(work)});
 }
 // What is copied is there as late as can be: when somebody waits for it.
 inline bool barrier_passed(u32 barrier, u32 parity) {
@@ -331,7 +330,7 @@ inline void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier)
     if (bytes == 0 || bytes % 16 || reinterpret_cast<u64>(source) % 16 || reinterpret_cast<u64>(target) % 16)
         __builtin_trap();
     if (shared_address(target) + bytes > cta->memory_bytes) __builtin_trap();
-    copy_later(barrier, [=] {
+    copy_later(*cta, barrier, [=] {
         std::memcpy(target, source, bytes);
         return std::pair(bytes, 0);
     });
@@ -339,16 +338,16 @@ inline void copy_bytes(void* target, const void* source, u32 bytes, u32 barrier)
 
 // A tensor map as emulated_kernels.py writes it: sizes and boxes from the innermost dimension on, strides in bytes.
 struct Map {
-    u64 base, dimensions, sizes[5], strides[5], box[4];
-    u32 inner_bytes() const { return static_cast<u32>(box[0] & 0xffff) * 2; }
-    u64 box_of(u64 dimension) const { return dimension < 4 ? box[0] >> 16 * dimension & 0xffff : 1; }
+    u64 base, dimensions, sizes[5], strides[5];
+    u64 box;  // 16 bits a dimension; of a fifth it is 1
+    u32 inner_bytes() const { return static_cast<u32>(box & 0xffff) * 2; }
+    u64 box_of(u64 dimension) const { return dimension < 4 ? box >> 16 * dimension & 0xffff : 1; }
 };
 inline Map map_of(const void* at) {
     Map map;
     std::memcpy(&map, at, sizeof(Map));
     return map;
 }
-static_assert(sizeof(Map) == 128);
 // where a byte of a box lies: rows of 128 or of 64 bytes, whose 16-byte chunks are swizzled
 inline u32 swizzled(u32 address, u32 row_bytes) {
     return address ^ ((address >> 7 & (row_bytes == 128 ? 7 : 3)) << 4);
@@ -356,7 +355,6 @@ inline u32 swizzled(u32 address, u32 row_bytes) {
 // calls each(address in shared memory, address in global memory, or 0 beyond the tensor) for each two bytes of a box
 template <class Each>
 void each_of_box(const Map& map, u32 shared, std::array<int, 5> from, Each each) {
-    if (map.box[1] != map.inner_bytes()) __builtin_trap();
     u64 rows = 1;
     for (u64 d = 1; d < map.dimensions; ++d) rows *= map.box_of(d);
     if (shared % 128 || shared + rows * map.inner_bytes() > cta->memory_bytes) __builtin_trap();
@@ -377,9 +375,7 @@ void each_of_box(const Map& map, u32 shared, std::array<int, 5> from, Each each)
     }
 }
 inline void load_tile(Cta& to, u32 target, const void* at, u32 barrier, std::array<int, 5> from) {
-    Map map = map_of(at);
-    std::lock_guard locked(to.copying);
-    to.copies.push_back({barrier, [=, memory = to.memory] {
+    copy_later(to, barrier, [=, map = map_of(at), memory = to.memory] {
         u32 bytes = 0;
         each_of_box(map, target, from, [&](u32 shared, u64 global) {
             u16 value = global ? *reinterpret_cast<const volatile u16*>(global) : 0;
@@ -387,7 +383,7 @@ inline void load_tile(Cta& to, u32 target, const void* at, u32 barrier, std::arr
             bytes += 2;
         });
         return std::pair(bytes, 0);
-    }});
+    });
 }
 inline void load_tile_2d(u32 target, const void* map, u32 barrier, int c0, int c1) {
     load_tile(*cta, target, map, barrier, {c0, c1});
@@ -423,7 +419,7 @@ inline void copy_16_bytes(u32 target, const void* source, u32 bytes) {
     });
 }
 inline void barrier_arrive_after_copies(u32 barrier) {
-    copy_later(barrier, [work = own_lane().copies.take()] {
+    copy_later(*cta, barrier, [work = own_lane().copies.take()] {
         for (const auto& copy : work) copy();
         return std::pair(0u, 1);
     });
