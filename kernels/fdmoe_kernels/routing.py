@@ -65,6 +65,9 @@ class RoutingRule:
             raise ValueError(f"group_scores is {self.group_scores}; at least 1 is needed")
         if not 0 < self.scaling < math.inf:
             raise ValueError(f"scaling is {self.scaling}; a finite number above 0 is needed")
+        if self.scores not in tuple(Scores):
+            allowed = " or ".join(repr(scores.value) for scores in Scores)
+            raise ValueError(f"scores is {self.scores!r}; {allowed} is allowed")
         object.__setattr__(self, "scores", Scores(self.scores))
 
     def check(self, experts: int) -> None:

@@ -64,7 +64,7 @@ def test_layers_that_do_not_fit_are_named(changes: dict[str, Any], message: str)
         ({"group_scores": 0}, "group_scores is 0; at least 1 is needed"),
         ({"scaling": 0.0}, r"scaling is 0\.0; a finite number above 0 is needed"),
         ({"scaling": float("nan")}, "scaling is nan; a finite number above 0"),
-        ({"scores": "tanh"}, "'tanh' is not a valid Scores"),
+        ({"scores": "tanh"}, "^scores is 'tanh'; 'softmax' or 'sigmoid' is allowed$"),
         ({"top_k": 2.5}, r"^top_k is 2\.5; an int is needed$"),
         ({"top_k": 2.0}, r"^top_k is 2\.0; an int is needed$"),
         ({"groups": 2.0}, r"^groups is 2\.0; an int is needed$"),

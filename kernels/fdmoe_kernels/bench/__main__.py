@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fdmoe_kernels.bench.command import reproduce
+from fdmoe_kernels.bench.command import positive, reproduce
 from fdmoe_kernels.bench.limits import limits_table
 from fdmoe_kernels.bench.measuring import MODES, Plan, measure_model
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_kernels.bench", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--tokens", nargs="+", type=_positive, default=list(TOKENS))
+    parser.add_argument("--tokens", nargs="+", type=positive, default=list(TOKENS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--runs", type=_positive, default=120, help="recorded runs of a variant; medians are reported")
+    parser.add_argument("--runs", type=positive, default=120, help="recorded runs of a variant; medians are reported")
     parser.add_argument("--budget-s", type=float, default=2.0, help="about how long a cell's runs may take in all")
     parser.add_argument("--commit", default="unknown", help="written into each row")
     parser.add_argument("--csv", type=Path, help="file to write, a row at a time; standard output otherwise")
@@ -72,12 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         help="measure nothing: print each cell's goals, and what this file of fdmoe_kernels.bench.profiling says of it",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
 
 
 def _measure(options: argparse.Namespace, plan: Plan) -> None:

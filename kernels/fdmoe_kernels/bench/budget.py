@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from fdmoe_kernels.bench.command import reproduce
+from fdmoe_kernels.bench.command import positive, reproduce
 from fdmoe_kernels.bench.measuring import Plan, new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, random_tokens
 from fdmoe_kernels.bench.neighbour import Neighbour, NeighbourError
-from fdmoe_kernels.fused import fused_moe
+from fdmoe_kernels.fused import MOST_PROGRAMS, fused_moe
 from fdmoe_kernels.hardware import device_name, multiprocessors, software_versions
 from fdmoe_kernels.timing import CudaTimer, Run, Timer
 from fdmoe_kernels.warmup import warm_up
@@ -118,9 +118,9 @@ def under_mps() -> bool:
 def main(arguments: list[str] | None = None, timer: Timer | None = None, device: str = "cuda") -> int:
     parser = argparse.ArgumentParser(prog="python -m fdmoe_kernels.bench.budget", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="qwen3-30b-a3b")
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--tokens", type=positive, default=256)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--programs", nargs="+", type=int, help="numbers of CTAs; some, and all the device has")
+    parser.add_argument("--programs", nargs="+", type=positive, help="numbers of CTAs; some, and all the device has")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long the neighbour is measured each time")
     parser.add_argument("--commit", default="unknown", help="written into each row")
     parser.add_argument("--csv", type=Path, help="file to write, a row at a time; standard output otherwise")
@@ -129,8 +129,8 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None, device:
         parser.error("no CUDA device is there; times of an interpreter would say nothing")
     place = torch.device(device)
     budgets = options.programs or [*(n for n in PROGRAMS if n < multiprocessors(place)), multiprocessors(place)]
-    if min(budgets) < 1:
-        parser.error(f"--programs has {min(budgets)}; 1 CTA or more is needed")
+    if max(budgets) > MOST_PROGRAMS:
+        parser.error(f"--programs has {max(budgets)}; {MOST_PROGRAMS} CTAs at most are allowed")
     command = reproduce(sys.argv[1:] if arguments is None else arguments, "fdmoe_kernels.bench.budget")
     plan = Plan(timer or CudaTimer(), place, runs=120, budget_s=1.0, commit=options.commit, command=command)
     with options.csv.open("w", newline="") if options.csv else sys.stdout as file:

@@ -1,11 +1,19 @@
-"""The command that gave a result, as its rows name it."""
+"""What the measuring commands share: how they read a number, and what gave a result, as its rows name it."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Collection
 
 _LEFT_OUT = ("--csv", "--commit", "--resume", "--plot", "--output")
+
+
+def positive(text: str) -> int:
+    """An option's whole number from 1 up, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
 
 
 def reproduce(arguments: list[str], module: str = "fdmoe_kernels.bench") -> str:

@@ -13,7 +13,13 @@ Mode = Literal["eager", "graph"]
 DTYPE = "bfloat16"
 # Experts that somebody chose in the peers' batches, by their weight GB/s: with a few tokens chance decides how many
 # weights are read. In all other cells K for one token, and for more tokens every expert, as all random batches do.
-_CHOSEN_EXPERTS = {("qwen3-30b-a3b", 16): 88, ("qwen3-30b-a3b", 64): 125, ("olmoe", 16): 50, ("mixtral-8x7b", 16): 8}
+_CHOSEN_EXPERTS = {
+    ("qwen3-30b-a3b", 16): 88,
+    ("qwen3-30b-a3b", 64): 125,
+    ("olmoe", 16): 50,
+    ("olmoe", 64): 64,
+    ("mixtral-8x7b", 16): 8,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import get_type_hints
 
 import torch
 
-from fdmoe_kernels.bench.command import reproduce
+from fdmoe_kernels.bench.command import positive, reproduce
 from fdmoe_kernels.bench.measuring import choose_batch, new_page
 from fdmoe_kernels.bench.models import MODELS, TOKENS
 from fdmoe_kernels.fused import fused_moe
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--tokens", nargs="+", type=positive, default=list(TOKENS))
     parser.add_argument("--ncu", default="ncu", help="the program")
     parser.add_argument("--commit", default="unknown", help="written into each row")
     parser.add_argument("--csv", type=Path, help="file to write; standard output otherwise")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fdmoe_kernels.bench.command import reproduce
+from fdmoe_kernels.bench.command import positive, reproduce
 from fdmoe_kernels.bench.measuring import new_page
 from fdmoe_kernels.bench.models import DTYPES, MODELS, TOKENS
 from fdmoe_kernels.hardware import device_name, family, software_versions
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--form", choices=FORMS, required=True, help="the kind of kernel")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
-        "--tokens", nargs="+", type=int, default=list(TOKENS), help="of each batch; 1 alone: rows for one token"
+        "--tokens", nargs="+", type=positive, default=list(TOKENS), help="of each batch; 1 alone: rows for one token"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--minutes", type=float, default=20.0, help="about how long the search may take")

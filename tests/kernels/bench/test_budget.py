@@ -78,10 +78,20 @@ def test_a_neighbour_that_ends_or_is_silent_is_an_error(monkeypatch: pytest.Monk
         process._process.kill()
 
 
-def test_budgets_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--programs", "8", "0"], "argument --programs: '0' is no whole number from 1 up"),
+        (["--programs", "65537"], "--programs has 65537; 65536 CTAs at most are allowed"),
+        (["--tokens", "-1"], "argument --tokens: '-1' is no whole number from 1 up"),
+    ],
+)
+def test_numbers_that_are_not_allowed_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["--programs", "0"], FakeTimer(lambda _: 1.0), "cpu")
-    assert "--programs has 0; 1 CTA or more is needed" in capsys.readouterr().err
+        main(arguments, FakeTimer(lambda _: 1.0), "cpu")
+    assert message in capsys.readouterr().err
 
 
 def test_mps_is_told_by_its_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
